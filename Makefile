@@ -1,0 +1,29 @@
+# `make train` and `make test` need nothing but Python 3.11-3.13 and a C++ compiler: the first call sets up .venv.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: train test lint bench clean
+
+train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
+	$(VENV)/bin/python -m fastmfr.train $(ARGS)
+
+test: $(INSTALLED) lint  ## lint, types and the whole test suite
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/pyright
+
+bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results
+	$(VENV)/bin/python -m pytest bench
+
+$(INSTALLED): $(BUILT_FROM)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastmfr/_native*.so

@@ -1,0 +1,118 @@
+// The Python face of the C++ parts; the only file that knows pybind11.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <utility>
+
+#include "recordio.hpp"
+#include "sampler.hpp"
+
+namespace py = pybind11;
+using namespace fastmfr;
+
+namespace {
+
+using Int64s = py::array_t<int64_t, py::array::c_style>;
+using GilRelease = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+py::array_t<T> read_only(const T* data, uint64_t size, py::handle owner) {
+    py::array_t<T> array(py::ssize_t(size), data, owner);
+    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return array;
+}
+
+/// The encoded image as an array over the map; over its own bytes where the file holds it in several parts.
+py::array_t<uint8_t> image_array(const py::object& file, Record& record) {
+    if (record.joined.empty()) return read_only(record.image.data, record.image.size, file);
+    auto bytes = std::make_unique<std::vector<uint8_t>>(std::move(record.joined));
+    const py::capsule owner(bytes.get(), [](void* held) { delete static_cast<std::vector<uint8_t>*>(held); });
+    bytes.release();
+    return read_only(record.image.data, record.image.size, owner);
+}
+
+py::array_t<uint8_t> jpeg(const py::object& self, uint64_t image) {
+    const auto& file = self.cast<const RecordFile&>();
+    Record record;
+    {
+        py::gil_scoped_release release;  // the first touch may wait for the disk
+        file.read(image, record);
+    }
+    return image_array(self, record);
+}
+
+py::list jpegs(const py::object& self, const Int64s& images) {
+    const auto& file = self.cast<const RecordFile&>();
+    std::vector<Record> records(images.size());
+    const int64_t* const numbers = images.data();
+    {
+        py::gil_scoped_release release;
+        for (size_t i = 0; i < records.size(); ++i) file.prefetch(uint64_t(numbers[i]));  // all reads in flight at once
+        for (size_t i = 0; i < records.size(); ++i) file.read(uint64_t(numbers[i]), records[i]);
+    }
+    py::list arrays(records.size());
+    for (size_t i = 0; i < records.size(); ++i) arrays[i] = image_array(self, records[i]);
+    return arrays;
+}
+
+/// A sampler and the Python arrays it reads.
+struct OwnedSampler {
+    std::vector<Int64s> offsets;
+    Sampler sampler;
+};
+
+std::unique_ptr<OwnedSampler> make_sampler(const std::vector<std::string>& names, std::vector<Int64s> offsets,
+                                           uint32_t share, uint64_t seed, uint32_t rank, uint32_t world, bool augment,
+                                           bool per_domain) {
+    if (names.size() != offsets.size()) throw std::invalid_argument("want one name for each array of offsets");
+    std::vector<DomainImages> domains;
+    for (size_t i = 0; i < names.size(); ++i) domains.push_back({names[i], offsets[i].data(), offsets[i].size() - 1});
+    py::gil_scoped_release release;
+    Sampler sampler(domains, share, seed, rank, world, augment, per_domain);
+    return std::make_unique<OwnedSampler>(OwnedSampler{std::move(offsets), std::move(sampler)});
+}
+
+/// One (4, share) array: domain, identity, gallery, probe.
+Int64s draw(const Sampler& sampler, const Stream& stream, uint64_t step) {
+    Int64s rows({py::ssize_t(4), py::ssize_t(stream.share)});
+    int64_t* const data = rows.mutable_data();
+    const uint32_t share = stream.share;
+    py::gil_scoped_release release;
+    sampler.draw(stream, step, {data, data + share, data + 2 * share, data + 3 * share});
+    return rows;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "The compiled parts of fastmfr: RecordIO files and the grouped domain sampler.";
+
+    py::class_<RecordFile>(module, "RecordFile")
+        .def(py::init<const std::string&>(), py::arg("folder"), GilRelease())
+        .def_property_readonly("images", &RecordFile::images)
+        .def_property_readonly("identities", &RecordFile::identities)
+        .def_property_readonly("offsets",
+                               [](const py::object& self) {
+                                   const auto& file = self.cast<const RecordFile&>();
+                                   return read_only(file.offsets(), file.identities() + 1, self);
+                               })
+        .def("key", &RecordFile::key, py::arg("image"))
+        .def("label", &RecordFile::label, py::arg("image"), GilRelease())
+        .def("jpeg", &jpeg, py::arg("image"))
+        .def("jpegs", &jpegs, py::arg("images"));
+
+    py::class_<OwnedSampler>(module, "Sampler")
+        .def(py::init(&make_sampler), py::arg("names"), py::arg("offsets"), py::arg("share"), py::arg("seed"),
+             py::arg("rank"), py::arg("world"), py::arg("augment"), py::arg("per_domain"))
+        .def("dropped", [](const OwnedSampler& self, uint32_t domain) { return self.sampler.dropped(domain); })
+        .def("batch", [](const OwnedSampler& self, uint64_t step) {
+            return draw(self.sampler, self.sampler.batch(), step);
+        }, py::arg("step"))
+        .def("split", [](const OwnedSampler& self, uint64_t step, uint32_t meta_test) {
+            const Sampler& sampler = self.sampler;
+            return std::pair(draw(sampler, sampler.train(meta_test), step),
+                             draw(sampler, sampler.test(meta_test), step));
+        }, py::arg("step"), py::arg("meta_test"));
+}

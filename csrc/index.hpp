@@ -1,0 +1,45 @@
+// Where the records of a file are: the text index that comes with it, and the binary one kept beside it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mapping.hpp"
+#include "record.hpp"
+
+namespace fastmfr {
+
+/// Where a record may lie: `length` bytes from `offset`, up to the next record (at most 4 GiB).
+struct Entry {
+    uint64_t offset;
+    uint32_t length;
+    uint32_t key;
+};
+
+/// Read `key<TAB>offset` lines, whatever they hold. The entries are in the order of their keys, no key comes twice,
+/// and every one begins inside the `rec_size` bytes of the file `rec_path`.
+std::vector<Entry> read_text_index(const Mapping& text, const std::string& text_path, const std::string& rec_path,
+                                   uint64_t rec_size);
+
+/// The images of a file, identity by identity: identity k has images offsets[k] .. offsets[k + 1] - 1.
+struct Index {
+    Layout layout = kFloat32;
+    uint64_t images = 0, identities = 0;
+    const Entry* entries = nullptr;    // images
+    const int64_t* offsets = nullptr;  // identities + 1
+
+    static Index own(const Layout& layout, std::vector<Entry> entries, std::vector<int64_t> offsets);
+
+    /// The index kept at `path`, mapped; without images if there is none, or none that belongs to these two files.
+    static Index load(const std::string& path, const Stamp& rec, const Stamp& text);
+
+    /// Keep the index at `path` for the next time; does nothing where the folder cannot be written.
+    void save(const std::string& path, const Stamp& rec, const Stamp& text) const;
+
+private:
+    std::shared_ptr<const void> owner_;
+};
+
+}  // namespace fastmfr

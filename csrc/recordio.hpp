@@ -1,0 +1,60 @@
+// RecordIO folders, opened by mapping: native InsightFace files, and flat ones written by im2rec.
+//
+// Native: record 0 has no image and the labels (N + 1, M); images have the keys 1..N; the identity records N + 1..M - 1
+// have no image and the labels (first key, last key + 1). Flat: every record is an image with its identity as label.
+// Float labels cannot hold large keys, so wherever the ranges cannot be trusted all labels are read instead.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "index.hpp"
+#include "mapping.hpp"
+#include "record.hpp"
+
+namespace fastmfr {
+
+/// The images of `folder`/train.rec, numbered 0..images - 1, identity by identity in the order of their labels.
+/// All methods may be called from several threads. Whatever is wrong with the files is a std::invalid_argument whose
+/// text names the file; nothing outside the map is ever read.
+class RecordFile {
+public:
+    explicit RecordFile(const std::string& folder);
+
+    uint64_t images() const { return index_.images; }
+    uint64_t identities() const { return index_.identities; }
+    const int64_t* offsets() const { return index_.offsets; }
+
+    uint32_t key(uint64_t image) const { return entry(image).key; }
+    /// The record of an image; its bytes stay valid as long as this object and `record`.
+    void read(uint64_t image, Record& record) const { decode(entry(image), index_.layout, record); }
+    /// The identity's label in the file.
+    uint64_t label(uint64_t image) const;
+    /// Begin to read an image's bytes from the disk, without waiting for them.
+    void prefetch(uint64_t image) const;
+
+private:
+    struct Images {
+        std::vector<Entry> entries;
+        std::vector<int64_t> offsets{0};
+    };
+
+    const Entry& entry(uint64_t image) const;
+    View bytes(const Entry& entry) const;
+    [[noreturn]] void refuse(const Entry& entry, const std::string& why) const;
+    void decode(const Entry& entry, const Layout& layout, Record& record) const;
+
+    uint64_t identity_label(const Entry& entry, const Layout& layout, const Record& record) const;
+
+    Layout detect_layout(const std::vector<Entry>& records) const;
+    Images group(const std::vector<Entry>& records, const Layout& layout) const;
+    bool take_ranges(const std::vector<Entry>& records, const Layout& layout, Images& images) const;
+    Images scan(const std::vector<Entry>& records, const Layout& layout) const;
+
+    std::string rec_path_, text_path_;
+    Mapping rec_;
+    Index index_;
+};
+
+}  // namespace fastmfr

@@ -1,0 +1,113 @@
+"""From a command line and a recipe to a Config; whatever is wrong there is answered with a sentence."""
+
+import difflib
+import sys
+import typing
+import warnings
+from argparse import ArgumentError
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from fastmfr.config.sections import Config
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def _recipe(name) -> dict:
+    """A recipe's content by name (of the package) or by path."""
+    path = RECIPES / f"{name}.yaml" if not str(name).endswith((".yaml", ".yml")) else Path(name)
+    if not path.is_file():
+        ours = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise ValueError(f"there is no recipe {name!r}; want a .yaml file or one of {ours}")
+    content = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
+    for section in ("data", "model", "pretrain", "meta", "evaluate"):
+        if not isinstance(content.setdefault(section, {}), dict):
+            raise ValueError(f"{path} should hold settings below `{section}:`, but it holds {content[section]!r}")
+    return content
+
+
+def _option_names(kind=Config, prefix=""):
+    """Every option's dotted name, for suggestions."""
+    types = typing.get_type_hints(kind)
+    for part in fields(kind):
+        if hasattr(types[part.name], "__dataclass_fields__"):
+            yield from _option_names(types[part.name], f"{prefix}{part.name}.")
+        else:
+            yield f"--{prefix}{part.name}"
+
+
+def _sentence(error, argv):
+    """jsonargparse's complaint in one sentence, with the nearest option where a name is wrong."""
+    text = " ".join(str(error).split())
+    if not text.startswith("unrecognized arguments:"):
+        return text.replace("<class '", "").replace("'>", "").replace('Parser key "', 'the option "')
+    known = ["--config", "--resume", "--print_config", *_option_names()]
+    wrong = next(word.split("=")[0] for word in argv if word.startswith("--") and word.split("=")[0] in text)
+    near = [name for name in known if name.endswith("." + wrong.lstrip("-"))]
+    near = near or difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    return f"there is no option {wrong}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists them all)"
+
+
+def parse(argv, *, prog="python -m fastmfr.train", default="quickstart") -> tuple[Config, str | None]:
+    """(Config, run folder to resume or None) from a command line; without --config the recipe is `default`.
+
+    Domains typed as --data.sources.NAME PATH or --data.targets.NAME PATH replace all of the recipe's on that side.
+    Exits with status 2 and a sentence where a name or a value is wrong.
+    """
+    show = "--print_config" in argv  # jsonargparse has its own meaning for the word, bound to its own --config
+    argv = [word for word in argv if word != "--print_config"]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=sys.modules["__main__"].__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", default=default, help="a recipe: a name of the package's, or a .yaml file")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as a recipe, and stop")
+    parser.add_class_arguments(Config, as_group=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            chosen, resume = _before(argv, "--config", default), _before(argv, "--resume", None)
+            if resume:
+                chosen = str(Path(resume) / "config.yaml")
+                if not Path(chosen).is_file():
+                    raise ValueError(f"{resume} is no run folder: it has no config.yaml")
+            content = _recipe(chosen)
+            for side in ("sources", "targets"):
+                if any(word.startswith(f"--data.{side}.") for word in argv):
+                    content["data"][side] = {}
+            parser.parse_object(content)  # defaults are not checked, an object is
+            parser.set_defaults(_flat(content))
+            made = parser.instantiate(parser.parse_args(argv))
+        config = Config(**{part.name: getattr(made, part.name) for part in fields(Config)})
+    except (ArgumentError, ValueError, KeyError, TypeError) as error:
+        print(f"error: {_sentence(error, argv)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if show:
+        print(config.to_yaml(), end="")
+        raise SystemExit(0)
+    return config, resume
+
+
+def _before(argv, option, default):
+    """The value of an option that decides how the others are read."""
+    for place, word in enumerate(argv):
+        if word == option and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(option + "="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def _flat(content, prefix=""):
+    """{"meta": {"order": 1}} -> {"meta.order": 1}; the domains' own names stay inside."""
+    flat = {}
+    for name, value in content.items():
+        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,83 @@
+"""What is done to an image between its encoded bytes and the backbone, and the Pillow reference of it.
+
+    RGB -> shorter side resized to `size` -> centre crop size x size -> mirrored or not -> (x - mean) / std
+
+RGB: grey is repeated three times, a palette is looked up, alpha is dropped (not blended), 16-bit grey is scaled to 8.
+EXIF orientation is applied first, as every picture viewer does. Resizing is bilinear with an antialiasing (triangular)
+filter; the longer side is rounded to whole pixels and the border pixel is repeated outwards.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .encoded import checked_size
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images are prepared; checked when made.
+
+    `size`: pixels a side. `mean`, `std`: grey levels 0..255, the same for R, G and B. `flip`: probability that an image
+    is mirrored left to right; 0 never, 1 always (to embed the mirror images in an evaluation).
+    """
+
+    size: int = 120
+    mean: float = 127.5
+    std: float = 128.0
+    flip: float = 0.5
+
+    def __post_init__(self):
+        if not (isinstance(self.size, int) and 1 <= self.size <= 4096):
+            raise ValueError(f"size is the side of an image, want a whole number of pixels 1..4096, got {self.size!r}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean is a grey level, want a finite number, got {self.mean}")
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"std divides, want a finite number above 0, got {self.std}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a probability, want 0..1, got {self.flip}")
+
+
+def decode_reference(encoded, preprocess, mirror):
+    """The image (3, size, size), float32, of encoded bytes (bytes or uint8 array), by Pillow.
+
+    The DALI path on the CPU equals it within one grey level (1 / std): none when the image already has its size, for
+    both decode with libjpeg-turbo; one after resizing, for Pillow rounds to 8 bits between rows and columns.
+    Raises ValueError if the bytes are no whole JPEG or PNG, or Pillow cannot decode them.
+    """
+    checked_size(encoded)
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(bytes(encoded))))
+    except OSError as error:
+        raise ValueError(f"Pillow cannot decode these {len(encoded)} bytes: {error}") from error
+    pixel_HW3 = _centre(_resize_shorter(_as_rgb(image), preprocess.size), preprocess.size)
+    if mirror:
+        pixel_HW3 = pixel_HW3[:, ::-1]
+    normalised_HW3 = (pixel_HW3.astype(np.float32) - preprocess.mean) / preprocess.std
+    return np.ascontiguousarray(normalised_HW3.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _as_rgb(image):
+    if image.mode.startswith("I;16"):  # Pillow itself would clip at 255
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _resize_shorter(image, size):
+    shorter = min(image.size)
+    if shorter == size:
+        return np.asarray(image)
+    width, height = (int(side * size / shorter + 0.5) for side in image.size)
+    # At the border Pillow shortens its filter; a margin of repeated pixels makes it read what DALI reads there.
+    margin = math.ceil(max(1, shorter / size))
+    padded = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    box = (margin, margin, margin + image.width, margin + image.height)
+    return np.asarray(Image.fromarray(padded).resize((width, height), Image.Resampling.BILINEAR, box))
+
+
+def _centre(pixel_HW3, size):
+    top, left = ((side - size + 1) // 2 for side in pixel_HW3.shape[:2])  # an odd rest is larger there, as in DALI
+    return pixel_HW3[top : top + size, left : left + size]

@@ -1,0 +1,106 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard, a progress bar with ETA, and sentences."""
+
+import json
+import math
+import time
+from collections import deque
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Logbook:
+    """Writes one run's records into its folder and shows its progress; usable as a context manager."""
+
+    def __init__(self, folder: Path, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self.path = folder / "metrics.jsonl"
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._warned = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._board.close()
+
+    def say(self, text):
+        """One line for the person watching."""
+        self.console.print(text)
+
+    def warn(self, text, once=None):
+        """A line that should not be overlooked; with `once`, only the first of its kind."""
+        if once is None or once not in self._warned:
+            self._warned.add(once)
+            self.console.print(f"[bold yellow]warning:[/] {text}")
+
+    def record(self, stage, step, **values):
+        """One line of metrics.jsonl and one point a value in TensorBoard. NaN and infinities are written as null."""
+        plain = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in plain.items()}
+        with self.path.open("a") as file:  # opened each time: a kill -9 costs no line but the one being written
+            file.write(json.dumps({"stage": stage, "step": step, **finite}) + "\n")
+        for name, value in plain.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def rewind(self, stage, step):
+        """Drops what was recorded of `stage` from `step` on, and cut lines, so that a resumed run records it once."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # the line a kill cut short
+                continue
+            if record["stage"] != stage or record["step"] < step:
+                kept.append(line + "\n")
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(self.path)
+
+    def progress(self, title, first, total):
+        """A Meter over steps first .. total - 1; on a terminal a bar, elsewhere a line at every tenth."""
+        return Meter(self.console, title, first, total)
+
+
+class Meter:
+    """Rate, waiting share and time left of one stage; use as a context manager and call `step` after each step."""
+
+    WINDOW = 50  # steps that the shown rate looks back on
+
+    def __init__(self, console, title, first, total):
+        self._console, self._title, self._first, self._total = console, title, first, total
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
+        self._history = deque([(time.perf_counter(), 0, 0.0)], maxlen=self.WINDOW + 1)
+        self._task = None
+
+    def __enter__(self):
+        if self._console.is_terminal:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, completed=self._first, note="")
+        return self
+
+    def __exit__(self, *_):
+        if self._task is not None:
+            self._bar.stop()
+
+    def step(self, done, images, waited, note=""):
+        """After step number `done` (1-based): images so far and seconds waited for data so far, this stage.
+
+        Returns (images per second, share of time waiting for data) over the last steps.
+        """
+        now = time.perf_counter()
+        self._history.append((now, images, waited))
+        then, images_then, waited_then = self._history[0]
+        rate, wait = (images - images_then) / (now - then), (waited - waited_then) / (now - then)
+        text = f"{rate:,.0f} images/s · {100 * wait:.0f} % waiting for data {note}"
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, note=text)
+        elif done == self._total or done * 10 // self._total > (done - 1) * 10 // self._total:
+            per_step = (now - then) / max(1, len(self._history) - 1)
+            self._console.print(f"{self._title} {done}/{self._total} · {per_step * (self._total - done):.0f} s left · {text}")
+        return rate, wait

@@ -1,0 +1,32 @@
+"""What a run leaves to read: report.html with its pictures, tables for the console and for papers.
+
+folder.py reads the run, tables.py and plots.py make its parts, page.py joins them. A run that was stopped half-way is
+reported as far as it came, and the page says what is missing.
+"""
+
+from pathlib import Path
+
+from .folder import read
+from .page import page
+from .plots import contact_sheet, roc_plot, training_plot
+from .tables import final_table, headline, markdown_table
+
+__all__ = ["contact_sheet", "final_table", "headline", "markdown_table", "write_report"]
+
+
+def write_report(run: Path | str) -> Path:
+    """Write report.html, roc.png and training.png into the folder `run` and return the page's path.
+
+    Reads config.yaml, environment.json, metrics.jsonl, results.json and domains.png; whatever is missing or cut is
+    named on the page. Raises FileNotFoundError if there is no such folder.
+    """
+    found = read(Path(run))
+    pictures = {
+        "roc": roc_plot(found.results, found.path / "roc.png") if found.results else None,
+        "training": training_plot(found.metrics, found.path / "training.png"),
+        "domains": found.path / "domains.png",
+    }
+    written = found.path / "report.html"
+    written.write_text(page(found, {name: path for name, path in pictures.items() if path and path.is_file()}),
+                       encoding="utf-8")
+    return written

@@ -1,0 +1,71 @@
+"""The machine a run is on: device, threads, seeds, and a record of hardware and versions."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("fastmfr", "torch", "triton", "nvidia-dali-cuda130", "numpy", "pybind11")
+
+
+def device_for(wanted: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" names here; auto takes a GPU if there is one. ValueError if there is not."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def settle(seed: int, threads: int):
+    """Seeds torch and sets its CPU threads (0: all cores). Batches do not depend on this: they are drawn by (seed, step)."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def fast_layout(network: torch.nn.Module, device) -> torch.nn.Module:
+    """The network on its device with channels last: the layout convolutions are fastest in (1.1-1.4 x on two cores)."""
+    return network.to(device=device, memory_format=torch.channels_last)
+
+
+def environment() -> dict:
+    """What a number must be read beside: commit, versions, hardware. Plain types, for JSON."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu and gpu.name,
+        "gpu_memory_bytes": gpu and gpu.total_memory,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _commit():
+    """The commit of the source tree this runs from, with "+" if it was changed; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,199 @@
+"""The two stages of training: margin softmax over all identities, then MFR over splits of the source domains.
+
+Shape suffixes: B = batch or pairs, H W = image.
+"""
+
+import math
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastmfr.decode import ImageStream, Preprocess
+from fastmfr.head import MarginHead, make_margin
+from fastmfr.losses import MfrLosses
+from fastmfr.meta import PairBatch, meta_gradient
+from fastmfr.optim import apply_gradient, meta_rates, pretrain_rate, set_rate, sgd
+from fastmfr.runtime import fast_layout
+from fastmfr.sampler import GroupedDomainSampler
+
+LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the message names the domain, the loss and the step."""
+
+
+def preprocess(data, flip=None) -> Preprocess:
+    """What a run's `data` settings do to every image; `flip` overrides the chance of mirroring."""
+    return Preprocess(size=data.size, mean=data.mean, std=data.std, flip=data.flip if flip is None else flip)
+
+
+def _sampler(sources, config, batch_identities, **options):
+    offsets = {domain.name: domain.offsets for domain in sources.domains}
+    return GroupedDomainSampler(offsets, batch_identities, config.seed, single=config.data.single, **options)
+
+
+def _stream(sources, config, requests, batch_images, device, first, last):
+    return ImageStream(
+        sources.domains, requests, preprocess(config.data), batch_images=batch_images, seed=config.seed,
+        first=first, last=last, device=str(device), threads=config.data.threads,
+    )  # fmt: skip
+
+
+def _images(*pairs):
+    """(domain_B, image_B) of all galleries and probes, in the order gallery, probe of the first, then of the next."""
+    domain = [part for pair in pairs for part in (pair.domain, pair.domain)]
+    image = [part for pair in pairs for part in (pair.gallery, pair.probe)]
+    return np.concatenate(domain), np.concatenate(image)
+
+
+def pretrain(backbone, sources, config, device, logbook, checkpoints):
+    """Trains the backbone, in place, to tell all identities of all sources apart."""
+    settings = config.pretrain
+    sampler = _sampler(sources, config, settings.batch_identities)
+    margin = make_margin(settings.margin, settings.margin_values)
+    head = MarginHead(backbone.embedding, sources.identities, margin, settings.scale).to(device)
+    both = nn.ModuleDict({"backbone": backbone, "head": head})
+    optimizer = sgd(both.parameters(), settings.momentum, settings.weight_decay)
+    first = checkpoints.resume(both, optimizer)
+    logbook.rewind("pretrain", first)
+    both.train()
+    batch_images = 2 * settings.batch_identities
+    requests = lambda step: _images(sampler.batch(step))  # noqa: E731
+    with (
+        _stream(sources, config, requests, batch_images, device, first, settings.steps) as stream,
+        logbook.progress("pretrain", first, settings.steps) as meter,
+    ):
+        for step, image_B3HW in stream:
+            pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
+            label_B = torch.from_numpy(sources.label(pairs.domain, pairs.identity)).repeat(2).to(device)
+            rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
+            set_rate(optimizer, rate)
+            loss_B = head(backbone(_channels_last(image_B3HW)), label_B)
+            optimizer.zero_grad()
+            loss_B.mean().backward()
+            optimizer.step()
+
+            loss = loss_B.mean().item()  # the step's one synchronisation, after all of its work is queued
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(_blame_rows(loss_B, pairs, sources, step))
+            speed, wait = meter.step(step + 1, (step + 1 - first) * batch_images, stream.wait_seconds, f"· loss {loss:.3f}")
+            logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
+            if (step + 1) % config.save_every == 0:
+                checkpoints.save(step + 1, both, optimizer)
+    return stream.bad
+
+
+def meta_train(backbone, sources, config, device, logbook, checkpoints, on_step=lambda step: None):
+    """Trains the backbone, in place, by MFR: one optimizer step a meta-batch. `on_step(steps done)` follows each."""
+    settings, domains = config.meta, len(sources.domains)
+    if domains < 2:
+        raise ValueError(
+            f"meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
+            f"{sources.domains[0].name}. Add sources, or set meta.steps to 0"
+        )
+    sampler = _sampler(sources, config, settings.batch_identities, per_domain=settings.per_domain)
+    optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
+    first = checkpoints.resume(backbone, optimizer)
+    logbook.rewind("meta", first)
+    backbone.train()
+    requests = lambda i: _images(*sampler.split(*divmod(i, domains)))  # noqa: E731
+    batch_images = len(requests(0)[0])
+    shares = []
+    with (
+        _stream(sources, config, requests, batch_images, device, first * domains, settings.steps * domains) as stream,
+        logbook.progress("meta", first, settings.steps) as meter,
+    ):
+        images = iter(stream)
+        for step in range(first, settings.steps):
+            rates = meta_rates(
+                step, alpha=settings.alpha, beta=settings.beta, tau_p=settings.tau_p, tau_n=settings.tau_n,
+                decay_every=settings.decay_every,
+            )  # fmt: skip
+            result = meta_gradient(
+                backbone,
+                (_split(image_B3HW, sampler.split(*divmod(i, domains))) for i, image_B3HW in islice(images, domains)),
+                alpha=rates.alpha,
+                gamma=settings.gamma,
+                order=settings.order,
+                losses=_losses(settings, rates),
+                batch_norm=settings.batch_norm,
+            )
+            set_rate(optimizer, rates.beta)
+            apply_gradient(backbone, result.grad, optimizer)
+
+            _refuse_non_finite(result, sources, step)
+            gradient_norm = torch.stack([value.norm() for value in result.grad.values()]).norm()
+            values = {name: value.double().mean() for name, value in {**result.losses, **result.norms}.items()}
+            seen = (step + 1 - first) * batch_images * domains
+            speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"· loss {values['total_test']:.3f}")
+            logbook.record(
+                "meta", step, loss=values["total_test"], gradient_norm=gradient_norm, **values, **vars(rates),
+                learning_rate=rates.beta, images_per_second=speed, data_wait=wait,
+            )  # fmt: skip
+            shares.append(values)
+            if len(shares) == 5:
+                _warn_of_imbalance(shares, rates.alpha, settings, logbook)
+            if (step + 1) % config.save_every == 0:
+                checkpoints.save(step + 1, backbone, optimizer)
+            on_step(step + 1)
+    return stream.bad
+
+
+def _channels_last(image_B3HW):
+    return image_B3HW.contiguous(memory_format=torch.channels_last)
+
+
+def _split(image_B3HW, pairs):
+    """(train, test) batches out of the images of one split, laid as `_images` asked for them."""
+    halves = []
+    for pair, images in zip(pairs, image_B3HW.split([2 * len(pair.domain) for pair in pairs]), strict=True):
+        domain_B = torch.from_numpy(pair.domain).to(images.device)
+        halves.append(PairBatch(*map(_channels_last, images.chunk(2)), domain_B))
+    return tuple(halves)
+
+
+def _losses(settings, rates) -> MfrLosses:
+    shared = ("scale", *LOSSES, "mining", "share_p", "share_n", "detach_prototypes")
+    return MfrLosses(rates.tau_p, rates.tau_n, **{name: getattr(settings, name) for name in shared})
+
+
+def _blame_rows(loss_B, pairs, sources, step):
+    """The sentence for a pretraining loss that is not finite."""
+    bad = (~torch.isfinite(loss_B.detach())).cpu().numpy()
+    guilty = np.unique(np.tile(pairs.domain, 2)[bad] if bad.any() else pairs.domain)
+    names = ", ".join(sources.domains[number].name for number in guilty)
+    return (
+        f"the margin-softmax loss is not finite at pretraining step {step}, on images of {names}; the state before is "
+        "in checkpoints/. Lower pretrain.learning_rate or lengthen pretrain.warmup, and look at that domain's images"
+    )
+
+
+def _refuse_non_finite(result, sources, step):
+    """Raises NonFiniteLoss for the first split and loss that is NaN or infinite, or whose gradient is."""
+    for name, value_by_split in {**result.losses, **result.norms}.items():
+        for domain, value in zip(sources.domains, value_by_split.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"{name} is not finite at meta step {step}, in the split that leaves out {domain.name}; the state "
+                    "before is in checkpoints/. Lower meta.alpha and meta.beta, or the weight of the loss that is largest"
+                )
+
+
+def _warn_of_imbalance(records, alpha, settings, logbook):
+    """After the first steps: says so when one loss does nearly all the pulling, or alpha makes H v overwhelm v."""
+    for name in LOSSES:
+        share = float(np.mean([record[f"share_{name}"] for record in records]))
+        if share > 0.95:
+            logbook.warn(
+                f"{name} supplies {100 * share:.0f} % of the gradient, the other losses next to nothing; lower "
+                f"--meta.{name} (now {getattr(settings, name):g})"
+            )
+    ratio = float(np.mean([record["alpha_hv_over_v"] for record in records]))
+    if ratio > 1:
+        logbook.warn(
+            f"the second-order term is {ratio:.1f} times the first-order one, so the look-ahead is no small step; lower "
+            f"--meta.alpha (now {alpha:g}) until alpha |Hv| / |v| is about 0.1 to 0.3"
+        )

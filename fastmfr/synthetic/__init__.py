@@ -1,0 +1,7 @@
+"""Procedural faces in several domains: data that anyone can make, for trying, testing and measuring."""
+
+from .domains import DOMAINS
+from .render import render
+from .write import make, write_folders, write_records
+
+__all__ = ["DOMAINS", "make", "render", "write_folders", "write_records"]

@@ -1,0 +1,99 @@
+"""Cameras: linear RGB (n, 3, size, size) to what a domain's images look like, in the same shape, display values 0..1.
+
+A finish takes (face, image, light) with `light` the part of shading that reached each point, (n, size, size).
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+
+Finish = Callable[[SimpleNamespace, np.ndarray], np.ndarray]
+
+
+def blur(image, radius):
+    """Box blur over the last two axes, twice, edges repeated; shifts and sums only, so exact for any batch."""
+    for axis in (-1, -2):
+        pad = [(0, 0)] * image.ndim
+        pad[axis] = (radius, radius)
+        wide = np.pad(image, pad, mode="edge")
+        length = image.shape[axis]
+        total = np.zeros_like(image)
+        for k in range(2 * radius + 1):
+            total += wide[..., k : k + length] if axis == -1 else wide[..., k : k + length, :]
+        image = total / (2 * radius + 1)
+    return image
+
+
+def noise(face, shape):
+    """Uniform noise (n, *shape) of mean 0 and variance 1, float32, from each image's own generator."""
+    return np.stack([rng.random(shape, np.float32) for rng in face.rng]) * np.float32(12**0.5) - np.float32(3**0.5)
+
+
+def _develop(face, image, gains, grain, lift=0.0, contrast=1.0):
+    """White balance, gamma 2, contrast around mid gray and grain."""
+    size = image.shape[-1]
+    gains = np.array(gains, np.float32)[None, :, None, None]
+    out = np.sqrt(np.maximum(image * (gains * face.gain[:, None]), 0))
+    out *= contrast
+    out += (grain * noise(face, (size, size)) + (0.5 - 0.5 * contrast + lift))[:, None]
+    return out
+
+
+def studio(face, image):
+    """Soft and neutral."""
+    return _develop(face, image, (0.98, 1.0, 1.04), 0.012)
+
+
+def street(face, image):
+    """Daylight: cool shadows, strong contrast, more noise."""
+    return _develop(face, image, (0.95, 1.03, 1.12), 0.028, contrast=1.12)
+
+
+def tungsten(face, image):
+    """A warm lamp in a dark room."""
+    warm = 1 + 0.08 * face.tint[:, None]
+    return _develop(face, image * warm, (1.45, 0.92, 0.42), 0.035)
+
+
+def nir(face, image):
+    """An infrared lamp beside the lens: gray, light falling off to the rim, soft."""
+    size = image.shape[-1]
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1) ** 2
+    fall = 1 / (1 + 0.45 * (axis[:, None] + axis[None, :]))
+    return _develop(face, np.broadcast_to(blur(image[:, :1], 1), image.shape) * fall, (1.15, 1.15, 1.15), 0.022)
+
+
+def surveillance(face, image):
+    """A far camera: about 38 pixels across, washed out, noisy, enlarged again."""
+    size = image.shape[-1]
+    factor = max(round(size / 38), 1)
+    small = blur(image, factor // 2)[:, :, factor // 2 :: factor, factor // 2 :: factor]
+    gray = (small[:, :1] + small[:, 1:2] + small[:, 2:]) / 3
+    small = np.sqrt(np.maximum(gray + 0.35 * (small - gray), 0))
+    small = small + 0.045 * noise(face, small.shape[1:])
+    wide = np.repeat(np.repeat(small, factor, 2), factor, 3)[:, :, :size, :size]
+    if wide.shape[-1] < size:
+        wide = np.pad(wide, [(0, 0), (0, 0), (0, size - wide.shape[2]), (0, size - wide.shape[3])], mode="edge")
+    return 0.14 + 0.72 * blur(wide, max(factor // 3, 1)) * face.gain[:, None] * np.array([0.96, 1.02, 0.98], np.float32)[None, :, None, None]
+
+
+def sketch(face, image):
+    """Pencil: lines where brightness bends, hatching in the shadows, paper grain."""
+    size = image.shape[-1]
+    tone = np.sqrt(np.maximum(image[:, 0], 0))
+    line = np.clip(1 - 7 * np.maximum(blur(tone, max(size // 40, 1)) - tone - 0.01, 0), 0, 1)
+    across = np.arange(size, dtype=np.float32)
+    hatch = (across[:, None] + across[None, :]) * (37 / size)
+    hatch = np.abs(hatch - np.floor(hatch) - 0.5) * 2
+    dark = np.clip(0.80 - tone, 0, 1)
+    hatched = 1 - np.clip(dark * 2.2 - 1.1 * hatch + 0.1, 0, 0.6)
+    grain = noise(face, (size, size))
+    drawn = 0.95 * line * hatched * (1 - 0.45 * dark) + 0.045 * grain * (0.4 + dark)
+    return drawn[:, None] * np.array([1.0, 0.985, 0.95], np.float32)[None, :, None, None]
+
+
+def aged(face, image):
+    """An old print: high contrast, faded to brown."""
+    gray = 0.35 * image[:, :1] + 0.5 * image[:, 1:2] + 0.15 * image[:, 2:]
+    return _develop(face, gray + 0.45 * (image - gray), (1.16, 1.0, 0.80), 0.022, lift=0.03, contrast=1.20)

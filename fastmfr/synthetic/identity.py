@@ -1,0 +1,100 @@
+"""Who is seen and how: the numbers behind a procedural face.
+
+A face lives in canonical coordinates: u to the right and v down, the face between -1 and 1, the nose ridge at u = 0.
+A trait belongs to an identity and never changes; a condition belongs to one image. Both are drawn as
+mean + spread * normal, the normal clipped to [-2, 2], each from a generator of its own key, so that an image depends on
+nothing but (seed, domain, identity, image).
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+TEXELS = 48  # the skin texture is TEXELS x TEXELS over the canonical square; a mole is about one texel
+
+TRAITS = {  # name: (mean, spread)
+    # outline
+    "face_width": (0.645, 0.030), "cheek_y": (0.03, 0.05), "jaw_taper": (0.27, 0.075), "jaw_square": (0.50, 0.22),
+    "chin_y": (0.845, 0.030), "chin_bump": (0.5, 0.35), "cheekbone": (0.5, 0.35), "asymmetry": (0.0, 0.012),
+    # eyes
+    "eye_x": (0.283, 0.019), "eye_y": (-0.10, 0.016), "eye_width": (0.128, 0.011), "eye_open": (0.42, 0.065),
+    "eye_tilt": (-0.05, 0.065), "eye_skew": (0.0, 0.30), "eye_depth": (0.5, 0.25), "lid_crease": (0.24, 0.10),
+    "iris_size": (0.43, 0.03), "iris_hue": (0.5, 0.35), "lash": (0.55, 0.20),
+    # brows
+    "brow_y": (-0.285, 0.024), "brow_arch": (0.9, 0.55), "brow_slope": (0.02, 0.085), "brow_thick": (0.040, 0.011),
+    "brow_length": (0.185, 0.020), "brow_gap": (0.0, 0.022), "brow_dark": (0.62, 0.17),
+    # nose
+    "nose_tip": (0.275, 0.032), "nose_width": (0.118, 0.016), "nose_bridge": (0.060, 0.013), "nose_high": (0.21, 0.04),
+    "nose_bend": (0.0, 0.012), "nostril": (0.5, 0.22), "nose_hump": (0.0, 0.022),
+    # mouth
+    "mouth_y": (0.515, 0.022), "mouth_width": (0.235, 0.024), "lip_upper": (0.050, 0.012), "lip_lower": (0.064, 0.015),
+    "lip_bow": (0.35, 0.22), "lip_bend": (0.005, 0.03), "lip_red": (0.55, 0.20),
+    # hair, ears, skin
+    "hair_line": (-0.60, 0.060), "hair_temple": (0.42, 0.17), "hair_part": (0.0, 0.20), "hair_peak": (0.0, 0.05),
+    "hair_volume": (0.11, 0.035), "hair_long": (0.0, 0.75), "hair_dark": (0.70, 0.22), "hair_red": (0.35, 0.25),
+    "ear_size": (0.18, 0.022), "ear_out": (0.035, 0.022), "beard": (-0.10, 0.38),
+    "skin_dark": (0.40, 0.25), "skin_warm": (0.5, 0.25), "freckles": (-0.10, 0.45), "moles": (1.8, 1.2),
+    "blotch": (0.5, 0.2), "wrinkles": (0.18, 0.15), "gray": (0.0, 0.10),
+}  # fmt: skip
+
+CONDITIONS = {  # name: (mean, spread); angles are tangents of the half angle, 0.13 is 15 degrees
+    "yaw": (0.0, 0.105), "pitch": (0.0, 0.055), "roll": (0.0, 0.022), "shift_x": (0.0, 0.020), "shift_y": (0.0, 0.020),
+    "zoom": (1.0, 0.025), "smile": (0.32, 0.36), "mouth_gap": (-0.10, 0.26), "brow_raise": (0.0, 0.018),
+    "lid": (1.0, 0.14), "gaze_x": (0.0, 0.18), "gaze_y": (0.0, 0.08), "shave": (0.0, 0.08), "hair_move": (0.0, 0.022),
+    "light_x": (0.0, 0.50), "light_y": (-0.40, 0.25), "light": (1.0, 0.10), "ambient": (0.42, 0.08),
+    "tint": (0.0, 1.0), "scene": (0.5, 0.25), "scene_hue": (0.0, 1.0), "cloth": (0.35, 0.20), "cloth_hue": (0.0, 1.0),
+    "frame": (0.0, 1.0), "frame_size": (0.0, 1.0), "frame_dark": (0.0, 1.0), "gain": (1.0, 0.06),
+}  # fmt: skip
+
+
+def generator(*key):
+    """A random generator that depends on the non-negative integers of `key` alone."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def _draw(table, changes, rng):
+    """One float32 per entry of `table`; `changes` replaces (mean, spread) by name."""
+    mean, spread = np.array(list((table | changes).values())).T
+    return mean + spread * np.clip(rng.standard_normal(len(table)), -2, 2)
+
+
+def _pigment(rng, traits):
+    """Skin texture of an identity, (TEXELS, TEXELS) float32: 0 plain skin, above 0 darker; blotches, freckles, moles."""
+    coarse = rng.standard_normal((TEXELS // 4, TEXELS // 4), np.float32)
+    texture = 0.05 * traits["blotch"] * np.kron(coarse, np.ones((4, 4), np.float32))
+    texture[1:-1] = (texture[:-2] + 2 * texture[1:-1] + texture[2:]) / 4
+    texture[:, 1:-1] = (texture[:, :-2] + 2 * texture[:, 1:-1] + texture[:, 2:]) / 4
+    speck = rng.random((TEXELS, TEXELS), np.float32) < 0.16
+    band = slice(TEXELS * 4 // 10, TEXELS * 7 // 10)
+    texture[band] += 0.28 * max(traits["freckles"], 0) * speck[band] * rng.random((TEXELS, TEXELS), np.float32)[band]
+    place = rng.integers((TEXELS * 3 // 10, TEXELS * 5 // 20), (TEXELS * 9 // 10, TEXELS * 15 // 20), (4, 2))
+    for y, x in place[: max(round(traits["moles"]), 0)]:
+        texture[y, x] = 0.75
+    return texture
+
+
+def _stack(tables):
+    """A list of {name: number} as {name: float32 (n, 1, 1)}."""
+    values = np.array([list(table.values()) for table in tables], np.float32)
+    return {name: values[:, i, None, None] for i, name in enumerate(tables[0])}
+
+
+def describe(seed, domain, identities, images, traits, conditions):
+    """Traits and conditions of n images: `.name` float32 (n, 1, 1), `.pigment` (n, TEXELS, TEXELS), `.streaks`
+    (n, 256) of hair in [-1, 1], and `.rng`, a list of n generators for what else is random in the images.
+
+    `domain` is the number of the domain; `traits` and `conditions` hold its own (mean, spread) by name.
+    """
+    known, faces, shots, rngs = {}, [], [], []
+    for identity, image in zip(identities, images, strict=True):
+        if identity not in known:
+            rng = generator(seed, domain, identity)
+            face = dict(zip(TRAITS, _draw(TRAITS, traits, rng), strict=True))
+            known[identity] = face, _pigment(rng, face)
+        faces.append(known[identity])
+        rngs.append(generator(seed, domain, identity, image, 1))
+        shots.append(dict(zip(CONDITIONS, _draw(CONDITIONS, conditions, rngs[-1]), strict=True)))
+    stacked = _stack([face for face, _ in faces]) | _stack(shots)
+    streaks = np.stack([rng.random(256, np.float32) for rng in rngs]) * 2 - 1
+    pigment = np.stack([pigment for _, pigment in faces])
+    return SimpleNamespace(**stacked, pigment=pigment, streaks=streaks, rng=rngs)

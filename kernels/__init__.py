@@ -1,0 +1,15 @@
+"""Fused operations of fastmfr. The Triton kernels take their places here, behind these names, with a reference beside each.
+
+Knows torch and triton, and nothing of fastmfr.
+"""
+
+if __name__ != "fastmfr.kernels":
+    raise ImportError(
+        f"this package is fastmfr.kernels, but it was imported as {__name__!r} (another `kernels` is on PyPI); "
+        "install fastmfr with `pip install .` and write `import fastmfr.kernels`"
+    )
+
+from .cos_lse import cos_lse
+from .margin_softmax import ArcFace, Combined, CosFace, margin_softmax
+
+__all__ = ["ArcFace", "Combined", "CosFace", "cos_lse", "margin_softmax"]

@@ -1,0 +1,338 @@
+"""RecordIO: every variant of the format that users hold, and every way in which a file can be broken."""
+
+import gc
+import os
+import random
+import struct
+
+import numpy as np
+import pytest
+
+from fastmfr.domains import open_domain
+from fastmfr.pack import MAGIC, RecordWriter
+
+FLOAT32, FLOAT64 = ("<IfQQ", "f"), ("<I4xdQQ", "d")
+
+
+def jpeg(n, size=40):
+    """Bytes that begin and end as a JPEG does and differ from image to image."""
+    return b"\xff\xd8\xff\xe0" + random.Random(n).randbytes(size + n % 5) + b"\xff\xd9"
+
+
+def part(body, flag=0):
+    return MAGIC + struct.pack("<I", flag << 29 | len(body)) + body + bytes(-len(body) % 4)
+
+
+def payload(label, key, image=b"", layout=FLOAT32):
+    """A record's payload; `label` is a number for the header, or several that follow it."""
+    header, letter = layout
+    if isinstance(label, tuple):
+        return struct.pack(header, len(label), 0, key, 0) + struct.pack(f"<{len(label)}{letter}", *label) + image
+    return struct.pack(header, 0, label, key, 0) + image
+
+
+def write(folder, records, missing=()):
+    """Write train.rec and train.idx from (key, bytes of the record), leaving keys out of the index."""
+    folder.mkdir(exist_ok=True)
+    at, lines, rec = 0, [], b""
+    for key, packed in records:
+        if key not in missing:
+            lines.append(f"{key}\t{at}\n")
+        rec += packed
+        at += len(packed)
+    (folder / "train.rec").write_bytes(rec)
+    (folder / "train.idx").write_text("".join(lines))
+    return folder
+
+
+def native(counts, layout=FLOAT32, start=1):
+    """Records of an InsightFace file whose identities have `counts` images, at the keys from `start` on."""
+    total = start + sum(counts)
+    records = [(0, part(payload((total, total + len(counts)), 0, layout=layout)))]
+    firsts, key = [], start
+    for identity, count in enumerate(counts):
+        firsts.append(key)
+        for key in range(key, key + count):  # noqa: B020
+            records.append((key, part(payload(float(identity), key, jpeg(key), layout))))
+        key += 1
+    for k, first in enumerate(firsts):
+        records.append((total + k, part(payload((first, first + counts[k]), total + k, layout=layout))))
+    return records
+
+
+def flat(labels):
+    """Records as im2rec writes them: no record 0, the identity as each image's label."""
+    return [(key, part(payload(label, key, jpeg(key)))) for key, label in enumerate(labels)]
+
+
+def in_parts(count):
+    """Flat records of three parts each: the magic stands twice in every image."""
+    images = [b"\xff\xd8\xff\xe0" + bytes(16) for _ in range(count)]
+    return [(k, part(payload(1.0, k, images[k]), 1) + part(b"four", 2) + part(jpeg(k), 3)) for k in range(count)]
+
+
+def contents(domain):
+    return [bytes(domain.jpeg(i)) for i in range(domain.images)]
+
+
+def test_what_the_writer_wrote_is_read_back(tmp_path):
+    images = [(0, jpeg(1)), (0, jpeg(2)), (2, jpeg(3)), (2, b"\xff\xd8\xff" + MAGIC * 3 + b"ab"), (7, jpeg(5))]
+    with RecordWriter(tmp_path / "faces", size=(120, 100)) as writer:
+        for identity, encoded in images:
+            writer.add(identity, encoded)
+    domain = open_domain(tmp_path / "faces")
+    assert contents(domain) == [encoded for _, encoded in images]
+    assert domain.offsets.tolist() == [0, 2, 4, 5]
+    assert [domain.identity_name(k) for k in range(3)] == ["0", "2", "7"]
+    assert domain.key(4) == "train.rec:5"
+    assert (tmp_path / "faces" / "property").read_text() == "8,120,100\n"  # classes: one more than the largest label
+
+
+def test_the_writer_lays_out_records_as_insightface_does(tmp_path):
+    with RecordWriter(tmp_path / "faces") as writer:
+        writer.add(0, jpeg(1))
+        writer.add(1, jpeg(2))
+    want = native([1, 1])
+    assert (tmp_path / "faces" / "train.rec").read_bytes() == b"".join(packed for _, packed in want)
+    keys = [int(line.split("\t")[0]) for line in (tmp_path / "faces" / "train.idx").read_text().splitlines()]
+    assert keys == [key for key, _ in want]
+
+
+# The magic at every place a split can meet: alone, at either end, doubled, unaligned (no split), in the header's id.
+@pytest.mark.parametrize(
+    "image",
+    [MAGIC, MAGIC + b"tail", b"head" + MAGIC, b"four" + MAGIC * 2 + b"x", b"odd" + MAGIC + b"x", b"abcd" + MAGIC[:3]],
+)
+def test_images_that_contain_the_magic_come_back_whole(tmp_path, image):
+    with RecordWriter(tmp_path / "faces") as writer:
+        writer.add(0, jpeg(0))
+        writer.add(0, image)
+    domain = open_domain(tmp_path / "faces")
+    assert bytes(domain.jpeg(1)) == image
+    assert [bytes(view) for view in domain.jpegs(np.array([1, 0]))] == [image, jpeg(0)]
+
+
+def test_a_magic_within_the_header_is_joined_too(tmp_path):
+    whole = payload(3.0, 0, jpeg(1))
+    whole = whole[:8] + MAGIC + whole[12:]  # the low half of the id
+    records = [(0, part(whole[:8], 1) + part(whole[12:], 3)), (1, part(payload(3.0, 1, jpeg(2))))]
+    assert contents(open_domain(write(tmp_path, records))) == [jpeg(1), jpeg(2)]
+
+
+@pytest.mark.parametrize("layout", [FLOAT32, FLOAT64], ids=["float32", "float64"])
+def test_native_files_open_with_either_width_of_label(tmp_path, layout):
+    domain = open_domain(write(tmp_path, native([2, 3, 1], layout)))
+    assert domain.offsets.tolist() == [0, 2, 5, 6]
+    assert contents(domain) == [jpeg(key) for key in range(1, 7)]
+    assert domain.identity_name(2) == "2"
+
+
+def test_labels_that_follow_the_header_name_the_identity(tmp_path):
+    records = [(k, part(payload((float(k // 2), 9.0), k, jpeg(k)))) for k in range(4)]
+    domain = open_domain(write(tmp_path, records))
+    assert (domain.offsets.tolist(), domain.identity_name(1)) == ([0, 2, 4], "1")
+
+
+def test_flat_files_are_grouped_by_label_whatever_their_order(tmp_path):
+    domain = open_domain(write(tmp_path, flat([5, 1, 5, 0, 1, 5])))
+    assert domain.offsets.tolist() == [0, 1, 3, 6]
+    assert [domain.key(i) for i in range(6)] == [f"train.rec:{key}" for key in (3, 1, 4, 0, 2, 5)]
+    assert contents(domain) == [jpeg(key) for key in (3, 1, 4, 0, 2, 5)]
+
+
+def test_flat_files_with_float64_labels_open(tmp_path):
+    records = [(k, part(payload(float(2**24 + 1 + k // 2), k, jpeg(k), FLOAT64))) for k in range(4)]
+    domain = open_domain(write(tmp_path, records))
+    assert [domain.identity_name(k) for k in range(2)] == ["16777217", "16777218"]
+
+
+def test_keys_beyond_float32_are_grouped_by_label(tmp_path):
+    start = 2**24 - 3  # the ranges of these keys round to neighbours
+    domain = open_domain(write(tmp_path, native([1, 3, 2, 5], start=start)))
+    assert domain.offsets.tolist() == [0, 1, 4, 6, 11]
+    assert contents(domain) == [jpeg(start + i) for i in range(11)]
+
+
+def test_ranges_that_contradict_each_other_give_way_to_the_labels(tmp_path):
+    records = native([2, 2])
+    records[-1] = (records[-1][0], part(payload((2, 5), 6)))  # overlaps the first identity
+    assert open_domain(write(tmp_path, records)).offsets.tolist() == [0, 2, 4]
+
+
+def test_a_record_without_a_line_in_the_index_is_left_out(tmp_path):
+    domain = open_domain(write(tmp_path, native([2, 3, 1]), missing=(2, 6)))
+    assert domain.offsets.tolist() == [0, 1, 4]
+    assert contents(domain) == [jpeg(key) for key in (1, 3, 4, 5)]
+
+
+def test_the_text_index_may_be_shuffled_and_have_windows_line_ends(tmp_path):
+    lines = (write(tmp_path, native([2, 3])) / "train.idx").read_text().splitlines()
+    random.Random(0).shuffle(lines)
+    (tmp_path / "train.idx").write_bytes("\r\n".join([*lines, "", ""]).encode())
+    assert contents(open_domain(tmp_path)) == [jpeg(key) for key in range(1, 6)]
+
+
+def test_views_are_read_only_and_outlive_their_domain(tmp_path):
+    domain = open_domain(write(tmp_path, native([2, 3])))
+    offsets, view = domain.offsets, domain.jpeg(3)
+    many = domain.jpegs(np.arange(5))
+    del domain
+    gc.collect()
+    assert bytes(view) == jpeg(4)
+    assert offsets.tolist() == [0, 2, 5]
+    assert [bytes(image) for image in many] == [jpeg(key) for key in range(1, 6)]
+    assert not any(array.flags.writeable for array in (view, offsets, *many))
+    assert not view.flags.owndata  # no copy of the bytes was made
+
+
+def test_the_kept_index_is_used_until_a_file_changes(tmp_path):
+    index = write(tmp_path, native([2, 3])) / "train.idx"
+    first = contents(open_domain(tmp_path))
+    assert (tmp_path / "train.idx.fastmfr").exists()
+    facts = os.stat(index)
+    index.write_bytes(b"?" * facts.st_size)
+    os.utime(index, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert contents(open_domain(tmp_path)) == first  # the text is not read again
+    os.utime(index, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match=r"line 1 of .*train.idx is not a key"):
+        open_domain(tmp_path)
+
+
+def test_a_folder_that_cannot_keep_an_index_opens_all_the_same(tmp_path):
+    folder = write(tmp_path, native([2, 3]))
+    (folder / "train.idx.fastmfr").mkdir()
+    assert open_domain(folder).images == 5
+    assert sorted(os.listdir(folder)) == ["train.idx", "train.idx.fastmfr", "train.rec"]
+
+
+@pytest.mark.parametrize(
+    ("rec", "idx", "sentence"),
+    [
+        (b"", "0\t0\n", "train.rec is empty"),
+        (part(payload(1.0, 0, jpeg(0))), "", "train.idx is empty"),
+        (part(payload(1.0, 0, jpeg(0))), "\n\n", "lists no record"),
+        (b"PK\3\4" * 30, "0\t0\n", "is not RecordIO with JPEG or PNG images"),
+        (part(payload(1.0, 0, jpeg(0))), "0\t0\n0\t0\n", "lists key 0 twice"),
+        (part(payload(1.0, 0, jpeg(0))), "0\t99999\n", "places record 0 at byte 99999: the file is truncated"),
+        (part(payload(1.0, 0, jpeg(0))), "0 0 0\n", "line 1 of .* is not a key, a tab and a byte offset"),
+        (part(payload(1.0, 0, jpeg(0))), "0\t-4\n", "line 1 of"),
+        (part(payload(1.0, 0, jpeg(0))), "99999999999999999999\t0\n", "line 1 of"),
+        (part(payload(1.5, 0, jpeg(0))), "0\t0\n", "label is 1.5"),
+        (part(payload(float("nan"), 0, jpeg(0))), "0\t0\n", "label is nan"),
+        (part(payload(-1.0, 0, jpeg(0))), "0\t0\n", "label is -1"),
+        (part(payload(2.0**24, 0, jpeg(0))), "0\t0\n", "label is 16777216"),
+        (part(payload((1, 1), 0)), "0\t0\n", "holds no image"),
+        (part(payload(1.0, 0, jpeg(0))) * 2, "0\t0\n1\t6\n", "at byte 6, cannot be read"),
+    ],
+)
+def test_broken_files_are_refused_with_the_reason(tmp_path, rec, idx, sentence):
+    (tmp_path / "train.rec").write_bytes(rec)
+    (tmp_path / "train.idx").write_text(idx)
+    with pytest.raises(ValueError, match=sentence):
+        open_domain(tmp_path)
+
+
+def test_an_index_cut_short_is_refused(tmp_path):
+    index = write(tmp_path, native([2, 3])) / "train.idx"
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:-2]))
+    with pytest.raises(ValueError, match=r"ends at key 5, but .* announces records up to 7"):
+        open_domain(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (lambda good: b"XXXX" + good[4:], "does not begin with the RecordIO magic"),
+        (lambda good: good[:4] + struct.pack("<I", 1 << 20) + good[8:], "longer than the room"),
+        (lambda good: good[:4] + struct.pack("<I", 10) + good[8:], "too short to hold a header"),
+        (lambda good: good[:8] + struct.pack("<I", 2**32 - 1) + good[12:], "more labels than it holds"),
+        (lambda good: good[:7] + bytes([good[7] | 1 << 5]) + good[8:], "it ends too soon"),
+        (lambda good: good[:7] + bytes([good[7] | 3 << 5]) + good[8:], "begins in the middle"),
+    ],
+)
+def test_one_damaged_record_leaves_the_others_readable(tmp_path, broken, sentence):
+    records = native([2, 3])
+    records[2] = (2, broken(records[2][1]))
+    domain = open_domain(write(tmp_path, records))
+    with pytest.raises(ValueError, match=rf"record 2 of .*train.rec, at byte \d+, cannot be read: .*{sentence}"):
+        domain.jpeg(1)
+    with pytest.raises(ValueError, match="record 2 of"):
+        domain.jpegs(np.array([0, 1]))
+    assert [bytes(domain.jpeg(i)) for i in (0, 2, 3, 4)] == [jpeg(key) for key in (1, 3, 4, 5)]
+
+
+def test_a_multi_part_record_without_its_end_is_refused(tmp_path):
+    records = native([2, 3])
+    records[2] = (2, part(payload(0.0, 2, jpeg(2) + b"ab"), 1) + part(b"next", 0))
+    with pytest.raises(ValueError, match="last part is missing"):
+        open_domain(write(tmp_path, records)).jpeg(1)
+
+
+def test_every_truncation_of_a_native_file_is_refused(tmp_path):
+    folder = write(tmp_path, native([2, 3, 1]))
+    whole = (folder / "train.rec").read_bytes()
+    for length in range(0, len(whole), 3):
+        (folder / "train.rec").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"train\.rec"):
+            open_domain(folder)
+
+
+def read_everything(folder):
+    """How many images can be read; nothing but a ValueError that names a file may come of those that cannot."""
+    read, sentences = 0, []
+    try:
+        domain = open_domain(folder)
+        assert domain.offsets[0] == 0
+        assert (np.diff(domain.offsets) > 0).all()
+        for image in range(domain.images):
+            try:
+                read += len(bytes(domain.jpeg(image))) > 0
+            except ValueError as refusal:
+                sentences.append(str(refusal))
+    except ValueError as refusal:
+        sentences.append(str(refusal))
+    assert all(str(folder) in sentence for sentence in sentences)
+    return read
+
+
+@pytest.mark.parametrize("name", ["train.rec", "train.idx", "train.idx.fastmfr"])
+@pytest.mark.parametrize(
+    ("kind", "records", "images"),
+    [("native", native([2, 3, 1]), 6), ("flat", flat([1, 0, 1, 2]), 4), ("parts", in_parts(3), 3)],
+)
+def test_random_damage_gives_data_or_a_sentence(tmp_path, kind, records, images, name):
+    write(tmp_path, records)
+    assert read_everything(tmp_path) == images
+    sound, rng, most = (tmp_path / name).read_bytes(), random.Random(f"{kind} {name}"), 0
+    for _ in range(60):
+        damaged = bytearray(sound)
+        for _ in range(rng.choice([1, 2, 8])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del damaged[rng.randrange(len(damaged)) :]
+        (tmp_path / name).write_bytes(damaged)
+        if name != "train.idx.fastmfr":  # what is tested is the file, not an index kept from before
+            (tmp_path / "train.idx.fastmfr").unlink(missing_ok=True)
+        most = max(most, read_everything(tmp_path))
+    assert most > 0  # the damage was not always so large that nothing could be read
+
+
+def test_the_writer_refuses_what_it_cannot_store(tmp_path):
+    with RecordWriter(tmp_path / "faces") as writer:
+        writer.add(1, jpeg(1))
+        with pytest.raises(ValueError, match="got 0 after 1; sort the images by identity"):
+            writer.add(0, jpeg(2))
+        with pytest.raises(ValueError, match="does not fit a float32 label"):
+            writer.add(2**24, jpeg(2))
+        with pytest.raises(ValueError, match="is empty"):
+            writer.add(1, b"")
+    with pytest.raises(FileExistsError, match=r"already holds a train\.rec"):
+        RecordWriter(tmp_path / "faces")
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="no image was added"), RecordWriter(tmp_path / "none"):
+        pass
+    with pytest.raises(ValueError, match="is empty"), RecordWriter(tmp_path / "cut") as writer:
+        [writer.add(0, encoded) for encoded in (jpeg(1), b"")]
+    assert os.listdir(tmp_path / "none") == os.listdir(tmp_path / "cut") == []
