@@ -34,6 +34,7 @@ const char* take_part(View& bytes, uint32_t& part, View& body) {
 
 const char* find_payload(View bytes, Record& record) {
     uint32_t part;
+    record.joined.clear();
     if (const char* wrong = take_part(bytes, part, record.image)) return wrong;
     if (part == kWhole) return nullptr;
     if (part != kFirst) return "it begins in the middle of a record";

@@ -74,13 +74,14 @@ Stream Sampler::test(uint32_t meta_test) const {
 void Sampler::require(const Stream& stream, uint64_t step) const {
     if (step >= uint64_t(std::numeric_limits<int64_t>::max()) / slots(stream) - 1)
         throw std::invalid_argument("step " + number(step) + " is beyond what the sampler can count");
+    const uint32_t m = most(stream);
     for (uint32_t j = 0; j < stream.domains; ++j) {
         const Pool& pool = pools_[stream.domain(j)];
         const uint64_t usable = pool.images.identities - pool.dropped;
-        if (usable < most(stream))
+        if (usable < m)
             throw std::invalid_argument(
                 "domain '" + pool.images.name + "' has " + number(usable) + " identities with " +
-                (augment_ ? "an image" : "two images or more") + ", but a batch takes up to " + number(most(stream)) +
+                (augment_ ? "an image" : "two images or more") + ", but a batch takes up to " + number(m) +
                 " different ones from it (" + number(stream.share) + " a rank, ranks: " + number(world_) +
                 ", domains: " + number(stream.domains) + "); lower batch_identities or join the domain with another" +
                 (augment_ ? "" : "; single=\"augment\" would also draw identities with one image"));

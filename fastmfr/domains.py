@@ -108,7 +108,7 @@ class Domain:
         return self._source.jpeg(int(self._in_source(image)))
 
     def jpegs(self, images):
-        """A list of what `jpeg` gives for each of `images`, int64 (B,); read ahead together where that helps."""
+        """A list of what `jpeg` gives for each of `images`, int64 (B,), read from disk together; fails if one fails."""
         return self._source.jpegs(self._in_source(images))
 
     def key(self, image):

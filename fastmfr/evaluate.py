@@ -128,7 +128,10 @@ def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device) ->
 
 def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preprocess: Preprocess, device, *,
                  far: Sequence[float] = FAR, batch_images: int = 256, threads: int = 2) -> dict:
-    """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time; no image is mirrored."""
+    """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time.
+
+    With it comes bad_images {key: reason}: images that could not be decoded, for which others stood in.
+    """
     batch_images = min(batch_images, domain.images)
 
     def requests(batch):
@@ -139,7 +142,7 @@ def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preproc
     with ImageStream([domain], requests, replace(preprocess, flip=0.0), batch_images=batch_images, last=batches,
                      device=str(device), threads=threads) as stream:
         embedding_ND = embed(backbone, (image_B3HW for _, image_B3HW in stream), device)[:domain.images]
-    return score(embedding_ND, pairs, far)
+    return score(embedding_ND, pairs, far) | {"bad_images": dict(stream.bad)}
 
 
 def score(embedding_ND, pairs: GalleryProbe, far: Sequence[float] = FAR) -> dict:

@@ -64,7 +64,7 @@ class GroupedDomainSampler:
         return Pairs(*self._native.batch(_whole("step", step)))
 
     def split(self, step, meta_test):
-        """(train, test) Pairs of this rank at `step`: of the domains but `meta_test` (number or name), and of it."""
+        """(train, test) Pairs of this rank at `step`; `meta_test` is the number or name of the domain tested on."""
         train, test = self._native.split(_whole("step", step), _number(self.names, meta_test))
         return Pairs(*train), Pairs(*test)
 

@@ -17,7 +17,7 @@ from fastmfr import synthetic
 from fastmfr.backbone import build
 from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
 from fastmfr.config import Config, parse
-from fastmfr.decode import decode_reference
+from fastmfr.decode import ImageStream
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.evaluate import score_domain
 from fastmfr.logbook import Logbook
@@ -76,6 +76,7 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
             for name, target in targets.items():
                 scores = score_domain(backbone, target.domain, target.pairs, preprocess(config.data), device,
                                       far=config.evaluate.far, batch_images=config.evaluate.batch_images)  # fmt: skip
+                bad |= scores.pop("bad_images")
                 results["targets"][name]["models"][model] = scores
 
     results |= {"seconds": {stage: round(value, 1) for stage, value in seconds.items()}, "bad_images": bad}
@@ -137,9 +138,10 @@ def _draw_domains(sources, targets, config, folder, people=5, images=2):
             for first, end in zip(domain.offsets[:people], domain.offsets[1 : people + 1], strict=True)
             for image in range(first, min(end, first + images))
         ]
-        tensors = [decode_reference(domain.jpeg(number), look, False) for number in numbers]
-        greys = np.stack([np.asarray(tensor) * look.std + look.mean for tensor in tensors])
-        rows[name] = greys.round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        request = np.zeros(len(numbers), np.int64), np.array(numbers)
+        with ImageStream([domain], lambda _, request=request: request, look, batch_images=len(numbers), last=1) as stream:
+            grey_B3HW = next(stream)[1] * look.std + look.mean
+        rows[name] = grey_B3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).numpy()
     contact_sheet(rows, folder / "domains.png")
 
 

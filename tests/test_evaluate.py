@@ -3,10 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
-from fastmfr.evaluate import _exact_roc, embed, identification, score, tar_at_far, verification
+from fastmfr.decode import Preprocess, decode_reference
+from fastmfr.domains import open_domain
+from fastmfr.evaluate import _exact_roc, embed, identification, score, score_domain, tar_at_far, verification
 from fastmfr.protocols import gallery_probe
 
 FAR = (1e-1, 1e-2, 1e-3)
@@ -241,3 +244,20 @@ def test_score_refuses_lists_that_name_images_it_was_not_given():
     embedding, offsets = people()
     with pytest.raises(ValueError, match="name image 239, but there are 200 embeddings"):
         score(embedding[:200], gallery_probe(offsets))
+
+
+def test_scores_a_domain_in_its_order_whatever_the_batch(tmp_path):
+    rng = np.random.default_rng(0)
+    for person in range(5):
+        (tmp_path / f"person {person}").mkdir()
+        for image in range(3):
+            pixels = rng.integers(255, size=(8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"person {person}" / f"{image}.png")
+    domain, preprocess = open_domain(tmp_path), Preprocess(size=8, flip=0.5)
+    net, pairs = Net().eval(), gallery_probe(domain.offsets)
+    images = [torch.from_numpy(decode_reference(domain.jpeg(image), preprocess, False)) for image in range(15)]
+    want = score(embed(net, [torch.stack(images)], "cpu"), pairs, (0.1,))
+    for batch_images in (4, 100):  # a filled-up last batch, one batch
+        got = score_domain(net, domain, pairs, preprocess, "cpu", far=(0.1,), batch_images=batch_images)
+        assert got["auc"] == pytest.approx(want["auc"], abs=1e-3)
+        assert got["tar_at_far"]["0.1"]["threshold"] == pytest.approx(want["tar_at_far"]["0.1"]["threshold"], abs=1e-3)

@@ -209,7 +209,7 @@ def test_the_console_table_shows_every_figure_in_80_columns(results):
     ({"nir": {"unseen": True, "models": figures(base=0.412, mfr=0.469)}},
      "on nir, a domain it has never seen: TAR at FAR 1 % rises from 41.2 % (base) to 46.9 % (mfr), +5.7 points."),
     ({"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.48)}}, "falls from 50.0 % (base) to 48.0 % (mfr), -2"),
-    ({"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.5)}}, "TAR at FAR 1 % stays at 50.0 % (mfr)."),
+    ({"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.5)}}, "TAR at FAR 1 % stays at 50.0 % (base and mfr)."),
     ({"nir": {"unseen": True, "models": figures(base=0.5)}}, "TAR at FAR 1 % is 50.0 % (base)."),
     ({"a": {"unseen": True, "models": figures(base=0.4, agg=0.9, mfr=0.5)},
       "b": {"unseen": True, "models": figures(base=0.6, agg=0.9, mfr=0.9)},

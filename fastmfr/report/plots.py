@@ -43,7 +43,7 @@ class Panel:
     title: str
     lines: tuple[Line, ...]
     scale: str = "near"
-    band: tuple[float, float] | None = None
+    band: tuple[float, ...] = ()
     percent: bool = False
 
 
@@ -54,7 +54,7 @@ def _both(name: str) -> tuple[Line, Line]:
 PANELS = (
     Panel("Pretraining loss", (Line("pretrain", "loss", "", ORANGE),)),
     Panel("Hard-pair loss", _both("hard_pair")),
-    Panel("Soft classification", _both("soft_classification")),
+    Panel("Soft classification", _both("soft_classification"), scale="log"),
     Panel("Domain alignment loss", (Line("meta", "domain_alignment", "", GREY),)),
     Panel("Hard pairs mined", (Line("meta", "positives", "genuine", GREEN),
                                Line("meta", "negatives", "impostor", ORANGE)), scale="log"),
@@ -139,11 +139,10 @@ def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict]) -> None:
     stages = sorted({line.stage for line in curves})
     for line, (steps, values) in curves.items():
         _draw_series(ax, steps / (max(steps[-1], 1) if len(stages) > 1 else 1), values, line.colour)
-    _set_scale(ax, panel.scale, np.concatenate([values for _, values in curves.values()]))
+    _set_scale(ax, panel.scale, np.concatenate([*(values for _, values in curves.values()), panel.band]))
     if panel.band:
-        ax.axhspan(*panel.band, color=GREEN, alpha=0.12, lw=0)
-    if panel.percent:
-        ax.yaxis.set_major_formatter(_percent)
+        ax.axhspan(panel.band[0], panel.band[1], color=GREEN, alpha=0.12, lw=0)
+    ax.yaxis.set_major_formatter(_percent if panel.percent else "{x:.5g}")
     if len(stages) > 1:  # stages differ in length, so each is drawn from its start to its end
         ax.xaxis.set_major_formatter(_percent)
         ax.set_xlabel("part of the stage")
@@ -164,10 +163,9 @@ def _draw_series(ax: "Axes", steps: np.ndarray, values: np.ndarray, colour: str)
 
 
 def _set_scale(ax: "Axes", scale: str, values: np.ndarray) -> None:
-    positive = values[values > 0]
+    positive = values[values > 0]  # the band is among them, so that it is in sight
     if scale == "log" and len(positive) and positive.max() > 10 * positive.min():
         ax.set_yscale("log", nonpositive="mask")
-        ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("")
     elif scale != "near":
         ax.set_ylim(min(0, values.min()), 1.1 * max(values.max(), 1e-12))

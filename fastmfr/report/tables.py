@@ -185,9 +185,10 @@ def _change(what: str, before: float, after: float, told: dict) -> str:
     if base == main:
         return f"{what} is {100 * after:.1f} % ({main})."
     points = gain(after, before, 1)
-    verb = "stays at" if not float(points) else ("rises from" if after > before else "falls from")
-    span = f"{100 * before:.1f} %" if not float(points) else f"{100 * before:.1f} % ({base}) to {100 * after:.1f} %"
-    return f"{what} {verb} {span} ({main})" + (f", {points} points." if float(points) else ".")
+    if not float(points):
+        return f"{what} stays at {100 * after:.1f} % ({base} and {main})."
+    verb = "rises" if after > before else "falls"
+    return f"{what} {verb} from {100 * before:.1f} % ({base}) to {100 * after:.1f} % ({main}), {points} points."
 
 
 def _rich_style(cell: Cell) -> str:

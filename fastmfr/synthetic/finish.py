@@ -1,18 +1,10 @@
-"""Cameras: linear RGB (n, 3, size, size) to what a domain's images look like, in the same shape, display values 0..1.
-
-A finish takes (face, image, light) with `light` the part of shading that reached each point, (n, size, size).
-"""
-
-from collections.abc import Callable
-from types import SimpleNamespace
+"""Cameras: what becomes of linear RGB (n, 3, size, size); the result has that shape, display values from 0 to 1."""
 
 import numpy as np
 
-Finish = Callable[[SimpleNamespace, np.ndarray], np.ndarray]
-
 
 def blur(image, radius):
-    """Box blur over the last two axes, twice, edges repeated; shifts and sums only, so exact for any batch."""
+    """Box blur over the last two axes, edges repeated; by shifts and sums, whose order no batch changes."""
     for axis in (-1, -2):
         pad = [(0, 0)] * image.ndim
         pad[axis] = (radius, radius)
@@ -33,8 +25,9 @@ def noise(face, shape):
 def _develop(face, image, gains, grain, lift=0.0, contrast=1.0):
     """White balance, gamma 2, contrast around mid gray and grain."""
     size = image.shape[-1]
-    gains = np.array(gains, np.float32)[None, :, None, None]
-    out = np.sqrt(np.maximum(image * (gains * face.gain[:, None]), 0))
+    warm = 1 + face.tint[:, None] * np.array([0.08, 0.0, -0.08], np.float32)[:, None, None]
+    gains = np.array(gains, np.float32)[:, None, None] * warm * face.gain[:, None]
+    out = np.sqrt(np.maximum(image * gains, 0))
     out *= contrast
     out += (grain * noise(face, (size, size)) + (0.5 - 0.5 * contrast + lift))[:, None]
     return out
@@ -52,8 +45,7 @@ def street(face, image):
 
 def tungsten(face, image):
     """A warm lamp in a dark room."""
-    warm = 1 + 0.08 * face.tint[:, None]
-    return _develop(face, image * warm, (1.45, 0.92, 0.42), 0.035)
+    return _develop(face, image, (1.45, 0.92, 0.42), 0.035)
 
 
 def nir(face, image):
@@ -73,9 +65,10 @@ def surveillance(face, image):
     small = np.sqrt(np.maximum(gray + 0.35 * (small - gray), 0))
     small = small + 0.045 * noise(face, small.shape[1:])
     wide = np.repeat(np.repeat(small, factor, 2), factor, 3)[:, :, :size, :size]
-    if wide.shape[-1] < size:
-        wide = np.pad(wide, [(0, 0), (0, 0), (0, size - wide.shape[2]), (0, size - wide.shape[3])], mode="edge")
-    return 0.14 + 0.72 * blur(wide, max(factor // 3, 1)) * face.gain[:, None] * np.array([0.96, 1.02, 0.98], np.float32)[None, :, None, None]
+    missing = size - wide.shape[-1]
+    wide = np.pad(wide, [(0, 0), (0, 0), (0, missing), (0, missing)], mode="edge")
+    cast = np.array([0.96, 1.02, 0.98], np.float32)[:, None, None]
+    return 0.14 + 0.72 * cast * face.gain[:, None] * blur(wide, max(factor // 3, 1))
 
 
 def sketch(face, image):

@@ -14,36 +14,37 @@ TEXELS = 48  # the skin texture is TEXELS x TEXELS over the canonical square; a 
 
 TRAITS = {  # name: (mean, spread)
     # outline
-    "face_width": (0.645, 0.030), "cheek_y": (0.03, 0.05), "jaw_taper": (0.27, 0.075), "jaw_square": (0.50, 0.22),
-    "chin_y": (0.845, 0.030), "chin_bump": (0.5, 0.35), "cheekbone": (0.5, 0.35), "asymmetry": (0.0, 0.012),
+    "face_width": (0.645, 0.024), "cheek_y": (0.03, 0.04), "jaw_taper": (0.27, 0.06), "jaw_square": (0.50, 0.18),
+    "chin_y": (0.845, 0.024), "chin_bump": (0.5, 0.28), "cheekbone": (0.5, 0.28), "asymmetry": (0.0, 0.0096),
     # eyes
-    "eye_x": (0.283, 0.019), "eye_y": (-0.10, 0.016), "eye_width": (0.128, 0.011), "eye_open": (0.42, 0.065),
-    "eye_tilt": (-0.05, 0.065), "eye_skew": (0.0, 0.30), "eye_depth": (0.5, 0.25), "lid_crease": (0.24, 0.10),
-    "iris_size": (0.43, 0.03), "iris_hue": (0.5, 0.35), "lash": (0.55, 0.20),
+    "eye_x": (0.283, 0.015), "eye_y": (-0.10, 0.013), "eye_width": (0.128, 0.0088), "eye_open": (0.42, 0.052),
+    "eye_tilt": (-0.05, 0.052), "eye_skew": (0.0, 0.24), "eye_depth": (0.5, 0.20), "lid_crease": (0.24, 0.08),
+    "iris_size": (0.43, 0.024), "iris_hue": (0.5, 0.28), "lash": (0.55, 0.16),
     # brows
-    "brow_y": (-0.285, 0.024), "brow_arch": (0.9, 0.55), "brow_slope": (0.02, 0.085), "brow_thick": (0.040, 0.011),
-    "brow_length": (0.185, 0.020), "brow_gap": (0.0, 0.022), "brow_dark": (0.62, 0.17),
+    "brow_y": (-0.285, 0.019), "brow_arch": (0.9, 0.44), "brow_slope": (0.02, 0.068), "brow_thick": (0.040, 0.0088),
+    "brow_length": (0.185, 0.016), "brow_gap": (0.0, 0.018), "brow_dark": (0.62, 0.14),
     # nose
-    "nose_tip": (0.275, 0.032), "nose_width": (0.118, 0.016), "nose_bridge": (0.060, 0.013), "nose_high": (0.21, 0.04),
-    "nose_bend": (0.0, 0.012), "nostril": (0.5, 0.22), "nose_hump": (0.0, 0.022),
+    "nose_tip": (0.275, 0.026), "nose_width": (0.118, 0.013), "nose_bridge": (0.060, 0.01), "nose_high": (0.21, 0.032),
+    "nose_bend": (0.0, 0.0096), "nostril": (0.5, 0.18), "nose_hump": (0.0, 0.018),
     # mouth
-    "mouth_y": (0.515, 0.022), "mouth_width": (0.235, 0.024), "lip_upper": (0.050, 0.012), "lip_lower": (0.064, 0.015),
-    "lip_bow": (0.35, 0.22), "lip_bend": (0.005, 0.03), "lip_red": (0.55, 0.20),
+    "mouth_y": (0.515, 0.018), "mouth_width": (0.235, 0.019), "lip_upper": (0.050, 0.0096), "lip_lower": (0.064, 0.012),
+    "lip_bow": (0.35, 0.18), "lip_bend": (0.005, 0.024), "lip_red": (0.55, 0.16),
     # hair, ears, skin
-    "hair_line": (-0.60, 0.060), "hair_temple": (0.42, 0.17), "hair_part": (0.0, 0.20), "hair_peak": (0.0, 0.05),
-    "hair_volume": (0.11, 0.035), "hair_long": (0.0, 0.75), "hair_dark": (0.70, 0.22), "hair_red": (0.35, 0.25),
-    "ear_size": (0.18, 0.022), "ear_out": (0.035, 0.022), "beard": (-0.10, 0.38),
-    "skin_dark": (0.40, 0.25), "skin_warm": (0.5, 0.25), "freckles": (-0.10, 0.45), "moles": (1.8, 1.2),
-    "blotch": (0.5, 0.2), "wrinkles": (0.18, 0.15), "gray": (0.0, 0.10),
+    "hair_line": (-0.60, 0.045), "hair_temple": (0.42, 0.14), "hair_part": (0.0, 0.16), "hair_peak": (0.0, 0.05),
+    "hair_volume": (0.11, 0.028), "hair_long": (0.0, 0.75), "hair_dark": (0.70, 0.17), "hair_red": (0.35, 0.20),
+    "ear_size": (0.18, 0.018), "ear_out": (0.035, 0.018), "beard": (-0.12, 0.32),
+    "skin_dark": (0.40, 0.20), "skin_warm": (0.5, 0.25), "freckles": (-0.15, 0.38), "moles": (0.9, 1.10),
+    "blotch": (0.4, 0.15), "wrinkles": (0.18, 0.15), "gray": (0.0, 0.10),
 }  # fmt: skip
 
 CONDITIONS = {  # name: (mean, spread); angles are tangents of the half angle, 0.13 is 15 degrees
-    "yaw": (0.0, 0.105), "pitch": (0.0, 0.055), "roll": (0.0, 0.022), "shift_x": (0.0, 0.020), "shift_y": (0.0, 0.020),
-    "zoom": (1.0, 0.025), "smile": (0.32, 0.36), "mouth_gap": (-0.10, 0.26), "brow_raise": (0.0, 0.018),
-    "lid": (1.0, 0.14), "gaze_x": (0.0, 0.18), "gaze_y": (0.0, 0.08), "shave": (0.0, 0.08), "hair_move": (0.0, 0.022),
-    "light_x": (0.0, 0.50), "light_y": (-0.40, 0.25), "light": (1.0, 0.10), "ambient": (0.42, 0.08),
+    "yaw": (0.0, 0.125), "pitch": (0.0, 0.062), "roll": (0.0, 0.03), "shift_x": (0.0, 0.028), "shift_y": (0.0, 0.028),
+    "zoom": (1.0, 0.035), "smile": (0.32, 0.36), "mouth_gap": (-0.10, 0.26), "brow_raise": (0.004, 0.022),
+    "lid": (0.98, 0.17), "gaze_x": (0.0, 0.18), "gaze_y": (0.0, 0.08), "shave": (0.0, 0.12),
+    "hair_fall": (0.0, 0.30), "hair_move": (0.0, 0.035), "gain": (1.0, 0.12),
+    "light_x": (0.0, 0.55), "light_y": (-0.40, 0.25), "light": (1.0, 0.10), "ambient": (0.42, 0.08),
     "tint": (0.0, 1.0), "scene": (0.5, 0.25), "scene_hue": (0.0, 1.0), "cloth": (0.35, 0.20), "cloth_hue": (0.0, 1.0),
-    "frame": (0.0, 1.0), "frame_size": (0.0, 1.0), "frame_dark": (0.0, 1.0), "gain": (1.0, 0.06),
+    "frame": (0.0, 1.0), "frame_size": (0.0, 1.0), "frame_dark": (0.0, 1.0),
 }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def _draw(table, changes, rng):
 
 
 def _pigment(rng, traits):
-    """Skin texture of an identity, (TEXELS, TEXELS) float32: 0 plain skin, above 0 darker; blotches, freckles, moles."""
+    """Skin texture of an identity, (TEXELS, TEXELS) float32, above 0 darker than plain: blotches, freckles, moles."""
     coarse = rng.standard_normal((TEXELS // 4, TEXELS // 4), np.float32)
     texture = 0.05 * traits["blotch"] * np.kron(coarse, np.ones((4, 4), np.float32))
     texture[1:-1] = (texture[:-2] + 2 * texture[1:-1] + texture[2:]) / 4
@@ -69,7 +70,7 @@ def _pigment(rng, traits):
     texture[band] += 0.28 * max(traits["freckles"], 0) * speck[band] * rng.random((TEXELS, TEXELS), np.float32)[band]
     place = rng.integers((TEXELS * 3 // 10, TEXELS * 5 // 20), (TEXELS * 9 // 10, TEXELS * 15 // 20), (4, 2))
     for y, x in place[: max(round(traits["moles"]), 0)]:
-        texture[y, x] = 0.75
+        texture[y, x] = 0.6
     return texture
 
 

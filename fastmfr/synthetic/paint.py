@@ -168,7 +168,8 @@ def mouth(face, colours, u, v, canvas, fold, dark):
     within = edge(1.02 - m, sharp * 0.2)
     lips = edge(np.minimum(line + top, low - line), sharp * 0.5) * within
     blend(canvas, lips * (0.35 + 0.6 * face.lip_red), colours.lip)
-    teeth = edge(np.minimum(line + gap * 0.35 * arch, gap * 0.45 * arch - line), sharp) * edge(0.7 - m, 8) * (gap > 0.012)
+    teeth = edge(np.minimum(line + gap * 0.35 * arch, gap * 0.45 * arch - line), sharp) * edge(0.7 - m, 8)
+    teeth *= gap > 0.012
     blend(canvas, 0.85 * teeth, colours.teeth)
     parted = edge(np.minimum(line + gap * arch * 0.4, gap * arch - line), sharp) * (gap > 0.004)
     closed = bump((line / 0.017) ** 2) * np.maximum(0.75 - 4 * gap, 0)
@@ -182,13 +183,14 @@ def _skull(face, u, v):
 
 
 def hair_behind(face, u, v):
-    """Mask of the hair around the head: a cap that ends above the ears or falls beside the face, as far as it is long."""
-    sharp = np.float32(u.shape[-1] / 10)
-    width = face.face_width + face.hair_volume * (1 + 0.25 * np.minimum(face.hair_long, 1))
-    fall = (u / width) ** 2 + ((np.maximum(v, 0) / (0.35 + 0.9 * np.maximum(face.hair_long, 0))) ** 2) ** 2
+    """Mask of the hair around the head: a cap that ends above the ears, or falls beside the face where it is long."""
+    length = face.hair_long + face.hair_fall
+    width = face.face_width + face.hair_volume * (1 + 0.25 * np.minimum(length, 1))
+    end = 0.35 + 0.9 * np.maximum(length, 0)
     skull = _skull(face, u, v)
-    long = np.where(v < -0.1, skull, fall)
-    return edge(1 - np.where(face.hair_long > 0, long, skull + 4 * ramp(v + 0.2)), sharp)
+    falling = (u / width) ** 2 + ((np.maximum(v, 0) / end) ** 2) ** 2
+    inside = np.where(length > 0, np.where(v < -0.1, skull, falling), skull + 4 * ramp(v + 0.2))
+    return edge(1 - inside, u.shape[-1] / 10)
 
 
 def hair_front(face, u, v):
@@ -197,7 +199,8 @@ def hair_front(face, u, v):
     m = np.abs(t)
     away = np.minimum((1.2 * (t - face.hair_part)) ** 2, 1)
     line = face.hair_line + face.hair_move + face.hair_peak * bump((t / 0.3) ** 2) - 0.10 * (1 - away)
-    line = line + face.hair_temple * ramp((m - 0.62) / 0.42) + (0.25 + 0.8 * (face.hair_long > 0)) * ramp((m - 0.93) / 0.12)
+    beside = 0.25 + 0.8 * (face.hair_long + face.hair_fall > 0)
+    line = line + face.hair_temple * ramp((m - 0.62) / 0.42) + beside * ramp((m - 0.93) / 0.12)
     streak = _strands(face, (u - 0.3 * face.hair_part) * (1.3 - v))
     size = u.shape[-1]
     return edge(line + 0.03 * streak - v, size / 8) * edge(1 - _skull(face, u, v), size / 10), 0.75 + 0.3 * streak

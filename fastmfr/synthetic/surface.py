@@ -9,8 +9,8 @@ import numpy as np
 HEAD = (0.80, 1.10, 0.85)  # semi-axes of the ellipsoid that carries the face
 
 # bands of rows, as fractions of the height, that hold a feature in any pose
-EYES, NOSE, MOUTH, EARS = (0.20, 0.66), (0.50, 0.82), (0.52, 1.0), (0.25, 0.82)
-FOREHEAD, CHEEKS, NECK, MIDDLE, LOWER = (0.05, 0.66), (0.40, 0.80), (0.72, 1.0), (0.25, 0.85), (0.45, 0.95)
+EYES, NOSE, MOUTH, EARS = (0.18, 0.70), (0.50, 0.82), (0.52, 1.0), (0.25, 0.82)
+FOREHEAD, CHEEKS, NECK, MIDDLE, LOWER = (0.05, 0.66), (0.38, 0.82), (0.72, 1.0), (0.25, 0.85), (0.45, 0.95)
 
 
 def band(limits, *arrays):

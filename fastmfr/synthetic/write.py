@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from fastmfr.pack import RecordWriter
 
 from .domains import CATALOG, DOMAINS
 from .render import check, render
+
+Mapper = Callable[..., Iterable]
 
 VERSION = 1  # of the look: raised when the same numbers give other pixels, so that old data is not taken for new
 
@@ -54,7 +57,7 @@ def _jpegs(domain, identities, images, size, seed, mapper):
     return zip(people, mapper(job, people), strict=True)
 
 
-def write_folders(path, domain, *, identities, images, size=112, seed=0, mapper=map, progress=None):
+def write_folders(path, domain, *, identities, images, size=112, seed=0, mapper: Mapper = map, progress=None):
     """Write `path`/identity/image.jpg, with `images` images of each of `identities`.
 
     `mapper` is a `map` that may work elsewhere, such as ProcessPoolExecutor.map; `progress` is called with the number
@@ -72,7 +75,7 @@ def write_folders(path, domain, *, identities, images, size=112, seed=0, mapper=
             progress(len(encoded))
 
 
-def write_records(path, domain, *, identities, images, size=112, seed=0, mapper=map, progress=None):
+def write_records(path, domain, *, identities, images, size=112, seed=0, mapper: Mapper = map, progress=None):
     """Write train.rec, train.idx and property into the folder `path`; labels count from 0 in the order of `identities`.
 
     Arguments and errors as for `write_folders`.
@@ -112,6 +115,8 @@ def make(root, *, domains=DOMAINS, identities=400, images=20, size=112, seed=0, 
         if progress:
             progress(done, total)
 
+    if done:
+        count(0)
     with _mapper(workers or os.cpu_count() or 1, images) as mapper:
         for name in missing:
             write = write_records if name in records else write_folders
@@ -140,7 +145,9 @@ def _reusable(root, name, settings):
     note = root / f"{name}.json"
     if not (root / name).exists():
         return False
-    found = json.loads(note.read_text()) if note.exists() else {}
+    if not note.exists():
+        raise ValueError(f"{root / name} is not a synthetic domain ({note.name} is missing); choose another root")
+    found = json.loads(note.read_text())
     if found == settings:
         return True
     other = ", ".join(f"{key} {found.get(key)} instead of {settings[key]}" for key in settings

@@ -1,0 +1,40 @@
+"""python -m fastmfr COMMAND: train a model, or write a run's report again."""
+
+import sys
+from pathlib import Path
+
+from fastmfr import train
+from fastmfr.report import write_report
+
+USAGE = """usage: python -m fastmfr COMMAND ...
+
+  train [OPTIONS]   pretrain, meta-train and score; --help lists the options
+  report RUN...     write report.html of each run folder again
+"""
+
+
+def report(folders) -> int:
+    """Writes each run's report and prints where it lies; 1 if one is no run folder."""
+    for folder in folders:
+        try:
+            print(write_report(Path(folder)))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def main(argv=None) -> int:
+    """The exit status of the command that `argv` names; 2 and the usage where it names none."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command == "train":
+        return train.main(rest)
+    if command == "report" and rest:
+        return report(rest)
+    asked = command in ("--help", "-h")
+    print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

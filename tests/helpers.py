@@ -1,0 +1,11 @@
+"""What several test files share."""
+
+import torch
+
+
+def assert_as_accurate(got, ref, truth, floor, slack=2.0):
+    """`got` may miss the float64 `truth` by `slack` times what PyTorch at the same dtype (`ref`) does, plus `floor`."""
+    assert got.shape == truth.shape
+    assert torch.isfinite(got).all()
+    miss, allowed = (got - truth).abs().max(), slack * (ref - truth).abs().max() + floor
+    assert miss <= allowed, f"misses float64 by {miss:.2e}, allowed {allowed:.2e}"

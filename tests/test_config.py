@@ -1,0 +1,98 @@
+import pytest
+
+from fastmfr.config import Config, Data, Meta, parse
+
+
+def sentence(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        parse(list(argv))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_defaults_are_the_papers():
+    config, meta = Config(), Meta()
+    assert (meta.alpha, meta.beta, meta.gamma, meta.batch_identities, meta.scale) == (4e-4, 4e-4, 0.5, 128, 64.0)
+    assert (meta.tau_p, meta.tau_n, meta.decay_every, meta.order, meta.mining) == (0.3, 0.04, 1000, 2, "threshold")
+    assert (meta.hard_pair, meta.soft_classification, meta.domain_alignment) == (1.0, 1.0, 1.0)
+    assert (meta.momentum, meta.weight_decay, meta.batch_norm) == (0.9, 5e-4, "batch")
+    assert (config.seed, config.data.size, config.data.mean, config.data.std) == (2019, 120, 127.5, 128.0)
+    assert (config.model.name, config.model.width) == ("mfr28", 0.5)
+
+
+def test_without_arguments_the_recipe_is_quickstart():
+    config, resume = parse([])
+    assert config.recipe == "quickstart"
+    assert resume is None
+    assert all(path.startswith("synthetic:") for path in config.data.sources.values())
+
+
+def test_options_override_the_recipe():
+    config, _ = parse(["--meta.order", "1", "--data.synthetic.images=7", "--evaluate.far", "[0.1, 0.01]"])
+    assert config.meta.order == 1
+    assert config.data.synthetic.images == 7
+    assert config.evaluate.far == (0.1, 0.01)
+
+
+def test_domains_typed_replace_the_recipes_on_that_side():
+    config, _ = parse(["--data.sources.mine", "/a", "--data.sources.other", "/b"])
+    assert config.data.sources == {"mine": "/a", "other": "/b"}
+    assert config.data.targets == parse([])[0].data.targets
+
+
+def test_a_printed_configuration_is_a_recipe_that_gives_it_back(tmp_path, capsys):
+    argv = ["--meta.alpha", "0.01", "--data.targets.x", "/x", "--model.embedding", "64"]
+    with pytest.raises(SystemExit) as stop:
+        parse([*argv, "--print_config"])
+    assert stop.value.code == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert parse(["--config", str(tmp_path / "mine.yaml")])[0] == parse(argv)[0]
+
+
+def test_help_lists_every_section(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--data.sources", "--pretrain.steps", "--meta.order", "--evaluate.far", "--resume", "--print_config"):
+        assert option in text
+    assert "2 exact, 1 first order, 0 no look-ahead" in " ".join(text.split())
+
+
+def test_a_wrong_name_is_answered_with_the_nearest(capsys):
+    assert "no option --meta.ordr; did you mean --meta.order?" in sentence(capsys, "--meta.ordr", "1")
+    assert "did you mean --meta.order?" in sentence(capsys, "--order", "1")
+    assert "no option --zzz (" in sentence(capsys, "--zzz")
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--meta.order", "7"], "want meta.order out of 0, 1, 2, got 7"),
+    (["--meta.order", "x"], 'the option "meta.order": Expected a int. Got value: x'),
+    (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
+    (["--meta.batch_norm", "group"], "got 'group'"),
+    (["--config", "nope"], "no recipe 'nope'; want a .yaml file or one of"),
+    (["--resume", "/nowhere"], "/nowhere is no run folder"),
+])  # fmt: skip
+def test_a_wrong_value_is_answered_with_a_sentence(capsys, argv, words):
+    assert words in sentence(capsys, *argv)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("meta: {ordr: 1}", "ordr"),
+    ("meat: {order: 1}", "meat"),
+    ("meta: {steps: many}", "meta.steps"),
+    ("meta: 3", "below `meta:`"),
+    ("- a list", "sections such as"),
+])  # fmt: skip
+def test_a_wrong_recipe_is_answered_with_a_sentence(tmp_path, capsys, text, words):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert words in sentence(capsys, "--config", str(tmp_path / "bad.yaml"))
+
+
+def test_settings_are_checked_when_made_from_python_too():
+    with pytest.raises(ValueError, match=r"gamma in \[0, 1\], got 2"):
+        Meta(gamma=2)
+    with pytest.raises(ValueError, match=r"holdout above 0 and below 1, got 1"):
+        Data(holdout=1)

@@ -1,0 +1,67 @@
+import io
+import json
+
+import torch
+from rich.console import Console
+
+from fastmfr.logbook import Logbook
+
+
+def logbook(folder, **console):
+    return Logbook(folder, Console(file=io.StringIO(), width=160, highlight=False, **console))
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_record_is_a_line_and_what_is_not_finite_is_null(tmp_path):
+    with logbook(tmp_path) as book:
+        book.record("meta", 3, loss=torch.tensor(1.5), ratio=float("nan"), positives=torch.tensor(4))
+    assert records(tmp_path) == [{"stage": "meta", "step": 3, "loss": 1.5, "ratio": None, "positives": 4.0}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_rewinding_drops_later_steps_of_that_stage_and_cut_lines(tmp_path):
+    with logbook(tmp_path) as book:
+        for step in range(4):
+            book.record("pretrain", step, loss=1)
+            book.record("meta", step, loss=1)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "meta", "st')
+        book.rewind("meta", 2)
+        book.record("meta", 2, loss=2)
+    kept = [(record["stage"], record["step"]) for record in records(tmp_path)]
+    assert [step for stage, step in kept if stage == "pretrain"] == [0, 1, 2, 3]
+    assert [step for stage, step in kept if stage == "meta"] == [0, 1, 2]
+
+
+def test_a_warning_of_one_kind_is_given_once(tmp_path):
+    with logbook(tmp_path) as book:
+        for _ in range(3):
+            book.warn("look out", once="kind")
+        book.warn("look up")
+        text = book.console.file.getvalue()
+    assert text.count("look out") == 1
+    assert "look up" in text
+
+
+def test_without_a_terminal_a_line_comes_at_every_tenth(tmp_path):
+    with logbook(tmp_path) as book:
+        with book.progress("pretrain", 0, 30) as meter:
+            for step in range(30):
+                speed, wait = meter.step(step + 1, (step + 1) * 8, waited=0.0, note="· loss 1.0")
+        lines = book.console.file.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("pretrain 30/30 · 0 s left · ")
+    assert lines[0].endswith("images/s · 0 % waiting for data · loss 1.0")
+    assert speed > 0
+    assert wait == 0
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path):
+    with logbook(tmp_path, force_terminal=True) as book, book.progress("meta", 1, 3) as meter:
+        for step in (1, 2):
+            meter.step(step + 1, step * 8, 0.0)
+        text = book.console.file.getvalue()
+    assert "meta" in text

@@ -1,0 +1,161 @@
+"""Whole runs at a small size: learning, resuming, people held out, and what a user is told when something is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastmfr import synthetic
+from fastmfr.logbook import Logbook
+from fastmfr.stages import NonFiniteLoss
+from fastmfr.train import main
+
+DOMAINS = ("studio", "street", "nir")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """{domain: path} of small procedural domains, made once for all tests of this file."""
+    return synthetic.make(tmp_path_factory.mktemp("faces"), domains=DOMAINS, identities=24, images=6, size=32, workers=1)
+
+
+@pytest.fixture
+def small(faces, tmp_path):
+    """Arguments of a run of seconds; later arguments win."""
+    domains = [word for name in DOMAINS[:2] for word in (f"--data.sources.{name}", str(faces[name]))]
+    return [
+        f"--folder={tmp_path / 'runs'}", *domains, "--data.targets.nir", str(faces["nir"]), "--threads=1", "--data.threads=1",
+        "--data.size=32", "--model.width=0.125", "--pretrain.steps=6", "--pretrain.batch_identities=8",
+        "--pretrain.warmup=2", "--meta.steps=3", "--meta.batch_identities=6", "--save_every=2",
+    ]  # fmt: skip
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def records(folder, stage):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["stage"] == stage]
+
+
+@pytest.mark.slow
+def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
+    held_out = ["--data.targets.studio", str(faces["studio"]), "--data.holdout=0.5"]
+    assert main([*small, *held_out, "--pretrain.steps=120", "--pretrain.batch_identities=16", "--pretrain.scale=16"]) == 0
+    folder = only_run(tmp_path)
+    loss = [record["loss"] for record in records(folder, "pretrain")]
+    assert np.mean(loss[-10:]) < 0.6 * np.mean(loss[:10])
+    targets = json.loads((folder / "results.json").read_text())["targets"]
+    assert targets["nir"]["unseen"]
+    assert not targets["studio"]["unseen"]
+    for model in ("base", "mfr"):
+        assert targets["studio"]["models"][model]["auc"] > 0.75  # chance is 0.5
+        assert targets["studio"]["models"][model]["identities"] == 12  # the half that was held out
+    for name in ("config.yaml", "environment.json", "report.html", "roc.png", "training.png", "domains.png",
+                 "base.safetensors", "mfr.safetensors"):  # fmt: skip
+        assert (folder / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("stop", [("pretrain", 3), ("meta", 2)], ids=str)
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(small, tmp_path, monkeypatch, stop):
+    assert main([*small, f"--folder={tmp_path / 'whole'}"]) == 0
+    (whole,) = (tmp_path / "whole").iterdir()
+
+    record = Logbook.record
+
+    def stopping(self, stage, step, **values):
+        record(self, stage, step, **values)
+        if (stage, step) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Logbook, "record", stopping)
+    assert main(small) == 130
+    monkeypatch.undo()
+    folder = only_run(tmp_path)
+    assert main(["--resume", str(folder)]) == 0
+    for model in ("base", "mfr"):
+        assert (folder / f"{model}.safetensors").read_bytes() == (whole / f"{model}.safetensors").read_bytes()
+    for stage in ("pretrain", "meta"):
+        mine, theirs = records(folder, stage), records(whole, stage)
+        assert [line["step"] for line in mine] == [line["step"] for line in theirs]
+        assert [line["loss"] for line in mine] == [line["loss"] for line in theirs]
+    mine, theirs = (json.loads((run / "results.json").read_text())["targets"] for run in (folder, whole))
+    assert mine == theirs
+
+
+def test_every_meta_step_logs_what_is_needed_to_judge_it(small, tmp_path):
+    assert main(small) == 0
+    lines = records(only_run(tmp_path), "meta")
+    assert len(lines) == 3
+    for name in ("hard_pair", "soft_classification", "domain_alignment", "hard_pair_test", "soft_classification_test",
+                 "positives", "negatives", "gradient_norm", "meta_train", "meta_test", "alpha_hv_over_v", "alpha",
+                 "tau_p", "tau_n", "images_per_second", "data_wait"):  # fmt: skip
+        assert isinstance(lines[0][name], float), name
+
+
+def test_warns_when_one_loss_does_nearly_all_the_pulling(small, tmp_path, capsys):
+    assert main([*small, "--meta.steps=5", "--meta.hard_pair=1000"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "hard_pair supplies 100 % of the gradient" in text
+    assert "lower --meta.hard_pair (now 1000)" in text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_domain_loss_and_step(small, tmp_path, capsys, monkeypatch):
+    assert main([*small, "--meta.beta=1e30"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "is not finite at meta step 1, in the split that leaves out studio" in text
+    assert main([*small, "--pretrain.learning_rate=1e30", "--pretrain.warmup=0"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the margin-softmax loss is not finite at pretraining step" in text
+    assert issubclass(NonFiniteLoss, RuntimeError)
+
+
+def test_a_stage_can_be_left_out_and_weights_brought_along(small, tmp_path):
+    assert main([*small, "--meta.steps=0"]) == 0
+    base = only_run(tmp_path) / "base.safetensors"
+    again = [*small, f"--folder={tmp_path / 'second'}", "--pretrain.steps=0", "--model.weights", str(base)]
+    assert main(again) == 0
+    (second,) = (tmp_path / "second").iterdir()
+    assert list(json.loads((second / "results.json").read_text())["targets"]["nir"]["models"]) == ["mfr"]
+
+
+def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for person in range(8):
+        (tmp_path / "mine" / f"p{person}").mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (40, 36), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / f"p{person}" / f"{number}.png")
+    (tmp_path / "mine" / "p3" / "1.png").write_bytes(b"no picture at all")
+    assert main([*small, "--data.targets.mine", str(tmp_path / "mine")]) == 0
+    assert "p3/1.png was replaced" in " ".join(capsys.readouterr().out.split())
+    assert any("p3/1.png" in key for key in json.loads((only_run(tmp_path) / "results.json").read_text())["bad_images"])
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--data.targets.x=/nowhere/at/all"], "/nowhere/at/all"),
+    (["--data.sources.studio=synthetic:studo"], "no synthetic domain 'studo'"),
+    (["--meta.batch_identities=100"], "studio"),
+    (["--model.name=resnet"], "got 'resnet'"),
+])  # fmt: skip
+def test_what_is_wrong_is_told_in_a_sentence(small, capsys, argv, words):
+    assert main([*small, *argv]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "error:" in text
+    assert words in text
+
+
+def test_one_source_domain_is_too_few_for_the_meta_stage(small, faces, tmp_path, capsys):
+    argv = [word for word in small if "street" not in word]
+    assert main(argv) == 1
+    assert "it needs two or more; there is one, studio" in " ".join(capsys.readouterr().out.split())
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_answered(small, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([*small, "--device=cuda"]) == 1
+    assert "torch sees no CUDA device" in " ".join(capsys.readouterr().out.split())
