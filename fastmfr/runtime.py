@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("fastmfr", "torch", "triton", "nvidia-dali-cuda130", "numpy", "pybind11")
+PACKAGES = ("fastmfr", "torch", "triton", "nvidia-dali-cuda130", "numpy")
 
 
 def device_for(wanted: str) -> torch.device:
