@@ -1,4 +1,4 @@
-"""What the meta step costs beside an ordinary step on the same images (28-layer net, 56 px, as many images in both halves)."""
+"""What the meta step costs beside an ordinary step on the same images (28-layer net, 56 px, halves of one size)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Saving and resuming: the whole training state as a torch distributed checkpoint, weights to hand on as safetensors."""
+"""Saving and resuming: the whole state as a torch distributed checkpoint, weights to hand on as safetensors."""
 
 import shutil
 import warnings
@@ -21,9 +21,10 @@ def save_weights(network: nn.Module, path: Path):
 
 
 def load_weights(network: nn.Module, path) -> None:
-    """Fills the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's (read without pickled code).
+    """Fills the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's.
 
-    Raises ValueError with the names that do not fit, FileNotFoundError if there is no such file.
+    Nothing pickled in a file is run. Raises ValueError with the names that do not fit, FileNotFoundError if there is
+    no such file.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +37,9 @@ def load_weights(network: nn.Module, path) -> None:
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"the weights in {path} are not of this backbone; check model.name and its options: {reason}") from None
+        raise ValueError(
+            f"the weights in {path} are not of this backbone; check model.name and its options: {reason}"
+        ) from None
 
 
 @contextmanager

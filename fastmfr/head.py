@@ -6,7 +6,12 @@ Shape suffixes: B = batch, C = identities, D = embedding.
 import torch
 from torch import nn
 
-from fastmfr.kernels import ArcFace, Combined, CosFace, margin_softmax
+from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the folder kernels/, under its installed name
+    ArcFace,
+    Combined,
+    CosFace,
+    margin_softmax,
+)
 
 MARGINS = {"cosface": CosFace, "arcface": ArcFace, "combined": Combined}
 

@@ -28,13 +28,13 @@ class Logbook:
 
     def say(self, text):
         """One line for the person watching."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def warn(self, text, once=None):
         """A line that should not be overlooked; with `once`, only the first of its kind."""
         if once is None or once not in self._warned:
             self._warned.add(once)
-            self.console.print(f"[bold yellow]warning:[/] {text}")
+            self.console.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
 
     def record(self, stage, step, **values):
         """One line of metrics.jsonl and one point a value in TensorBoard. NaN and infinities are written as null."""
@@ -75,8 +75,10 @@ class Meter:
         self._console, self._title, self._first, self._total = console, title, first, total
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
-        self._history = deque([(time.perf_counter(), 0, 0.0)], maxlen=self.WINDOW + 1)
+        self._start = time.perf_counter()
+        self._history = deque([(self._start, 0, 0.0)], maxlen=self.WINDOW + 1)
         self._task = None
+        self._told = first * 10 // max(1, total)  # tenths already on the screen
 
     def __enter__(self):
         if self._console.is_terminal:
@@ -88,19 +90,22 @@ class Meter:
         if self._task is not None:
             self._bar.stop()
 
-    def step(self, done, images, waited, note=""):
+    def step(self, done, images, waited=None, note=""):
         """After step number `done` (1-based): images so far and seconds waited for data so far, this stage.
 
-        Returns (images per second, share of time waiting for data) over the last steps.
+        Returns (images per second, share of time waiting for data) over the last steps; the share is 0 where `waited`
+        is None, for a stage that reads no data.
         """
         now = time.perf_counter()
-        self._history.append((now, images, waited))
+        self._history.append((now, images, waited or 0.0))
         then, images_then, waited_then = self._history[0]
-        rate, wait = (images - images_then) / (now - then), (waited - waited_then) / (now - then)
-        text = f"{rate:,.0f} images/s · {100 * wait:.0f} % waiting for data {note}"
+        rate, wait = (images - images_then) / (now - then), ((waited or 0.0) - waited_then) / (now - then)
+        parts = (f"{rate:,.0f} images/s", "" if waited is None else f"{100 * wait:.0f} % waiting for data", note)
+        text = " · ".join(part for part in parts if part)
         if self._task is not None:
             self._bar.update(self._task, completed=done, note=text)
-        elif done == self._total or done * 10 // self._total > (done - 1) * 10 // self._total:
-            per_step = (now - then) / max(1, len(self._history) - 1)
-            self._console.print(f"{self._title} {done}/{self._total} · {per_step * (self._total - done):.0f} s left · {text}")
+        elif done * 10 // self._total > self._told:
+            self._told = done * 10 // self._total
+            left = (self._total - done) * (now - self._start) / max(1, done - self._first)
+            self._console.print(f"{self._title} {done}/{self._total} · {left:.0f} s left · {text}", soft_wrap=True)
         return rate, wait

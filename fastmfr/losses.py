@@ -27,7 +27,7 @@ def mine_by_threshold(cos_BB, tau_p, tau_n):
 
 
 def mine_by_share(cos_BB, share_p, share_n):
-    """The hardest `share_p` of the genuine and `share_n` of the impostor pairs; at least one of each, if there is one."""
+    """The hardest `share_p` of the genuine and `share_n` of the impostor pairs; at least one of each, if any."""
     B = len(cos_BB)
     genuine_B = cos_BB.diagonal()
     positive_B = torch.zeros_like(genuine_B, dtype=torch.bool)
@@ -69,8 +69,8 @@ def soft_classification(gallery_BD, probe_BD, scale=64.0, detach_prototypes=Fals
     if detach_prototypes:
         prototype_BD = prototype_BD.detach()
     label_B = torch.arange(len(gallery_BD), device=gallery_BD.device)
-    logits = (scale * rows_BD @ prototype_BD.T for rows_BD in (gallery_BD, probe_BD))
-    return sum(F.cross_entropy(z_BB, label_B) for z_BB in logits) / 2
+    gallery_BB, probe_BB = (scale * rows_BD @ prototype_BD.T for rows_BD in (gallery_BD, probe_BD))
+    return (F.cross_entropy(gallery_BB, label_B) + F.cross_entropy(probe_BB, label_B)) / 2
 
 
 def domain_alignment(gallery_BD, probe_BD, domain_B, scale=64.0):

@@ -147,6 +147,11 @@ def _split_gradient(backbone, parameters, train, test, alpha, gamma, order, loss
     return gradient, {**vars(terms), **tested}, norms
 
 
+def _by_name(logs):
+    """Dicts of one tensor a split -> one dict of (splits,)."""
+    return {name: torch.stack([log[name].detach() for log in logs]) for name in logs[0]}
+
+
 def meta_gradient(
     backbone: nn.Module,
     splits: Iterable,
@@ -158,7 +163,7 @@ def meta_gradient(
     losses: MfrLosses | None = None,
     batch_norm: str = "batch",
 ) -> MetaGradient:
-    """The gradient of one meta-batch: the mean over `splits` of gamma * grad L_S + (1 - gamma) * d L_T(theta') / d theta.
+    """The gradient of one meta-batch: the mean over splits of gamma * grad L_S + (1 - gamma) * d L_T(theta') / d theta.
 
     `splits`: (train, test) pairs with .gallery_B3HW, .probe_B3HW, .domain_B as PairBatch has them; read one at a time.
     `alpha` >= 0: inner step size. `gamma` in [0, 1]: weight of meta-train. `order`: 2 is exact, 1 leaves out the
@@ -190,7 +195,5 @@ def meta_gradient(
     if total is None:
         raise ValueError("want at least one split, got none")
     mean = {name: value / len(logs) for name, value in zip(parameters, total, strict=True)}
-    split_losses, split_norms = (
-        {name: torch.stack([log[name].detach() for log in part]) for name in part[0]} for part in zip(*logs, strict=True)
-    )
-    return MetaGradient(mean, split_losses, split_norms)
+    values, norms = zip(*logs, strict=True)
+    return MetaGradient(mean, _by_name(values), _by_name(norms))

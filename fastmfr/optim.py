@@ -8,7 +8,7 @@ from torch import nn
 
 
 def sgd(parameters, momentum, weight_decay):
-    """SGD as both stages use it; the rate is set before each step. BatchNorm, PReLU and biases are not decayed apart."""
+    """SGD as both stages use it, over all that is trained, weight decay included; the rate is set before each step."""
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.optim.SGD(wanted, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 

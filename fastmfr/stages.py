@@ -15,7 +15,6 @@ from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
 from fastmfr.optim import apply_gradient, meta_rates, pretrain_rate, set_rate, sgd
-from fastmfr.runtime import fast_layout
 from fastmfr.sampler import GroupedDomainSampler
 
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
@@ -79,7 +78,8 @@ def pretrain(backbone, sources, config, device, logbook, checkpoints):
             loss = loss_B.mean().item()  # the step's one synchronisation, after all of its work is queued
             if not math.isfinite(loss):
                 raise NonFiniteLoss(_blame_rows(loss_B, pairs, sources, step))
-            speed, wait = meter.step(step + 1, (step + 1 - first) * batch_images, stream.wait_seconds, f"· loss {loss:.3f}")
+            seen = (step + 1 - first) * batch_images
+            speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {loss:.3f}")
             logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, both, optimizer)
@@ -128,7 +128,7 @@ def meta_train(backbone, sources, config, device, logbook, checkpoints, on_step=
             gradient_norm = torch.stack([value.norm() for value in result.grad.values()]).norm()
             values = {name: value.double().mean() for name, value in {**result.losses, **result.norms}.items()}
             seen = (step + 1 - first) * batch_images * domains
-            speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"· loss {values['total_test']:.3f}")
+            speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {values['total_test']:.3f}")
             logbook.record(
                 "meta", step, loss=values["total_test"], gradient_norm=gradient_norm, **values, **vars(rates),
                 learning_rate=rates.beta, images_per_second=speed, data_wait=wait,
@@ -151,7 +151,8 @@ def _split(image_B3HW, pairs):
     halves = []
     for pair, images in zip(pairs, image_B3HW.split([2 * len(pair.domain) for pair in pairs]), strict=True):
         domain_B = torch.from_numpy(pair.domain).to(images.device)
-        halves.append(PairBatch(*map(_channels_last, images.chunk(2)), domain_B))
+        gallery_B3HW, probe_B3HW = map(_channels_last, images.chunk(2))
+        halves.append(PairBatch(gallery_B3HW, probe_B3HW, domain_B))
     return tuple(halves)
 
 
@@ -178,7 +179,7 @@ def _refuse_non_finite(result, sources, step):
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"{name} is not finite at meta step {step}, in the split that leaves out {domain.name}; the state "
-                    "before is in checkpoints/. Lower meta.alpha and meta.beta, or the weight of the loss that is largest"
+                    "before is in checkpoints/. Lower meta.alpha and meta.beta, or the largest loss's weight"
                 )
 
 
@@ -194,6 +195,6 @@ def _warn_of_imbalance(records, alpha, settings, logbook):
     ratio = float(np.mean([record["alpha_hv_over_v"] for record in records]))
     if ratio > 1:
         logbook.warn(
-            f"the second-order term is {ratio:.1f} times the first-order one, so the look-ahead is no small step; lower "
-            f"--meta.alpha (now {alpha:g}) until alpha |Hv| / |v| is about 0.1 to 0.3"
+            f"the second-order term is {ratio:.1f} times the first-order one, so the look-ahead is no small step; "
+            f"lower --meta.alpha (now {alpha:g}) until alpha |Hv| / |v| is about 0.1 to 0.3"
         )

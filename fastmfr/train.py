@@ -115,11 +115,12 @@ def _made(paths, config, logbook):
     if not wanted:
         return paths
     settings = config.data.synthetic
+    kept = Path(settings.folder) / f"{settings.identities}x{settings.images}-{settings.size}px"
     total = len(wanted) * settings.identities * settings.images
     with logbook.progress("making faces", 0, total) as meter:
         made = synthetic.make(
-            settings.folder, domains=tuple(wanted), identities=settings.identities, images=settings.images,
-            size=settings.size, progress=lambda done, _: meter.step(done, done, 0.0),
+            kept, domains=tuple(wanted), identities=settings.identities, images=settings.images,
+            size=settings.size, progress=lambda done, _: meter.step(done, done),
         )  # fmt: skip
     return {
         name: str(made[path.removeprefix(SYNTHETIC)]) if path.startswith(SYNTHETIC) else path
@@ -139,7 +140,8 @@ def _draw_domains(sources, targets, config, folder, people=5, images=2):
             for image in range(first, min(end, first + images))
         ]
         request = np.zeros(len(numbers), np.int64), np.array(numbers)
-        with ImageStream([domain], lambda _, request=request: request, look, batch_images=len(numbers), last=1) as stream:
+        ask = lambda _, request=request: request  # noqa: E731
+        with ImageStream([domain], ask, look, batch_images=len(numbers), last=1) as stream:
             grey_B3HW = next(stream)[1] * look.std + look.mean
         rows[name] = grey_B3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).numpy()
     contact_sheet(rows, folder / "domains.png")

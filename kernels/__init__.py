@@ -1,4 +1,4 @@
-"""Fused operations of fastmfr. The Triton kernels take their places here, behind these names, with a reference beside each.
+"""Fused operations of fastmfr; each Triton kernel takes its place here, behind these names, beside its reference.
 
 Knows torch and triton, and nothing of fastmfr.
 """

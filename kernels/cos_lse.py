@@ -10,7 +10,7 @@ import torch
 
 
 def cos_lse_ref(unit_BD, unit_CD, label_B, scale):
-    """(log_sum_B, cos_true_B) in plain PyTorch; differentiable any number of times. Labels of -1 count as identity 0."""
+    """(log_sum_B, cos_true_B) in plain PyTorch; differentiable any number of times. Label -1 counts as identity 0."""
     cos_BC = unit_BD @ unit_CD.T
     true_B1 = label_B.clamp_min(0).long().unsqueeze(1)
     # A finite floor, not -inf: with a single identity the sum is empty, and -inf would make its gradient NaN.

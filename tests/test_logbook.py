@@ -50,7 +50,7 @@ def test_without_a_terminal_a_line_comes_at_every_tenth(tmp_path):
     with logbook(tmp_path) as book:
         with book.progress("pretrain", 0, 30) as meter:
             for step in range(30):
-                speed, wait = meter.step(step + 1, (step + 1) * 8, waited=0.0, note="· loss 1.0")
+                speed, wait = meter.step(step + 1, (step + 1) * 8, waited=0.0, note="loss 1.0")
         lines = book.console.file.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[-1].startswith("pretrain 30/30 · 0 s left · ")
@@ -62,6 +62,6 @@ def test_without_a_terminal_a_line_comes_at_every_tenth(tmp_path):
 def test_on_a_terminal_there_is_a_bar(tmp_path):
     with logbook(tmp_path, force_terminal=True) as book, book.progress("meta", 1, 3) as meter:
         for step in (1, 2):
-            meter.step(step + 1, step * 8, 0.0)
+            meter.step(step + 1, step * 8)
         text = book.console.file.getvalue()
     assert "meta" in text

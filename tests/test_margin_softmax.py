@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from fastmfr.kernels import ArcFace, Combined, CosFace, cos_lse, margin_softmax
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.kernels import ArcFace, Combined, CosFace, cos_lse, margin_softmax
 
 MARGINS = [CosFace(0.35), ArcFace(0.5), Combined(1.0, 0.3, 0.2), Combined(0.9, 0.4, 0.15)]
 
@@ -22,7 +22,7 @@ def inputs(B=6, C=9, D=5, dtype=torch.float64):
 
 
 def textbook(embedding, weight, label, margin, scale):
-    """acos, add the margin to the angle, cos, cross entropy; without the turn-over past pi that no input here reaches."""
+    """acos, add the margin to the angle, cos, cross entropy; no input here reaches the turn-over past pi."""
     cos = F.normalize(embedding) @ F.normalize(weight).T
     theta = torch.acos(cos.clamp(-1 + 1e-12, 1 - 1e-12))
     m1, m2, m3 = {

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("fastmfr", "kernels", "csrc", "bench", "tests")
+FOLDERS = ("fastmfr", "kernels", "csrc", "bench")
 COMMENT = {".cpp": "//", ".hpp": "//", ".yaml": "#"}
 ROW = "{:<24} {}"
 
 
 def caption(path):
-    """The first sentence of a file: of its docstring, or of the comment it starts with; of a folder, of its __init__."""
+    """The first sentence of a file, in its docstring or the comment it starts with; of a folder, of its __init__."""
     if path.is_dir():
         path = path / "__init__.py"
     if path.suffix == ".py":
@@ -34,17 +34,16 @@ def tree():
         for path in sorted((ROOT / folder).iterdir(), key=lambda path: (path.is_dir(), path.name)):
             if path.is_dir() and (path / "__init__.py").exists():
                 lines.append(ROW.format(f"  {path.name}/", caption(path)))
-            elif path.with_suffix(".hpp") != path and path.with_suffix(".hpp").exists():
+            elif path.suffix == ".hpp" and path.with_suffix(".cpp").exists():
+                continue  # told with its .cpp
+            elif path.with_suffix(".hpp").exists() and path.suffix == ".cpp":
                 lines.append(ROW.format(f"  {path.stem}.hpp .cpp", caption(path.with_suffix(".hpp"))))
-            elif path.suffix in (".py", ".cpp") or path.suffix == ".hpp" and not path.with_suffix(".cpp").exists():
-                if folder != "tests" and path.name != "__init__.py":
-                    lines.append(ROW.format(f"  {path.name}", caption(path)))
+            elif path.suffix in (".py", ".cpp", ".hpp") and path.name != "__init__.py":
+                lines.append(ROW.format(f"  {path.name}", caption(path)))
         if folder == "fastmfr":
             for path in sorted((ROOT / folder / "recipes").glob("*.yaml")):
                 lines.append(ROW.format(f"  recipes/{path.name}", caption(path)))
-        if folder == "tests":
-            lines[-1] = ROW.format("tests/", "one file a module; CPU only unless marked gpu")
-    return "\n".join(lines)
+    return "\n".join([*lines, ROW.format("tests/", "one file a module; CPU only unless marked gpu")])
 
 
 def test_the_tree_is_true():
@@ -54,7 +53,7 @@ def test_the_tree_is_true():
 def test_every_file_in_the_tree_has_a_caption():
     for line in tree().splitlines():
         if line.startswith("  "):
-            assert len(line.split(None, 1)) == 2, f"{line.strip()} has no docstring or first comment to take a caption from"
+            assert len(line.split(None, 1)) == 2, f"{line.strip()} has no docstring or first comment"
 
 
 def test_the_commands_it_names_exist():

@@ -18,7 +18,8 @@ DOMAINS = ("studio", "street", "nir")
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     """{domain: path} of small procedural domains, made once for all tests of this file."""
-    return synthetic.make(tmp_path_factory.mktemp("faces"), domains=DOMAINS, identities=24, images=6, size=32, workers=1)
+    root = tmp_path_factory.mktemp("faces")
+    return synthetic.make(root, domains=DOMAINS, identities=40, images=8, size=32, workers=1)
 
 
 @pytest.fixture
@@ -26,9 +27,10 @@ def small(faces, tmp_path):
     """Arguments of a run of seconds; later arguments win."""
     domains = [word for name in DOMAINS[:2] for word in (f"--data.sources.{name}", str(faces[name]))]
     return [
-        f"--folder={tmp_path / 'runs'}", *domains, "--data.targets.nir", str(faces["nir"]), "--threads=1", "--data.threads=1",
-        "--data.size=32", "--model.width=0.125", "--pretrain.steps=6", "--pretrain.batch_identities=8",
-        "--pretrain.warmup=2", "--meta.steps=3", "--meta.batch_identities=6", "--save_every=2",
+        f"--folder={tmp_path / 'runs'}", *domains, "--data.targets.nir", str(faces["nir"]), "--threads=1",
+        "--data.threads=1", "--data.size=32", "--model.width=0.125", "--pretrain.steps=6",
+        "--pretrain.batch_identities=8", "--pretrain.warmup=2", "--meta.steps=3", "--meta.batch_identities=6",
+        "--save_every=2",
     ]  # fmt: skip
 
 
@@ -45,7 +47,9 @@ def records(folder, stage):
 @pytest.mark.slow
 def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     held_out = ["--data.targets.studio", str(faces["studio"]), "--data.holdout=0.5"]
-    assert main([*small, *held_out, "--pretrain.steps=120", "--pretrain.batch_identities=16", "--pretrain.scale=16"]) == 0
+    longer = ["--pretrain.steps=200", "--pretrain.batch_identities=16", "--pretrain.scale=16",
+              "--pretrain.learning_rate=0.05", "--pretrain.warmup=20"]  # fmt: skip
+    assert main([*small, *held_out, *longer]) == 0
     folder = only_run(tmp_path)
     loss = [record["loss"] for record in records(folder, "pretrain")]
     assert np.mean(loss[-10:]) < 0.6 * np.mean(loss[:10])
@@ -54,7 +58,7 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     assert not targets["studio"]["unseen"]
     for model in ("base", "mfr"):
         assert targets["studio"]["models"][model]["auc"] > 0.75  # chance is 0.5
-        assert targets["studio"]["models"][model]["identities"] == 12  # the half that was held out
+        assert targets["studio"]["models"][model]["identities"] == 20  # the half that was held out
     for name in ("config.yaml", "environment.json", "report.html", "roc.png", "training.png", "domains.png",
                  "base.safetensors", "mfr.safetensors"):  # fmt: skip
         assert (folder / name).stat().st_size > 0

@@ -13,6 +13,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from fastmfr.config.sections import Config
 
+DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
+Without arguments: procedural faces, about three minutes on two CPU cores."""
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -62,7 +64,7 @@ def parse(argv, *, prog="python -m fastmfr.train", default="quickstart") -> tupl
     show = "--print_config" in argv  # jsonargparse has its own meaning for the word, bound to its own --config
     argv = [word for word in argv if word != "--print_config"]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=sys.modules["__main__"].__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", default=default, help="a recipe: a name of the package's, or a .yaml file")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
     parser.add_argument("--print_config", action="store_true", help="print all settings as a recipe, and stop")

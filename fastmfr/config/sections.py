@@ -22,7 +22,7 @@ class Synthetic:
     """How the procedural faces of a path like `synthetic:studio` are made."""
 
     folder: str = "data/synthetic"
-    """where they are kept and found again"""
+    """where they are kept and found again, by people x images and size"""
     identities: int = 120
     """people in each domain"""
     images: int = 10
