@@ -46,7 +46,7 @@ class Logbook:
             self._board.add_scalar(f"{stage}/{name}", value, step)
 
     def rewind(self, stage, step):
-        """Drops what was recorded of `stage` from `step` on, and cut lines, so that a resumed run records it once."""
+        """Drops what was recorded of `stage` (and of stage/...) from `step` on, so that a resumed run records it once."""
         if not self.path.exists():
             return
         kept = []
@@ -55,7 +55,7 @@ class Logbook:
                 record = json.loads(line)
             except ValueError:  # the line a kill cut short
                 continue
-            if record["stage"] != stage or record["step"] < step:
+            if record["stage"].split("/")[0] != stage or record["step"] < step:
                 kept.append(line + "\n")
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept))

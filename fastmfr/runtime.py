@@ -22,6 +22,9 @@ def settle(seed: int, threads: int):
     """Seeds torch and sets its CPU threads (0: all cores). Batches need neither: they are drawn by (seed, step)."""
     torch.manual_seed(seed)
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    # MKL picks the code of exp and log at their first call. Made by two threads at once, that call is a race whose
+    # result differs in the last bit from run to run, and a training run then goes its own way: so it is made here.
+    torch.zeros(1024).exp().log()
 
 
 def fast_layout(network: torch.nn.Module, device) -> torch.nn.Module:

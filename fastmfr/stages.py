@@ -48,8 +48,11 @@ def _images(*pairs):
     return np.concatenate(domain), np.concatenate(image)
 
 
-def pretrain(backbone, sources, config, device, logbook, checkpoints):
-    """Trains the backbone, in place, to tell all identities of all sources apart."""
+def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
+    """Trains the backbone, in place, to tell all identities of all sources apart.
+
+    `watch(steps done)` is called after each step. Returns the images that were bad, {key: reason}.
+    """
     settings = config.pretrain
     sampler = _sampler(sources, config, settings.batch_identities)
     margin = make_margin(settings.margin, settings.margin_values)
@@ -83,11 +86,12 @@ def pretrain(backbone, sources, config, device, logbook, checkpoints):
             logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, both, optimizer)
+            watch(step + 1)
     return stream.bad
 
 
-def meta_train(backbone, sources, config, device, logbook, checkpoints, on_step=lambda step: None):
-    """Trains the backbone, in place, by MFR: one optimizer step a meta-batch. `on_step(steps done)` follows each."""
+def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
+    """Trains the backbone, in place, by MFR, one optimizer step a meta-batch. `watch`, the result: as in `pretrain`."""
     settings, domains = config.meta, len(sources.domains)
     if domains < 2:
         raise ValueError(
@@ -138,7 +142,7 @@ def meta_train(backbone, sources, config, device, logbook, checkpoints, on_step=
                 _warn_of_imbalance(shares, rates.alpha, settings, logbook)
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, backbone, optimizer)
-            on_step(step + 1)
+            watch(step + 1)
     return stream.bad
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,18 +71,37 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
             load_weights(backbone, weights)
         else:
             with _timed(seconds, stage):
-                bad |= train(backbone, sources, config, device, logbook, Checkpoints(folder / "checkpoints", stage))
+                watch = partial(_watch, stage, backbone, targets, config, device, logbook)
+                states = Checkpoints(folder / "checkpoints", stage)
+                bad |= train(backbone, sources, config, device, logbook, states, watch)
             save_weights(backbone, weights)
         with _timed(seconds, "evaluate"):
-            for name, target in targets.items():
-                scores = score_domain(backbone, target.domain, target.pairs, preprocess(config.data), device,
-                                      far=config.evaluate.far, batch_images=config.evaluate.batch_images)  # fmt: skip
+            for name, scores in _score(backbone, targets, config, device).items():
                 bad |= scores.pop("bad_images")
                 results["targets"][name]["models"][model] = scores
 
     results |= {"seconds": {stage: round(value, 1) for stage, value in seconds.items()}, "bad_images": bad}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     return results
+
+
+def _score(backbone, targets, config, device):
+    """{target name: score of the backbone on it}."""
+    settings = config.evaluate
+    return {
+        name: score_domain(backbone, target.domain, target.pairs, preprocess(config.data), device, far=settings.far,
+                           batch_images=settings.batch_images, threads=config.data.threads)
+        for name, target in targets.items()
+    }  # fmt: skip
+
+
+def _watch(stage, backbone, targets, config, device, logbook, steps):
+    """After `steps` steps of a stage: scores the targets and records it, if evaluate.every says so."""
+    if config.evaluate.every and steps % config.evaluate.every == 0:
+        for name, scores in _score(backbone, targets, config, device).items():
+            figures = {far: found["tar"] for far, found in scores["tar_at_far"].items() if "tar" in found}
+            tar = {f"tar_at_far_{far}": value for far, value in figures.items()}
+            logbook.record(f"{stage}/{name}", steps - 1, rank1=scores["rank1"], auc=scores["auc"], **tar)
 
 
 def open_protocol(protocol: Protocol, config: Config, logbook: Logbook) -> tuple[Joint, dict[str, Target]]:

@@ -27,6 +27,7 @@ def test_rewinding_drops_later_steps_of_that_stage_and_cut_lines(tmp_path):
         for step in range(4):
             book.record("pretrain", step, loss=1)
             book.record("meta", step, loss=1)
+        book.record("meta/nir", 2, auc=1)
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"stage": "meta", "st')
         book.rewind("meta", 2)

@@ -101,6 +101,17 @@ def test_every_meta_step_logs_what_is_needed_to_judge_it(small, tmp_path):
         assert isinstance(lines[0][name], float), name
 
 
+def test_targets_can_be_scored_on_the_way(small, tmp_path):
+    assert main([*small, "--evaluate.every=2"]) == 0
+    folder = only_run(tmp_path)
+    for stage, steps in (("pretrain/nir", [1, 3, 5]), ("meta/nir", [1])):
+        lines = records(folder, stage)
+        assert [line["step"] for line in lines] == steps
+        assert all(0 <= line[name] <= 1 for line in lines for name in ("auc", "rank1", "tar_at_far_0.01"))
+    final = json.loads((folder / "results.json").read_text())["targets"]["nir"]["models"]["base"]
+    assert records(folder, "pretrain/nir")[-1]["auc"] == pytest.approx(final["auc"])
+
+
 def test_warns_when_one_loss_does_nearly_all_the_pulling(small, tmp_path, capsys):
     assert main([*small, "--meta.steps=5", "--meta.hard_pair=1000"]) == 0
     text = " ".join(capsys.readouterr().out.split())

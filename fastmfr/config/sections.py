@@ -186,7 +186,7 @@ class Evaluate:
     batch_images: int = 256
     """images embedded at once"""
     every: int = 0
-    """meta steps between evaluations on the way; 0 scores at the end only"""
+    """steps between scores taken on the way; 0 scores at the end of each stage only"""
 
     def __post_init__(self):
         _require(self.far and all(0 < f < 1 for f in self.far), f"want evaluate.far in (0, 1), got {self.far}")

@@ -1,0 +1,62 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastmfr.runtime import device_for, environment, fast_layout, settle
+
+FIRST_EXP = """
+import hashlib, torch
+from fastmfr.runtime import settle
+settle(0, 2)
+x = torch.randn(128, 600)
+print(hashlib.md5(torch.logsumexp(x, 1).numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_first_logarithm_of_a_process_is_the_same_in_every_process():
+    """With two threads and without `settle`, 7 of 16 processes differed from the rest in the last bit."""
+    waiting = [subprocess.Popen([sys.executable, "-c", FIRST_EXP], stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    assert len({process.communicate()[0] for process in waiting}) == 1
+    assert all(process.returncode == 0 for process in waiting)
+
+
+def test_seeds_and_threads():
+    threads = torch.get_num_threads()
+    settle(5, 2)
+    first = torch.rand(3)
+    assert torch.get_num_threads() == 2
+    settle(5, threads)
+    assert torch.equal(first, torch.rand(3))
+    assert torch.get_num_threads() == threads
+
+
+def test_auto_takes_what_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_for("auto") == device_for("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="use --device cpu or auto"):
+        device_for("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_for("auto") == device_for("cuda") == torch.device("cuda")
+    assert device_for("cpu") == torch.device("cpu")
+
+
+def test_the_environment_names_hardware_versions_and_commit():
+    record = json.loads(json.dumps(environment()))
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["fastmfr"]
+    assert record["cores"] >= 1
+    assert record["cpu"]
+    assert {"commit", "gpu", "python", "threads"} <= set(record)
+
+
+def test_the_fast_layout_keeps_the_numbers():
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 3)
+    before = network.weight.detach().clone()
+    network = fast_layout(network, "cpu")
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(network.weight, before)
