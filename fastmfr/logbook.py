@@ -46,7 +46,7 @@ class Logbook:
             self._board.add_scalar(f"{stage}/{name}", value, step)
 
     def rewind(self, stage, step):
-        """Drops what was recorded of `stage` (and of stage/...) from `step` on, so that a resumed run records it once."""
+        """Drops what was recorded of `stage` and `stage/...` from `step` on, so that a resumed run records it once."""
         if not self.path.exists():
             return
         kept = []

@@ -34,6 +34,22 @@ def _sampler(sources, config, batch_identities, **options):
     return GroupedDomainSampler(offsets, batch_identities, config.seed, single=config.data.single, **options)
 
 
+def check_batches(sources, config):
+    """Raises ValueError, before anything is trained, where a stage that is to run could not draw its batches."""
+    domains, meta = sources.domains, config.meta
+    if config.pretrain.steps:
+        _sampler(sources, config, config.pretrain.batch_identities)
+    if meta.steps and len(domains) < 2:
+        raise ValueError(
+            "meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
+            f"{domains[0].name}. Add sources, or set meta.steps to 0"
+        )
+    if meta.steps:
+        sampler = _sampler(sources, config, meta.batch_identities, per_domain=meta.per_domain)
+        for left_out in range(len(domains)):
+            sampler.split(0, left_out)
+
+
 def _stream(sources, config, requests, batch_images, device, first, last):
     return ImageStream(
         sources.domains, requests, preprocess(config.data), batch_images=batch_images, seed=config.seed,
@@ -93,11 +109,6 @@ def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lamb
 def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
     """Trains the backbone, in place, by MFR, one optimizer step a meta-batch. `watch`, the result: as in `pretrain`."""
     settings, domains = config.meta, len(sources.domains)
-    if domains < 2:
-        raise ValueError(
-            f"meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
-            f"{sources.domains[0].name}. Add sources, or set meta.steps to 0"
-        )
     sampler = _sampler(sources, config, settings.batch_identities, per_domain=settings.per_domain)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = checkpoints.resume(backbone, optimizer)

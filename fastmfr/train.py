@@ -25,7 +25,7 @@ from fastmfr.logbook import Logbook
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
 from fastmfr.report import contact_sheet, final_table, write_report
 from fastmfr.runtime import device_for, environment, fast_layout, settle
-from fastmfr.stages import NonFiniteLoss, meta_train, preprocess, pretrain
+from fastmfr.stages import NonFiniteLoss, check_batches, meta_train, preprocess, pretrain
 
 SYNTHETIC = "synthetic:"
 
@@ -49,6 +49,7 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     with _timed(seconds, "data"):
         protocol = Protocol(config.data.sources, config.data.targets)
         sources, targets = open_protocol(protocol, config, logbook)
+        check_batches(sources, config)
         _draw_domains(sources, targets, config, folder)
     backbone = build(config.model.name, config.model.embedding, width=config.model.width,
                      image_size=config.data.size, dropout=config.model.dropout)  # fmt: skip
@@ -106,8 +107,11 @@ def _watch(stage, backbone, targets, config, device, logbook, steps):
 
 def open_protocol(protocol: Protocol, config: Config, logbook: Logbook) -> tuple[Joint, dict[str, Target]]:
     """Source domains joined under one set of labels, and targets by name; people held out are in one or the other."""
-    paths = _made({**protocol.sources, **protocol.targets}, config, logbook)
-    domains = {name: open_domain(path, name) for name, path in paths.items()}
+    paths = {**protocol.sources, **protocol.targets}
+    real = {name: path for name, path in paths.items() if not path.startswith(SYNTHETIC)}
+    domains = {name: open_domain(path, name) for name, path in real.items()}  # first: a wrong path is told at once
+    made = _make({name: path for name, path in paths.items() if name not in real}, config, logbook)
+    domains |= {name: open_domain(path, name) for name, path in made.items()}
     scored = dict(domains)
     for name in protocol.held_out:
         train_people, scored_people = hold_out(domains[name].identities, config.data.holdout, config.seed)
@@ -126,26 +130,22 @@ def open_protocol(protocol: Protocol, config: Config, logbook: Logbook) -> tuple
     return sources, targets
 
 
-def _made(paths, config, logbook):
-    """The paths with every synthetic:DOMAIN made, or found made before."""
-    wanted = [path.removeprefix(SYNTHETIC) for path in paths.values() if path.startswith(SYNTHETIC)]
-    for name in wanted:
-        if name not in synthetic.DOMAINS:
-            raise ValueError(f"there is no synthetic domain {name!r}; want one of {', '.join(synthetic.DOMAINS)}")
+def _make(paths, config, logbook):
+    """{name: folder} for {name: "synthetic:DOMAIN"}: made now, or found made before with the same settings."""
+    wanted = {name: path.removeprefix(SYNTHETIC) for name, path in paths.items()}
+    for domain in wanted.values():
+        if domain not in synthetic.DOMAINS:
+            raise ValueError(f"there is no synthetic domain {domain!r}; want one of {', '.join(synthetic.DOMAINS)}")
     if not wanted:
-        return paths
+        return {}
     settings = config.data.synthetic
     kept = Path(settings.folder) / f"{settings.identities}x{settings.images}-{settings.size}px"
-    total = len(wanted) * settings.identities * settings.images
-    with logbook.progress("making faces", 0, total) as meter:
+    with logbook.progress("making faces", 0, len(wanted) * settings.identities * settings.images) as meter:
         made = synthetic.make(
-            kept, domains=tuple(wanted), identities=settings.identities, images=settings.images,
+            kept, domains=tuple(wanted.values()), identities=settings.identities, images=settings.images,
             size=settings.size, progress=lambda done, _: meter.step(done, done),
         )  # fmt: skip
-    return {
-        name: str(made[path.removeprefix(SYNTHETIC)]) if path.startswith(SYNTHETIC) else path
-        for name, path in paths.items()
-    }
+    return {name: made[domain] for name, domain in wanted.items()}
 
 
 def _draw_domains(sources, targets, config, folder, people=5, images=2):

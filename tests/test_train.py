@@ -151,10 +151,18 @@ def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, ca
     assert any("p3/1.png" in key for key in json.loads((only_run(tmp_path) / "results.json").read_text())["bad_images"])
 
 
+@pytest.mark.parametrize("batch", ["--pretrain.batch_identities=100", "--meta.batch_identities=100"])
+def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_trained(small, tmp_path, capsys, batch):
+    assert main([*small, batch]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "domain 'studio' has 40 identities" in text
+    assert "lower batch_identities" in text
+    assert not (only_run(tmp_path) / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(("argv", "words"), [
     (["--data.targets.x=/nowhere/at/all"], "/nowhere/at/all"),
     (["--data.sources.studio=synthetic:studo"], "no synthetic domain 'studo'"),
-    (["--meta.batch_identities=100"], "studio"),
     (["--model.name=resnet"], "got 'resnet'"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_a_sentence(small, capsys, argv, words):
