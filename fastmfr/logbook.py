@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, a progress bar with ETA, and sentences."""
+"""What a run says while it runs: metrics.jsonl, bad_images.tsv, TensorBoard, a progress bar with ETA, and sentences."""
 
 import json
 import math
@@ -19,6 +19,9 @@ class Logbook:
         self.path = folder / "metrics.jsonl"
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._warned = set()
+        self._bad_path = folder / "bad_images.tsv"
+        lines = self._bad_path.read_text().splitlines() if self._bad_path.exists() else []
+        self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
     def __enter__(self):
         return self
@@ -35,6 +38,14 @@ class Logbook:
         if once is None or once not in self._warned:
             self._warned.add(once)
             self.console.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
+
+    def note_bad(self, bad):
+        """Appends images that could not be read, {key: reason}, to bad_images.tsv; each once, also over a resume."""
+        new = {key: " ".join(reason.split()) for key, reason in bad.items() if key not in self.bad}
+        if new:
+            self.bad |= new
+            with self._bad_path.open("a") as file:
+                file.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
 
     def record(self, stage, step, **values):
         """One line of metrics.jsonl and one point a value in TensorBoard. NaN and infinities are written as null."""

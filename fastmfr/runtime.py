@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("fastmfr", "torch", "triton", "nvidia-dali-cuda130", "numpy")
+PACKAGES = ("fastmfr", "triton", "nvidia-dali-cuda130", "numpy")
 
 
 def device_for(wanted: str) -> torch.device:
@@ -34,7 +34,7 @@ def fast_layout(network: torch.nn.Module, device) -> torch.nn.Module:
 
 def environment() -> dict:
     """What a number must be read beside: commit, versions, hardware. Plain types, for JSON."""
-    versions = {}
+    versions: dict[str, str | None] = {"torch": str(torch.__version__)}  # with its +cpu or +cu130, which metadata lacks
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

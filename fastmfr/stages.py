@@ -67,7 +67,7 @@ def _images(*pairs):
 def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
     """Trains the backbone, in place, to tell all identities of all sources apart.
 
-    `watch(steps done)` is called after each step. Returns the images that were bad, {key: reason}.
+    `watch(steps done)` is called after each step.
     """
     settings = config.pretrain
     sampler = _sampler(sources, config, settings.batch_identities)
@@ -99,15 +99,15 @@ def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lamb
                 raise NonFiniteLoss(_blame_rows(loss_B, pairs, sources, step))
             seen = (step + 1 - first) * batch_images
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {loss:.3f}")
+            logbook.note_bad(stream.bad)
             logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, both, optimizer)
             watch(step + 1)
-    return stream.bad
 
 
 def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
-    """Trains the backbone, in place, by MFR, one optimizer step a meta-batch. `watch`, the result: as in `pretrain`."""
+    """Trains the backbone, in place, by MFR, one optimizer step a meta-batch; `watch` as in `pretrain`."""
     settings, domains = config.meta, len(sources.domains)
     sampler = _sampler(sources, config, settings.batch_identities, per_domain=settings.per_domain)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
@@ -144,6 +144,7 @@ def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=la
             values = {name: value.double().mean() for name, value in {**result.losses, **result.norms}.items()}
             seen = (step + 1 - first) * batch_images * domains
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {values['total_test']:.3f}")
+            logbook.note_bad(stream.bad)
             logbook.record(
                 "meta", step, loss=values["total_test"], gradient_norm=gradient_norm, **values, **vars(rates),
                 learning_rate=rates.beta, images_per_second=speed, data_wait=wait,
@@ -154,7 +155,6 @@ def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=la
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, backbone, optimizer)
             watch(step + 1)
-    return stream.bad
 
 
 def _channels_last(image_B3HW):

@@ -59,7 +59,6 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     results = {"recipe": config.recipe, "sources": [domain.name for domain in sources.domains], "targets": {}}
     for name, target in targets.items():
         results["targets"][name] = {"unseen": target.unseen, "models": {}}
-    bad = {}
 
     for stage, model, train, steps in (
         ("pretrain", "base", pretrain, config.pretrain.steps),
@@ -74,32 +73,33 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
             with _timed(seconds, stage):
                 watch = partial(_watch, stage, backbone, targets, config, device, logbook)
                 states = Checkpoints(folder / "checkpoints", stage)
-                bad |= train(backbone, sources, config, device, logbook, states, watch)
+                train(backbone, sources, config, device, logbook, states, watch)
             save_weights(backbone, weights)
         with _timed(seconds, "evaluate"):
-            for name, scores in _score(backbone, targets, config, device).items():
-                bad |= scores.pop("bad_images")
+            for name, scores in _score(backbone, targets, config, device, logbook).items():
                 results["targets"][name]["models"][model] = scores
 
-    results |= {"seconds": {stage: round(value, 1) for stage, value in seconds.items()}, "bad_images": bad}
+    results |= {"seconds": {stage: round(value, 1) for stage, value in seconds.items()}, "bad_images": logbook.bad}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     return results
 
 
-def _score(backbone, targets, config, device):
+def _score(backbone, targets, config, device, logbook):
     """{target name: score of the backbone on it}."""
-    settings = config.evaluate
-    return {
-        name: score_domain(backbone, target.domain, target.pairs, preprocess(config.data), device, far=settings.far,
-                           batch_images=settings.batch_images, threads=config.data.threads)
-        for name, target in targets.items()
-    }  # fmt: skip
+    settings, scores = config.evaluate, {}
+    for name, target in targets.items():
+        scores[name] = score_domain(
+            backbone, target.domain, target.pairs, preprocess(config.data), device,
+            far=settings.far, batch_images=settings.batch_images, threads=config.data.threads,
+        )  # fmt: skip
+        logbook.note_bad(scores[name].pop("bad_images"))
+    return scores
 
 
 def _watch(stage, backbone, targets, config, device, logbook, steps):
     """After `steps` steps of a stage: scores the targets and records it, if evaluate.every says so."""
     if config.evaluate.every and steps % config.evaluate.every == 0:
-        for name, scores in _score(backbone, targets, config, device).items():
+        for name, scores in _score(backbone, targets, config, device, logbook).items():
             figures = {far: found["tar"] for far, found in scores["tar_at_far"].items() if "tar" in found}
             tar = {f"tar_at_far_{far}": value for far, value in figures.items()}
             logbook.record(f"{stage}/{name}", steps - 1, rank1=scores["rank1"], auc=scores["auc"], **tar)
@@ -198,8 +198,10 @@ def main(argv=None) -> int:
             logbook.say(f"stopped; go on with: python -m fastmfr.train --resume {folder}")
             return 130
         logbook.console.print(final_table(results))
-        for key, reason in results["bad_images"].items():
-            logbook.warn(f"{key} was replaced: {reason}")
+        if bad := results["bad_images"]:
+            some = "; ".join(f"{key} ({reason})" for key, reason in list(bad.items())[:3])
+            logbook.warn(f"unreadable images, for which others stood in: {len(bad)}, all listed in "
+                         f"{folder / 'bad_images.tsv'}: {some}{' ...' if len(bad) > 3 else ''}")
         logbook.say(f"report    {page}")
     return 0
 

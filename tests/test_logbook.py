@@ -37,6 +37,16 @@ def test_rewinding_drops_later_steps_of_that_stage_and_cut_lines(tmp_path):
     assert [step for stage, step in kept if stage == "meta"] == [0, 1, 2]
 
 
+def test_a_bad_image_is_noted_once_also_over_a_resume(tmp_path):
+    with logbook(tmp_path) as book:
+        book.note_bad({"a/1.jpg": "cut\nshort"})
+        book.note_bad({"a/1.jpg": "cut\nshort", "b/2.jpg": "empty"})
+    with logbook(tmp_path) as book:
+        book.note_bad({"b/2.jpg": "empty", "c/3.jpg": "no picture"})
+        assert list(book.bad) == ["a/1.jpg", "b/2.jpg", "c/3.jpg"]
+    assert (tmp_path / "bad_images.tsv").read_text() == "a/1.jpg\tcut short\nb/2.jpg\tempty\nc/3.jpg\tno picture\n"
+
+
 def test_a_warning_of_one_kind_is_given_once(tmp_path):
     with logbook(tmp_path) as book:
         for _ in range(3):
