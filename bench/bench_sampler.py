@@ -1,49 +1,108 @@
-"""Grouped domain sampling: batches of 160 pairs (320 images) out of 10 domains, C++ beside vectorised NumPy."""
+"""Grouped domain sampling: batches of 160 pairs (320 images) out of 10 domains, C++ beside what others use.
 
-import numpy as np
+Everybody samples 5 million images. Peers that work in proportion to the identities draw fewer batches a call; every
+figure is per batch.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
 import pytest
+from peers_sampler import DOMAINS, MISSING, PAIRS, SAMPLERS, People
 
 from fastmfr.sampler import GroupedDomainSampler
 
-DOMAINS, PAIRS, IMAGES_EACH, STEPS = 10, 160, 50, 500
+IMAGES = 5_000_000
+BATCHES = {"ours": 5000, "numpy": 500, "python": 50, "MPerClassSampler": 5, "HierarchicalSampler": 5}
+SKIPPED = 20
+RESUME_AT = 1_000_000_000
 
 
-class NumpySampler:
-    """The same draw as most would write it: a permutation of the people kept for each domain and pass."""
+class Ours:
+    """fastmfr's sampler, as the peers are called."""
 
-    def __init__(self, offsets, pairs, seed):
-        self._rng = np.random.default_rng(seed)
-        self._offsets, self._each = list(offsets.values()), pairs // len(offsets)
-        self._left = [np.empty(0, np.int64)] * len(offsets)
+    def __init__(self, people, step=0):
+        self._sampler, self._step = GroupedDomainSampler(people.offsets, PAIRS, seed=0), step
 
     def batch(self):
-        domain = np.repeat(np.arange(len(self._offsets)), self._each)
-        identity = np.empty(len(domain), np.int64)
-        first = np.empty(len(domain), np.int64)
-        count = np.empty(len(domain), np.int64)
-        for d, offsets in enumerate(self._offsets):
-            if len(self._left[d]) < self._each:
-                self._left[d] = self._rng.permutation(len(offsets) - 1)
-            rows = slice(d * self._each, (d + 1) * self._each)
-            identity[rows], self._left[d] = np.split(self._left[d], [self._each])
-            first[rows], count[rows] = offsets[identity[rows]], offsets[identity[rows] + 1] - offsets[identity[rows]]
-        gallery = self._rng.integers(count)
-        probe = (gallery + 1 + self._rng.integers(count - 1)) % count
-        return domain, identity, first + gallery, first + probe
+        self._step += 1
+        return self._sampler.batch(self._step - 1)
+
+
+def drawn(sampler, batches):
+    """The sampler, after so many batches."""
+    for _ in range(batches):
+        sampler.batch()
+    return sampler
+
+
+def facts(people):
+    return {"identities": people.identities, "images": people.images, "domains": DOMAINS, "pairs": PAIRS,
+            "not_installed": MISSING}  # fmt: skip
+
+
+def people_of(identities):
+    people = People(identities, IMAGES)
+    assert len(people.offsets) == DOMAINS
+    assert len(people.label_N) == len(people.domain_N) == IMAGES  # made now, so outside what is timed
+    return people
 
 
 @pytest.mark.parametrize("identities", [100_000, 1_000_000])
 def test_batches(compare, identities):
-    offsets = {f"d{d}": np.arange(identities // DOMAINS + 1, dtype=np.int64) * IMAGES_EACH for d in range(DOMAINS)}
-    ours, numpy = GroupedDomainSampler(offsets, PAIRS, seed=0), NumpySampler(offsets, PAIRS, seed=0)
+    people = people_of(identities)
+    samplers = {name: sampler(people) for name, sampler in {"ours": Ours, **SAMPLERS}.items()}
+    calls = {name: partial(drawn, sampler, BATCHES[name]) for name, sampler in samplers.items()}
+    compare(calls.pop("ours"), calls, rounds=7, units=BATCHES, **facts(people))
 
-    def draw():
-        for step in range(STEPS):
-            ours.batch(step)
 
-    def draw_numpy():
-        for _ in range(STEPS):
-            numpy.batch()
+@pytest.mark.parametrize("identities", [100_000, 1_000_000])
+def test_first_batch(compare, identities):
+    """From the labels in memory to the first batch; and what the process has grown by then."""
+    people = people_of(identities)
+    calls = {name: lambda s=sampler: drawn(s(people), 1) for name, sampler in {"ours": Ours, **SAMPLERS}.items()}
+    memory = {name: grown_mib(name, identities) for name in calls}
+    compare(calls.pop("ours"), calls, rounds=3, warm=False, memory_mib=memory, **facts(people))
 
-    facts = {"identities": identities, "images": identities * IMAGES_EACH, "batches": STEPS, "pairs": PAIRS}
-    compare(draw, {"numpy": draw_numpy}, rounds=7, **facts)
+
+def test_resume(compare):
+    """A batch at step 1e9 from a fresh object. Peers cannot go there: they are made and skip 20 batches, no more."""
+    people = people_of(1_000_000)
+    calls = {name: lambda s=sampler: drawn(s(people), SKIPPED) for name, sampler in SAMPLERS.items()}
+    alone = []
+    for _ in range(9):
+        fresh = Ours(people, RESUME_AT)
+        start = time.perf_counter()
+        fresh.batch()
+        alone.append(time.perf_counter() - start)
+    compare(lambda: drawn(Ours(people, RESUME_AT), 1), calls, rounds=3, warm=False, our_step=RESUME_AT,
+            peers_skip=SKIPPED, our_draw_alone_seconds=statistics.median(alone), **facts(people))  # fmt: skip
+
+
+def grown_mib(name, identities):
+    """How much more memory a process of its own holds with this sampler and a batch drawn, in MiB.
+
+    Resident memory, for tracemalloc sees neither C++ nor what the allocator keeps.
+    """
+    done = subprocess.run([sys.executable, __file__, name, str(identities)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    name, identities = sys.argv[1:]
+    sampler_of = {"ours": Ours, **SAMPLERS}[name]
+    drawn(sampler_of(People(1000, 100_000)), 1)  # code and libraries are loaded
+    people = people_of(int(identities))
+    before = resident_mib()
+    sampler = drawn(sampler_of(people), 1)
+    print(round(resident_mib() - before, 1))

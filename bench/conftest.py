@@ -4,6 +4,8 @@ Timings of one machine drift, so contenders are never timed one after the other:
 round, and what counts is the median of the ratios within a round.
 """
 
+import multiprocessing
+import resource
 import statistics
 import time
 from datetime import datetime
@@ -39,45 +41,82 @@ def pytest_benchmark_update_json(output_json):
         row["stats"].pop("data", None)
 
 
+def cpu_seconds():
+    """CPU time so far of this process and of its children, those that ended and those at work."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    clocks = [~child.pid << 3 | 2 for child in multiprocessing.active_children()]  # as clock_getcpuclockid(3) has it
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(time.clock_gettime, clocks))
+
+
+def settled_cpu_seconds():
+    """`cpu_seconds` once all who run ahead have filled their queues: that work is due to the call that made room.
+
+    Looking on costs about 0.1 ms itself; whoever is still busy after two seconds is not waited for.
+    """
+    spent = cpu_seconds()
+    for _ in range(100):
+        time.sleep(0.02)
+        before, spent = spent, cpu_seconds()
+        if spent - before < 0.001:
+            break
+    return spent
+
+
+def seconds(function):
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    kept = function()  # noqa: F841  (freed when the clock has stopped)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def figures(mine, theirs, units):
+    """What is recorded of one contender, from its (seconds, CPU seconds) of every round; ratios are per unit."""
+    seconds, cpu = (statistics.median(column) / units for column in zip(*theirs, strict=True))
+    deciles = statistics.quantiles([turn[0] / units for turn in theirs], n=10)
+    ratios = [(wall / units / my_wall, cpu_time / units / my_cpu)
+              for (my_wall, my_cpu), (wall, cpu_time) in zip(mine, theirs, strict=True)]  # fmt: skip
+    times, cpu_times = (round(statistics.median(column), 3) for column in zip(*ratios, strict=True))
+    return {"median_seconds": seconds, "p20_p80_seconds": [deciles[1], deciles[7]], "median_cpu_seconds": cpu,
+            "times_ours": times, "cpu_times_ours": cpu_times}  # fmt: skip
+
+
 @pytest.fixture
 def compare(benchmark):
-    """compare(ours, peers={name: function}, rounds, **facts): times all in turn; the peers' figures go into extra_info.
+    """compare(ours, peers={name: function}, rounds, **facts): times all in turn; the figures go into extra_info.
 
-    For each peer: seconds (median and 20th to 80th percentile) and `times_ours`, the median over the rounds of its time
-    over ours. Raises nothing and asserts nothing: a bench holds speed, it does not judge it.
+    For each: seconds (median and 20th to 80th percentile), CPU seconds (median), `times_ours` and `cpu_times_ours`,
+    the medians over the rounds of its times over ours. `units` says how many units of work (batches, images) a call of
+    a contender does, 1 where it does not: then all figures are per unit. Without `warm` nobody has a call to warm up.
+    Raises nothing and asserts nothing: a bench holds speed, it does not judge it.
     """
 
-    def seconds(function):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    def run(ours, peers, rounds=10, **facts):
-        spent = {name: [] for name in (*peers, "ours")}
-        for function in (ours, *peers.values()):
-            function()  # warm: caches, allocators, lazy initialisation
+    def run(ours, peers, rounds=10, units=None, warm=True, **facts):
+        units = {"ours": 1} | (units or {})
+        spent = {name: [] for name in ("ours", *peers)}
+        for function in (ours, *peers.values()) if warm else ():
+            function()  # caches, allocators, lazy initialisation
 
         def in_turn():
             for name, peer in peers.items():
-                spent[name].append(seconds(peer))
+                begin = settled_cpu_seconds()
+                wall = seconds(peer)
+                spent[name].append((wall, settled_cpu_seconds() - begin))
+            spent["ours"].append((settled_cpu_seconds(),))
 
         def timed():
-            spent["ours"].append(seconds(ours))
+            spent["ours"][-1] += (seconds(ours),)
 
-        benchmark.pedantic(timed, setup=in_turn, rounds=rounds)
+        def after():
+            begin, wall = spent["ours"][-1]
+            spent["ours"][-1] = (wall, settled_cpu_seconds() - begin)
+
+        benchmark.pedantic(timed, setup=in_turn, teardown=after, rounds=rounds)
+        mine = [[figure / units["ours"] for figure in turn] for turn in spent["ours"]]
         benchmark.extra_info |= facts
-        for name in peers:
-            ratios = [theirs / mine for theirs, mine in zip(spent[name], spent["ours"], strict=True)]
-            deciles = statistics.quantiles(spent[name], n=10)
-            benchmark.extra_info[name] = {
-                "median_seconds": statistics.median(spent[name]),
-                "p20_p80_seconds": [deciles[1], deciles[7]],
-                "times_ours": round(statistics.median(ratios), 3),
-            }
+        benchmark.extra_info |= {name: figures(mine, turns, units.get(name, 1)) for name, turns in spent.items()}
 
     return run
 
@@ -87,8 +126,15 @@ def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
     rows = session.benchmarks if session else []
     for row in rows:
-        for name, figures in row.extra_info.items():
-            if isinstance(figures, dict) and "times_ours" in figures:
-                terminalreporter.write_line(f"{row.name}: {name} takes {figures['times_ours']:.2f} x our time")
+        contenders = {name: value for name, value in row.extra_info.items()
+                      if isinstance(value, dict) and "times_ours" in value}  # fmt: skip
+        facts = ", ".join(f"{name} {value}" for name, value in row.extra_info.items() if name not in contenders)
+        terminalreporter.write_line(f"{row.name}: {facts}")
+        for name, value in contenders.items():
+            rate, cpu_rate = (f"{1 / value[key]:>12,.2f}" for key in ("median_seconds", "median_cpu_seconds"))
+            terminalreporter.write_line(
+                f"  {name:<22} {rate} a second {value['times_ours']:>9,.2f} x our time "
+                f"{cpu_rate} a CPU second {value['cpu_times_ours']:>9,.2f} x our CPU time"
+            )
     if rows and config.option.benchmark_json:
         terminalreporter.write_line(f"results in {config.option.benchmark_json}")

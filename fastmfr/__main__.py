@@ -1,20 +1,25 @@
-"""python -m fastmfr COMMAND: train a model, or write a run's report again."""
+"""python -m fastmfr COMMAND: train a model, pack and inspect data, or write a run's report again."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
-
-from fastmfr import train
-from fastmfr.report import write_report
 
 USAGE = """usage: python -m fastmfr COMMAND ...
 
-  train [OPTIONS]   pretrain, meta-train and score; --help lists the options
-  report RUN...     write report.html of each run folder again
+  train [OPTIONS]      pretrain, meta-train and score; --help lists the options
+  pack SOURCE... OUT   class folders, lists, tar or Parquet files into one RecordIO folder
+  inspect DOMAIN...    what is in a domain: people, images, damage, duplicates, contact sheets
+  report RUN...        write report.html of each run folder again
 """
+
+# imported when asked for: training takes seconds to import, and each has a main(arguments) that gives the exit status
+MODULES = {"train": "fastmfr.train", "pack": "fastmfr.pack.command", "inspect": "fastmfr.inspect.command"}
 
 
 def report(folders) -> int:
     """Writes each run's report and prints where it lies; 1 if one is no run folder."""
+    from fastmfr.report import write_report
+
     for folder in folders:
         try:
             print(write_report(Path(folder)))
@@ -27,8 +32,8 @@ def report(folders) -> int:
 def main(argv=None) -> int:
     """The exit status of the command that `argv` names; 2 and the usage where it names none."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command == "train":
-        return train.main(rest)
+    if command in MODULES:
+        return import_module(MODULES[command]).main(rest)
     if command == "report" and rest:
         return report(rest)
     asked = command in ("--help", "-h")

@@ -9,7 +9,7 @@ sorting every score. Shape suffixes: N images, G gallery, P probes, D embedding,
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device) ->
 
 def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preprocess: Preprocess, device, *,
                  far: Sequence[float] = FAR, batch_images: int = 256, threads: int = 2) -> dict:
-    """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time.
+    """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time, unchanged.
 
     With it comes bad_images {key: reason}: images that could not be decoded, for which others stood in.
     """
@@ -139,7 +139,7 @@ def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preproc
         return np.zeros(batch_images, np.int64), image_B.clip(max=domain.images - 1)  # the last batch is filled up
 
     batches = -(-domain.images // batch_images)
-    with ImageStream([domain], requests, replace(preprocess, flip=0.0), batch_images=batch_images, last=batches,
+    with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, last=batches,
                      device=str(device), threads=threads) as stream:
         embedding_ND = embed(backbone, (image_B3HW for _, image_B3HW in stream), device)[:domain.images]
     return score(embedding_ND, pairs, far) | {"bad_images": dict(stream.bad)}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmfr.decode import ImageStream, Preprocess
+from fastmfr.decode import DecodedCache, Preprocess, choose_cache, open_stream
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
@@ -24,9 +24,10 @@ class NonFiniteLoss(RuntimeError):
     """A loss became NaN or infinite; the message names the domain, the loss and the step."""
 
 
-def preprocess(data, flip=None) -> Preprocess:
-    """What a run's `data` settings do to every image; `flip` overrides the chance of mirroring."""
-    return Preprocess(size=data.size, mean=data.mean, std=data.std, flip=data.flip if flip is None else flip)
+def preprocess(data) -> Preprocess:
+    """What a run's `data` settings do to every training image."""
+    names = ("size", "mean", "std", "flip", "translate", "low_resolution", "brightness", "contrast")
+    return Preprocess(**{name: getattr(data, name) for name in names})
 
 
 def _sampler(sources, config, batch_identities, **options):
@@ -50,9 +51,28 @@ def check_batches(sources, config):
             sampler.split(0, left_out)
 
 
-def _stream(sources, config, requests, batch_images, device, first, last):
-    return ImageStream(
-        sources.domains, requests, preprocess(config.data), batch_images=batch_images, seed=config.seed,
+def fill_cache(sources, config, device, logbook):
+    """A DecodedCache of all sources for both stages, or "none": as data.cache asks; says which it took and why."""
+    pairs = config.pretrain.steps * config.pretrain.batch_identities
+    pairs += config.meta.steps * config.meta.batch_identities * 2 * len(sources.domains)
+    look = preprocess(config.data)
+    place, sentence = choose_cache(config.data.cache, sources.domains, look, 2 * pairs, device)
+    logbook.say(sentence)
+    if place == "none":
+        return place
+    images = sum(domain.images for domain in sources.domains)
+    with logbook.progress("decoding", 0, images) as meter:
+        cache = DecodedCache(
+            sources.domains, look, place=place, device=device, threads=config.data.threads,
+            progress=lambda done, _: meter.step(done, done),
+        )  # fmt: skip
+    logbook.note_bad(cache.bad)
+    return cache
+
+
+def _stream(sources, config, cache, requests, batch_images, device, first, last):
+    return open_stream(
+        sources.domains, requests, preprocess(config.data), cache=cache, batch_images=batch_images, seed=config.seed,
         first=first, last=last, device=str(device), threads=config.data.threads,
     )  # fmt: skip
 
@@ -64,7 +84,7 @@ def _images(*pairs):
     return np.concatenate(domain), np.concatenate(image)
 
 
-def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
+def pretrain(backbone, sources, config, cache, device, logbook, checkpoints, watch=lambda steps: None):
     """Trains the backbone, in place, to tell all identities of all sources apart.
 
     `watch(steps done)` is called after each step.
@@ -81,7 +101,7 @@ def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lamb
     batch_images = 2 * settings.batch_identities
     requests = lambda step: _images(sampler.batch(step))  # noqa: E731
     with (
-        _stream(sources, config, requests, batch_images, device, first, settings.steps) as stream,
+        _stream(sources, config, cache, requests, batch_images, device, first, settings.steps) as stream,
         logbook.progress("pretrain", first, settings.steps) as meter,
     ):
         for step, image_B3HW in stream:
@@ -106,7 +126,7 @@ def pretrain(backbone, sources, config, device, logbook, checkpoints, watch=lamb
             watch(step + 1)
 
 
-def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=lambda steps: None):
+def meta_train(backbone, sources, config, cache, device, logbook, checkpoints, watch=lambda steps: None):
     """Trains the backbone, in place, by MFR, one optimizer step a meta-batch; `watch` as in `pretrain`."""
     settings, domains = config.meta, len(sources.domains)
     sampler = _sampler(sources, config, settings.batch_identities, per_domain=settings.per_domain)
@@ -116,9 +136,9 @@ def meta_train(backbone, sources, config, device, logbook, checkpoints, watch=la
     backbone.train()
     requests = lambda i: _images(*sampler.split(*divmod(i, domains)))  # noqa: E731
     batch_images = len(requests(0)[0])
-    shares = []
+    shares, splits = [], (first * domains, settings.steps * domains)
     with (
-        _stream(sources, config, requests, batch_images, device, first * domains, settings.steps * domains) as stream,
+        _stream(sources, config, cache, requests, batch_images, device, *splits) as stream,
         logbook.progress("meta", first, settings.steps) as meter,
     ):
         images = iter(stream)

@@ -25,7 +25,7 @@ from fastmfr.logbook import Logbook
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
 from fastmfr.report import contact_sheet, final_table, write_report
 from fastmfr.runtime import device_for, environment, fast_layout, settle
-from fastmfr.stages import NonFiniteLoss, check_batches, meta_train, preprocess, pretrain
+from fastmfr.stages import NonFiniteLoss, check_batches, fill_cache, meta_train, preprocess, pretrain
 
 SYNTHETIC = "synthetic:"
 
@@ -60,6 +60,7 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     for name, target in targets.items():
         results["targets"][name] = {"unseen": target.unseen, "models": {}}
 
+    cache = None
     for stage, model, train, steps in (
         ("pretrain", "base", pretrain, config.pretrain.steps),
         ("meta", "mfr", meta_train, config.meta.steps),
@@ -73,7 +74,9 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
             with _timed(seconds, stage):
                 watch = partial(_watch, stage, backbone, targets, config, device, logbook)
                 states = Checkpoints(folder / "checkpoints", stage)
-                train(backbone, sources, config, device, logbook, states, watch)
+                if cache is None:  # filled when first needed: a resumed run may have no training left to do
+                    cache = fill_cache(sources, config, device, logbook)
+                train(backbone, sources, config, cache, device, logbook, states, watch)
             save_weights(backbone, weights)
         with _timed(seconds, "evaluate"):
             for name, scores in _score(backbone, targets, config, device, logbook).items():
@@ -151,7 +154,7 @@ def _make(paths, config, logbook):
 def _draw_domains(sources, targets, config, folder, people=5, images=2):
     """domains.png: a row a domain, as the network sees them, so that a mix-up of folders or channels meets the eye."""
     shown = {domain.name: domain for domain in sources.domains} | {name: t.domain for name, t in targets.items()}
-    look = preprocess(config.data, flip=0.0)
+    look = preprocess(config.data).plain()
     rows = {}
     for name, domain in shown.items():
         numbers = [

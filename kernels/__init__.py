@@ -10,6 +10,7 @@ if __name__ != "fastmfr.kernels":
     )
 
 from .cos_lse import cos_lse
+from .gather import gather_images
 from .margin_softmax import ArcFace, Combined, CosFace, margin_softmax
 
-__all__ = ["ArcFace", "Combined", "CosFace", "cos_lse", "margin_softmax"]
+__all__ = ["ArcFace", "Combined", "CosFace", "cos_lse", "gather_images", "margin_softmax"]

@@ -12,14 +12,16 @@ MATHS = {"backbone", "head", "losses", "optim", "kernels"}
 ABOVE = {"meta", "evaluate", "checkpoint"}
 MAY = {
     **{name: GROUND for name in GROUND},
-    **{name: GROUND | DATA for name in DATA},
+    **{name: GROUND | DATA | {"kernels"} for name in DATA},
     **{name: GROUND | MATHS for name in MATHS},
     **{name: GROUND | DATA | MATHS | ABOVE for name in ABOVE},
     "logbook": GROUND,
+    "pack": GROUND | DATA | {"logbook"},  # its command shows progress
     "report": GROUND | ABOVE,
+    "inspect": GROUND | DATA | {"report"},
     "stages": GROUND | DATA | MATHS | ABOVE | {"logbook"},
     "train": GROUND | DATA | MATHS | ABOVE | {"logbook", "report", "stages"},
-    "__main__": {"train", "report"},
+    "__main__": {"train", "pack", "inspect", "report"},
     "__init__": set(),
 }
 FILES = sorted((ROOT / "fastmfr").rglob("*.py"))

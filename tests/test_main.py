@@ -1,6 +1,8 @@
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from fastmfr.__main__ import main
 
@@ -8,8 +10,8 @@ from fastmfr.__main__ import main
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "train [OPTIONS]" in text
-    assert "report RUN" in text
+    for command in ("train [OPTIONS]", "pack SOURCE... OUT", "inspect DOMAIN...", "report RUN..."):
+        assert command in text
 
 
 @pytest.mark.parametrize("argv", [["fly"], ["report"]])
@@ -32,3 +34,24 @@ def test_train_is_the_training_command(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--print_config"])
     assert "recipe: quickstart" in capsys.readouterr().out
+
+
+def test_what_is_packed_can_be_inspected(tmp_path, capsys):
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, "JPEG")
+    (tmp_path / "faces" / "ann" / "1.jpg").write_bytes(buffer.getvalue())
+    assert main(["pack", str(tmp_path / "faces"), str(tmp_path / "packed")]) == 0
+    assert main(["inspect", str(tmp_path / "packed")]) == 0
+    said = capsys.readouterr().out
+    assert "packed 1 images of 1 people" in said
+    assert "packed: width x height 20 x 20" in said
+
+
+@pytest.mark.parametrize(("command", "usage"), [("pack", "[SOURCE ...] OUT"), ("inspect", "[DOMAIN ...]")])
+def test_commands_on_data_explain_themselves(capsys, command, usage):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert usage in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--fly"])

@@ -91,6 +91,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(small, tmp_path, mon
     assert mine == theirs
 
 
+def test_a_cached_run_equals_a_decoding_one_whatever_is_changed_in_the_images(small, tmp_path, capsys):
+    changed = ["--data.translate=3", "--data.low_resolution=0.3", "--data.brightness=20", "--data.contrast=0.2"]
+    weights = []
+    for cache, sentence in (("none", "no cache"), ("host", "cache on the host"), ("auto", "would not pay")):
+        assert main([*small, *changed, f"--folder={tmp_path / cache}", f"--data.cache={cache}"]) == 0
+        assert sentence in " ".join(capsys.readouterr().out.split())
+        (folder,) = (tmp_path / cache).iterdir()
+        weights.append((folder / "mfr.safetensors").read_bytes())
+    assert weights[0] == weights[1] == weights[2]
+
+
 def test_every_meta_step_logs_what_is_needed_to_judge_it(small, tmp_path):
     assert main(small) == 0
     lines = records(only_run(tmp_path), "meta")

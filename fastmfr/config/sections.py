@@ -56,6 +56,16 @@ class Data:
     """divides it then; InsightFace's models take 127.5"""
     flip: float = 0.5
     """chance of a mirrored training image"""
+    translate: int = 0
+    """training images are shifted by up to so many pixels"""
+    low_resolution: float = 0.0
+    """chance of a training image in cells of 2 to 4 pixels"""
+    brightness: float = 0.0
+    """training images get up to so many grey levels brighter or darker"""
+    contrast: float = 0.0
+    """largest relative change of a training image's contrast"""
+    cache: str = "auto"
+    """keep decoded images on the 'gpu' or the 'host', 'none', or 'auto': where they fit"""
     threads: int = 2
     """decoding threads"""
     synthetic: Synthetic = field(default_factory=Synthetic)
@@ -67,6 +77,7 @@ class Data:
         _require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")
         _require(self.std > 0, f"want data.std > 0, got {self.std}")
         _require(0 <= self.flip <= 1, f"want data.flip in [0, 1], got {self.flip}")
+        _one_of("data.cache", self.cache, ("auto", "gpu", "host", "none"))
         _require(self.threads >= 1, f"want data.threads >= 1, got {self.threads}")
 
 

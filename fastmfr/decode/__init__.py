@@ -2,16 +2,24 @@
 
     encoded.py     is this whole JPEG or PNG, and how large? answered from the bytes alone, before they are decoded
     preprocess.py  what is done to an image, and the same in Pillow: the reference
-    source.py      batch number -> encoded images, mirror flags; bad images replaced
-    pipeline.py    what preprocess.py says, in DALI
-    stream.py      source -> pipeline -> (batch number, image_B3HW)
+    augment.py     which images are changed at random, and how: drawn by (seed, batch number, slot)
+    source.py      batch number -> encoded images; bad images replaced
+    pipeline.py    encoded images -> pixels of one size, in DALI
+    batches.py     what all streams of batches share
+    stream.py      source -> pipeline -> finish -> (batch number, image_B3HW)
+    finish.py      pixels -> changed, normalised images: one fused operation, the same for every stream
+    cache.py       all images decoded once; the same batches out of them, and the choice where to keep them
 
 Everything is a pure function of the batch number: a stream that starts at batch k gives, bit for bit, the tail of the
-stream that starts at 0. DALI keeps no random state and no order of its own.
+stream that starts at 0, and a cached one what a decoding one gives. DALI keeps no random state and no order of its own.
 """
 
+from .augment import Augment, Changes, changes, mirror_flags
+from .cache import CachedStream, DecodedCache, choose_cache, open_stream
 from .preprocess import Preprocess, decode_reference
-from .source import mirror_flags
 from .stream import ImageStream
 
-__all__ = ["ImageStream", "Preprocess", "decode_reference", "mirror_flags"]
+__all__ = [
+    "Augment", "CachedStream", "Changes", "DecodedCache", "ImageStream", "Preprocess", "changes", "choose_cache",
+    "decode_reference", "mirror_flags", "open_stream",
+]  # fmt: skip

@@ -1,6 +1,6 @@
 """What is done to an image between its encoded bytes and the backbone, and the Pillow reference of it.
 
-    RGB -> shorter side resized to `size` -> centre crop size x size -> mirrored or not -> (x - mean) / std
+    RGB -> shorter side resized to `size` -> centre crop size x size -> changed at random or not -> (x - mean) / std
 
 RGB: grey is repeated three times, a palette is looked up, alpha is dropped (not blended), 16-bit grey is scaled to 8.
 EXIF orientation is applied first, as every picture viewer does. Resizing is bilinear with an antialiasing (triangular)
@@ -9,36 +9,38 @@ filter; the longer side is rounded to whole pixels and the border pixel is repea
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from .augment import Augment
 from .encoded import checked_size
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """How images are prepared; checked when made.
+class Preprocess(Augment):
+    """How images are prepared, and, as an Augment, changed at random; checked when made.
 
-    `size`: pixels a side. `mean`, `std`: grey levels 0..255, the same for R, G and B. `flip`: probability that an image
-    is mirrored left to right; 0 never, 1 always (to embed the mirror images in an evaluation).
+    `size`: pixels a side. `mean`, `std`: grey levels 0..255, the same for R, G and B. All of Augment's by keyword.
     """
 
     size: int = 120
     mean: float = 127.5
     std: float = 128.0
-    flip: float = 0.5
 
     def __post_init__(self):
+        super().__post_init__()
         if not (isinstance(self.size, int) and 1 <= self.size <= 4096):
             raise ValueError(f"size is the side of an image, want a whole number of pixels 1..4096, got {self.size!r}")
         if not math.isfinite(self.mean):
             raise ValueError(f"mean is a grey level, want a finite number, got {self.mean}")
         if not (math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"std divides, want a finite number above 0, got {self.std}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a probability, want 0..1, got {self.flip}")
+
+    def plain(self) -> "Preprocess":
+        """The same without any change at random: what scoring takes."""
+        return replace(self, **vars(Augment(flip=0.0)))
 
 
 def decode_reference(encoded, preprocess, mirror):

@@ -1,4 +1,4 @@
-"""What DALI is fed: encoded images, mirror flags and resize flags, as a pure function of the batch number.
+"""What DALI is fed: encoded images and resize flags, as a pure function of the batch number.
 
 A bad image never ends a run. It is replaced by the next good image of its identity, else by the next good image of its
 domain, always counted from the image that was asked for; so the replacement depends on the data alone and a resumed
@@ -12,18 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .batches import checked_request
 from .encoded import checked_size
 
 MAX_TRIES = 1000  # so many bad images in a row are no accident: the domain is not what it claims to be
-
-
-def mirror_flags(seed, number, images, flip):
-    """Which of the `images` slots of batch `number` are mirrored, bool (images,): each with probability `flip`.
-
-    Counter-based (Philox, https://doi.org/10.1145/2063384.2063405), so a batch's flags depend on no other batch.
-    """
-    # The batch number sits above the lowest 64 bits: those count the draws within a batch, so no two batches overlap.
-    return np.random.Generator(np.random.Philox(key=seed, counter=number << 64)).random(images) < flip
 
 
 class Found(NamedTuple):
@@ -96,7 +88,6 @@ class Batch(NamedTuple):
     """One batch as DALI takes it, and where each image was asked for and found."""
 
     encoded: list[np.ndarray]  # uint8, of B lengths
-    mirror_B: np.ndarray  # int32
     resize_B: np.ndarray  # bool: the shorter side is not `size` yet
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
@@ -110,43 +101,25 @@ class Source:
     stream early: DALI calls a few batches ahead of the user, who must get those before the error.
     """
 
-    def __init__(self, reader, requests, preprocess, *, batch_images, seed, first, last):
+    def __init__(self, reader, requests, size, *, batch_images, first, last):
         self.reader, self.ahead, self.error = reader, {}, None
-        self._requests, self._preprocess, self._images, self._seed = requests, preprocess, batch_images, seed
+        self._requests, self._size, self._images = requests, size, batch_images
         self._first, self._last = first, last
-        self._images_by_domain = np.array([domain.images for domain in reader.domains])
 
     def __call__(self, call):
         number = self._first + call
         if self._last is not None and number >= self._last:
             raise StopIteration
         try:
-            mirror_B = mirror_flags(self._seed, number, self._images, self._preprocess.flip).astype(np.int32)
-            batch = self.fetch(*self._requested(number), mirror_B)
+            batch = self.fetch(*checked_request(self.reader.domains, self._requests, number, self._images))
         except Exception as error:
             self.error = error
             raise StopIteration from error
         self.ahead[number] = batch
-        return batch[:3]
+        return batch[:2]
 
-    def fetch(self, domain_B, image_B, mirror_B):
+    def fetch(self, domain_B, image_B):
         """The batch of these images, bad ones replaced."""
         found = self.reader.read(domain_B, image_B)
-        resize_B = np.array([min(size) != self._preprocess.size for _, _, size in found])
-        return Batch([data for _, data, _ in found], mirror_B, resize_B, domain_B, image_B, [i for i, _, _ in found])
-
-    def _requested(self, number):
-        domain_B, image_B = map(np.asarray, self._requests(number))
-        for name, value_B in (("domain", domain_B), ("image", image_B)):
-            if value_B.shape != (self._images,) or value_B.dtype.kind not in "iu":
-                raise ValueError(f"batch {number}: requests gave {name} numbers {value_B.dtype} {value_B.shape}, want "
-                                 f"whole numbers ({self._images},), one for each image of the batch")
-        if domain_B.min() < 0 or domain_B.max() >= len(self._images_by_domain):
-            raise ValueError(f"batch {number}: requests gave domains {domain_B.min()}..{domain_B.max()}, want "
-                             f"0..{len(self._images_by_domain) - 1}")
-        outside_B = (image_B < 0) | (image_B >= self._images_by_domain[domain_B])
-        if outside_B.any():
-            domain, image = int(domain_B[outside_B][0]), int(image_B[outside_B][0])
-            raise ValueError(f"batch {number}: requests gave image {image} of domain "
-                             f"{self.reader.domains[domain].name}, want 0..{self._images_by_domain[domain] - 1}")
-        return domain_B, image_B
+        resize_B = np.array([min(size) != self._size for _, _, size in found])
+        return Batch([data for _, data, _ in found], resize_B, domain_B, image_B, [i for i, _, _ in found])

@@ -6,15 +6,93 @@ replaced, so the user sees every batch, in order.
 Shape suffixes: B = images of a batch, 3 = RGB, H W = preprocess.size.
 """
 
-import time
+from contextlib import contextmanager
 
 import torch
 
+from .batches import Batches, check_whole, checked_device
+from .finish import Finish
 from .pipeline import build_pipeline
 from .source import Reader, Source
 
 
-class ImageStream:
+class Decoding(Batches):
+    """Batches of decoded pixels, each handed to `_use`; the arguments, errors and the rest are ImageStream's."""
+
+    def __init__(self, domains, requests, preprocess, *, batch_images, first=0, last=None, device="cpu", threads=2,
+                 prefetch=2):  # fmt: skip
+        check_whole(batch_images=(batch_images, 1), first=(first, 0), last=(first if last is None else last, first),
+                    threads=(threads, 1), prefetch=(prefetch, 1), number_of_domains=(len(domains), 1))  # fmt: skip
+        super().__init__(first)
+        self._device, self._preprocess = checked_device(device), preprocess
+        self._aside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._reader = Reader(domains)
+        self._source = Source(self._reader, requests, preprocess.size, batch_images=batch_images, first=first,
+                              last=last)  # fmt: skip
+        self.bad = self._reader.bad
+        self._pipeline = build_pipeline(self._source, preprocess.size, self._device, images=batch_images,
+                                        threads=threads, prefetch=prefetch)  # fmt: skip
+
+    def close(self):
+        """Stop DALI's threads. Batches already given out stay valid; iterating on ends at once."""
+        super().close()
+        self._pipeline = None  # the only reference, so this runs its destructor, which joins the threads
+        self._source.ahead.clear()
+
+    def _use(self, number, pixel_BHW3):
+        """What batch `number` is given out as: a tensor. The pixels, uint8, are valid during the call only."""
+        raise NotImplementedError
+
+    def _make(self, number):
+        with self._borrowing():
+            try:
+                pixel_BHW3 = _pixels(self._pipeline)
+            except StopIteration:
+                if self._source.error:
+                    raise self._source.error from None
+                raise
+            except RuntimeError as error:
+                _decoding_failure(error)  # raises what is not an image's fault
+                pixel_BHW3 = self._one_by_one(self._source.ahead[number])
+            batch = self._use(number, pixel_BHW3)
+        if batch.is_cuda:
+            batch.record_stream(torch.cuda.current_stream(self._device))
+        del self._source.ahead[number]
+        return batch
+
+    def _one_by_one(self, batch):
+        """Decode a batch DALI refused, each image alone, replacing those that fail."""
+        todo, images = [], []
+        size = self._preprocess.size
+        pipeline = build_pipeline(lambda _: todo.pop(), size, self._device, images=1, threads=1, prefetch=1)
+        for slot in range(len(batch.encoded)):
+            one = slice(slot, slot + 1)
+            while len(images) == slot:
+                alone = self._source.fetch(batch.domain_B[one], batch.image_B[one])
+                todo.append(alone[:2])
+                try:
+                    with self._borrowing():
+                        images.append(_pixels(pipeline).clone())
+                except RuntimeError as error:
+                    self._reader.reject(int(batch.domain_B[slot]), alone.found_B[0], _decoding_failure(error))
+        return torch.cat(images)
+
+    @contextmanager
+    def _borrowing(self):
+        """While it lasts DALI leaves its output alone; it may write to it again as soon as the tensor is dropped.
+
+        On a GPU that could be before the kernels that read it have run. They therefore get a stream apart, which is
+        waited for: that does not wait for the training step.
+        """
+        if self._aside is None:
+            yield
+            return
+        with torch.cuda.stream(self._aside):
+            yield
+        self._aside.synchronize()
+
+
+class ImageStream(Decoding):
     """Iterate to get (i, image_B3HW) for i = first, first + 1, ... below `last` (None: for ever).
 
     `domains`: objects with .name .images .offsets .jpeg(i) .jpegs(image_B) .key(i), like fastmfr.domains.Domain.
@@ -28,89 +106,19 @@ class ImageStream:
     """
 
     def __init__(self, domains, requests, preprocess, *, batch_images, seed=0, first=0, last=None, device="cpu",
-                 threads=2, prefetch=2):
-        for name, value, least in (("batch_images", batch_images, 1), ("seed", seed, 0), ("first", first, 0),
-                                   ("last", first if last is None else last, first), ("threads", threads, 1),
-                                   ("prefetch", prefetch, 1), ("number of domains", len(domains), 1)):
-            if not (isinstance(value, int) and value >= least):
-                raise ValueError(f"{name}: want a whole number, at least {least}, got {value!r}")
-        self.wait_seconds = 0.0
-        self._next, self._device, self._preprocess = first, _checked_device(device), preprocess
-        self._copying = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._reader = Reader(domains)
-        self._source = Source(self._reader, requests, preprocess, batch_images=batch_images, seed=seed, first=first,
-                              last=last)
-        self.bad = self._reader.bad
-        self._pipeline = build_pipeline(self._source, preprocess, self._device, images=batch_images,
-                                        threads=threads, prefetch=prefetch)
+                 threads=2, prefetch=2):  # fmt: skip
+        check_whole(seed=(seed, 0))
+        super().__init__(domains, requests, preprocess, batch_images=batch_images, first=first, last=last,
+                         device=device, threads=threads, prefetch=prefetch)  # fmt: skip
+        self._finish = Finish(preprocess, seed, self._device)
 
-    def __iter__(self):
-        return self
+    def _use(self, number, pixel_BHW3):
+        return self._finish(number, pixel_BHW3)
 
-    def __next__(self):
-        if self._pipeline is None:
-            raise StopIteration
-        start = time.perf_counter()
-        try:
-            image_B3HW = self._decoded(self._pipeline)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self.wait_seconds += time.perf_counter() - start
-        number, self._next = self._next, self._next + 1
-        del self._source.ahead[number]
-        return number, image_B3HW
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
-    def close(self):
-        """Stop DALI's threads. Batches already given out stay valid; iterating on ends at once."""
-        self._pipeline = None  # the only reference, so this runs its destructor, which joins the threads
-        self._source.ahead.clear()
-
-    def _decoded(self, pipeline):
-        try:
-            return self._own(pipeline.run())
-        except StopIteration:
-            if self._source.error:
-                raise self._source.error from None
-            raise
-        except RuntimeError as error:
-            _decoding_failure(error)  # raises what is not an image's fault
-            return self._one_by_one(self._source.ahead[self._next])
-
-    def _one_by_one(self, batch):
-        """Decode a batch DALI refused, each image alone, replacing those that fail."""
-        todo, images = [], []
-        pipeline = build_pipeline(lambda _: todo.pop(), self._preprocess, self._device, images=1, threads=1, prefetch=1)
-        for slot in range(len(batch.encoded)):
-            one = slice(slot, slot + 1)
-            while len(images) == slot:
-                alone = self._source.fetch(batch.domain_B[one], batch.image_B[one], batch.mirror_B[one])
-                todo.append(alone[:3])
-                try:
-                    images.append(self._own(pipeline.run()))
-                except RuntimeError as error:
-                    self._reader.reject(int(batch.domain_B[slot]), alone.found_B[0], _decoding_failure(error))
-        return torch.cat(images)
-
-    def _own(self, outputs):
-        """The pipeline's one output as a torch tensor that nothing else will write to."""
-        image_B3HW = outputs[0].as_tensor()
-        if self._copying is None:
-            return torch.from_dlpack(image_B3HW)  # DALI never reuses an output that someone still holds
-        # On a GPU it may, once the tensor is dropped, while kernels that read it are still queued. So copy, on a stream
-        # apart: waiting for the copy then does not wait for the training step.
-        with torch.cuda.stream(self._copying):
-            copy_B3HW = torch.from_dlpack(image_B3HW).clone()
-        self._copying.synchronize()
-        copy_B3HW.record_stream(torch.cuda.current_stream(self._device))
-        return copy_B3HW
+def _pixels(pipeline):
+    """The next run's images, uint8 (B, H, W, 3), in DALI's memory."""
+    return torch.from_dlpack(pipeline.run()[0].as_tensor())
 
 
 def _decoding_failure(error):
@@ -120,12 +128,3 @@ def _decoding_failure(error):
         raise error
     reason = " ".join(reason.partition("Current pipeline object")[0].split()).strip(" :")
     return f"cannot be decoded ({reason})"
-
-
-def _checked_device(name):
-    device = torch.device(name)
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise ValueError(f"device: want cpu, or cuda on a machine where torch finds a GPU, got {name}")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

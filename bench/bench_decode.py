@@ -1,0 +1,106 @@
+"""Encoded images to normalised batches: DALI beside torch DataLoaders, where images a CPU second count; and a cache.
+
+A call of each contender takes BATCHES batches out of a stream without end. Whoever runs ahead does as much during a
+call's account as the call takes, see conftest.py.
+"""
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from peers_decode import DECODERS, MEAN, MISSING, STD, endless_loader
+
+from fastmfr.decode import Preprocess, open_stream
+from fastmfr.domains import open_domain
+from fastmfr.synthetic import write_folders, write_records
+
+SIZE, QUALITY, IDENTITIES, IMAGES_EACH = 112, 92, 100, 20
+BATCH_IMAGES, BATCHES, THREADS = 128, 16, 2
+PREPROCESS = Preprocess(SIZE, MEAN, STD, flip=0.5)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same images as records and as class folders."""
+    root = tmp_path_factory.mktemp("faces")
+    for write in (write_records, write_folders):
+        write(root / write.__name__, "studio", identities=IDENTITIES, images=IMAGES_EACH, size=SIZE)
+    return root / "write_records", root / "write_folders"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in a DataLoader's workers; without workers torch's threads would wait for work in a busy loop."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def requested(number, images):
+    """The images of batch `number`, at random."""
+    return np.random.default_rng(number).integers(images, size=BATCH_IMAGES)
+
+
+def our_stream(folder, device="cpu", cache="none"):
+    domain = open_domain(folder)
+    return open_stream([domain], lambda i: (np.zeros(BATCH_IMAGES, int), requested(i, domain.images)), PREPROCESS,
+                       cache=cache, batch_images=BATCH_IMAGES, device=device, threads=THREADS)  # fmt: skip
+
+
+def dali_alone(folder, normalise):
+    """DALI on the same bytes, all of them at hand: decoded and, with `normalise`, mirrored, normalised and transposed.
+
+    Nothing is checked, no image is told apart from another, and nothing is handed on.
+    """
+    domain = open_domain(folder)
+    encoded = domain.jpegs(np.arange(domain.images))
+
+    @pipeline_def(batch_size=BATCH_IMAGES, num_threads=THREADS, device_id=None, prefetch_queue_depth=2, seed=0,
+                  exec_dynamic=True)  # fmt: skip
+    def decode():
+        batch = fn.external_source(source=lambda i: [encoded[image] for image in requested(i, domain.images)],
+                                   batch=True, no_copy=True, dtype=types.UINT8, ndim=1)  # fmt: skip
+        image = fn.decoders.image(batch, output_type=types.RGB, jpeg_fancy_upsampling=True)
+        if not normalise:
+            return image
+        return fn.crop_mirror_normalize(image, mirror=fn.random.coin_flip(), mean=[MEAN] * 3, std=[STD] * 3,
+                                        dtype=types.FLOAT, output_layout="CHW")  # fmt: skip
+
+    pipeline = decode()
+    pipeline.build()
+    while True:
+        yield pipeline.run()
+
+
+def taking(stream):
+    def take():
+        for _ in range(BATCHES):
+            next(stream)
+
+    return take
+
+
+def compared(compare, ours, peers, **facts):
+    compare(taking(ours), {name: taking(stream) for name, stream in peers.items()}, rounds=9,
+            units=dict.fromkeys(["ours", *peers], BATCHES * BATCH_IMAGES), size=SIZE, quality=QUALITY,
+            images=IDENTITIES * IMAGES_EACH, batch_images=BATCH_IMAGES, threads=THREADS, **facts)  # fmt: skip
+
+
+def test_images_a_cpu_second(compare, folders):
+    """Peers without workers have one thread, ours has two: beside them the time on the clock says nothing."""
+    records, classes = folders
+    with our_stream(records) as ours, our_stream(classes) as ours_from_folders:
+        peers = {"ours from folders": ours_from_folders, "DALI, decoding alone": dali_alone(records, False),
+                 "DALI, normalising too": dali_alone(records, True)}  # fmt: skip
+        for name, decode in DECODERS.items():
+            for workers in (2, 0):
+                peers[f"{name}, {workers} workers"] = endless_loader(records, decode, BATCH_IMAGES, workers)
+        compared(compare, ours, peers, not_installed=MISSING)
+
+
+def test_cached_images(compare, folders):
+    """Out of the cache, on the GPU where there is one, beside decoding the same batches anew."""
+    device, cache = ("cuda", "gpu") if torch.cuda.is_available() else ("cpu", "host")
+    with our_stream(folders[0], device, cache) as cached, our_stream(folders[0], device) as decoding:
+        compared(compare, cached, {"decoding": decoding}, device=device, cache=cache)

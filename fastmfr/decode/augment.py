@@ -1,0 +1,94 @@
+"""Which images of a batch are changed, and how: drawn here, done by fastmfr.kernels.gather_images.
+
+Counter-based (Philox, https://doi.org/10.1145/2063384.2063405): what slot b of batch k gets is a function of the seed,
+k and b alone, so a resumed run draws the same, and switching one change on leaves the draws of the others as they were.
+Shape suffixes: B = images of a batch, 2 = (down, right).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+BLOCKS = (2, 4)  # pixels: the least and the largest side of the cells that a low resolution is made of
+_MID_GREY = 127.5  # contrast turns around it
+_MIRROR, _DOWN, _RIGHT, _LOW_RESOLUTION, _BLOCK, _BRIGHTNESS, _CONTRAST = range(7)  # the order fixes the draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How images may be changed at random; checked when made.
+
+    `flip`: probability that an image is mirrored left to right; 0 never, 1 always (to embed the mirror images in an
+    evaluation). `translate`: largest shift in whole pixels, up, down, left or right. `low_resolution`: probability that
+    cells of 2 to 4 pixels a side are averaged. `brightness`: largest change in grey levels. `contrast`: largest
+    relative change, below 1.
+    """
+
+    flip: float = 0.5
+    translate: int = 0
+    low_resolution: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def __post_init__(self):
+        for name in ("flip", "low_resolution"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, want 0..1, got {getattr(self, name)}")
+        if not (isinstance(self.translate, int) and 0 <= self.translate <= 4096):
+            raise ValueError(f"translate is a shift, want a whole number of pixels 0..4096, got {self.translate!r}")
+        if not (math.isfinite(self.brightness) and 0 <= self.brightness <= 255):
+            raise ValueError(f"brightness is a change in grey levels, want 0..255, got {self.brightness}")
+        if not 0 <= self.contrast < 1:
+            raise ValueError(f"contrast is a relative change, want 0 up to below 1, got {self.contrast}")
+
+
+class Changes(NamedTuple):
+    """What is done to each image of a batch, as gather_images takes it; None where a kind of change is off."""
+
+    mirror_B: np.ndarray | None = None  # bool
+    shift_B2: np.ndarray | None = None  # int32, pixels
+    block_B: np.ndarray | None = None  # int32, pixels; 1 leaves an image as it is
+    gain_B: np.ndarray | None = None  # float32
+    offset_B: np.ndarray | None = None  # float32, grey levels
+
+
+def mirror_flags(seed, number, images, flip):
+    """Which of the `images` slots of batch `number` are mirrored, bool (images,): each with probability `flip`."""
+    return _uniform(seed, number, images, _MIRROR) < flip
+
+
+def changes(augment: Augment, seed: int, number: int, images: int) -> Changes:
+    """The changes to the `images` slots of batch `number`; each slot's are independent of how many slots there are."""
+
+    def drawn(kind):
+        return _uniform(seed, number, images, kind)
+
+    def within(limit, kind):
+        return limit * (2 * drawn(kind) - 1)
+
+    shift_B2 = block_B = gain_B = offset_B = None
+    if augment.translate:
+        steps = 2 * augment.translate + 1
+        shift_B2 = np.stack([np.floor(steps * drawn(kind)) for kind in (_DOWN, _RIGHT)], axis=1) - augment.translate
+        shift_B2 = shift_B2.astype(np.int32)
+    if augment.low_resolution:
+        least, largest = BLOCKS
+        block_B = least + np.floor((largest - least + 1) * drawn(_BLOCK))
+        block_B = np.where(drawn(_LOW_RESOLUTION) < augment.low_resolution, block_B, 1).astype(np.int32)
+    if augment.brightness:
+        offset_B = within(augment.brightness, _BRIGHTNESS).astype(np.float32)
+    if augment.contrast:
+        gain_B = (1 + within(augment.contrast, _CONTRAST)).astype(np.float32)
+        about_mid_grey_B = _MID_GREY * (1 - gain_B)
+        offset_B = about_mid_grey_B if offset_B is None else offset_B + about_mid_grey_B
+    mirror_B = mirror_flags(seed, number, images, augment.flip) if augment.flip else None
+    return Changes(mirror_B, shift_B2, block_B, gain_B, offset_B)
+
+
+def _uniform(seed, number, images, kind):
+    """Uniform draws from [0, 1), one for each slot of the batch."""
+    # A counter of 256 bits: the lowest 32 count the draws of one kind, the next the kinds, those above 64 the batches.
+    counter = (number << 64) + (kind << 32)
+    return np.random.Generator(np.random.Philox(key=seed, counter=counter)).random(images)

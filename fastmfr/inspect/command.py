@@ -1,0 +1,78 @@
+"""python -m fastmfr inspect DOMAIN...: what is in the domains, what is broken, and what they share."""
+
+import argparse
+import sys
+from itertools import chain, count
+from pathlib import Path
+
+from rich.console import Console
+
+from fastmfr.domains import open_domain
+from fastmfr.pack.progress import progress_of
+
+from .overlap import overlap
+from .sheet import draw_sheet
+from .survey import survey
+from .text import lists, of_domain, of_overlap, table
+
+
+def main(argv=None):
+    """Run the command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    try:
+        surveys = _surveys(options, console)
+        shared = overlap(surveys)
+        console.print(table(surveys, shared))
+        for found in surveys:
+            for line in of_domain(found):
+                console.print(line, markup=False, soft_wrap=True)
+        for line in of_overlap(surveys, shared):
+            console.print(line, markup=False, soft_wrap=True)
+        if options.out:
+            _write(surveys, shared, Path(options.out), console)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m fastmfr inspect",
+                                     description="Say what is in domains, what is broken, and what they share.")
+    parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="a class folder or a RecordIO folder")
+    parser.add_argument("--images", type=int, metavar="N", help="read a sample of N images of each (default: all)")
+    parser.add_argument("--out", metavar="FOLDER", help="write contact sheets and whole lists of what was found there")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
+    return parser
+
+
+def _surveys(options, console):
+    """A survey of each domain, all opened before the first is read; no two of the same name."""
+    domains, names = [], set()
+    for path in options.domains:
+        plain = Path(path).resolve().name
+        name = next(name for name in chain([plain], (f"{plain}-{k}" for k in count(2))) if name not in names)
+        names.add(name)
+        domains.append(open_domain(path, name))
+    surveys = []
+    for domain in domains:
+        with progress_of(domain.name, console) as progress:
+            surveys.append(survey(domain, options.images, options.workers, progress))
+    return surveys
+
+
+def _write(surveys, shared, out, console):
+    """The lists and the contact sheets, into the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, lines in lists(surveys, shared).items():
+        (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    for found in surveys:
+        if not draw_sheet(found, out / f"{found.domain.name}.png"):
+            console.print(f"{found.domain.name}: no image of those picked decodes, so there is no contact sheet",
+                          markup=False, soft_wrap=True)
+    console.print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", markup=False,
+                  soft_wrap=True)

@@ -1,0 +1,72 @@
+"""The same images and the same names within and across domains: people who may stand under two labels."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+MOST_PEOPLE = 20  # an image that more people share is a placeholder, such as "image not available"
+
+
+@dataclass
+class Overlap:
+    """What domains, numbered as given, have in common. Byte for byte: a picture encoded anew is another image.
+
+    repeated: by domain, images that are copies of an earlier one in the same domain
+    groups: lists of (domain, image), each list images of the same bytes
+    images: {(domain, domain): how many different images both hold}
+    people: {((domain, identity), (domain, identity)): how many different images both hold}, within a domain too
+    placeholders: how many of the groups are spread over so many people that they say nothing of any two
+    names: ((domain, identity), (domain, identity)) of the same name in two domains; bare numbers are no names
+    """
+
+    repeated: list[int]
+    groups: list[list[tuple[int, int]]] = field(default_factory=list)
+    images: Counter = field(default_factory=Counter)
+    people: Counter = field(default_factory=Counter)
+    placeholders: int = 0
+    names: list[tuple] = field(default_factory=list)
+
+
+def overlap(surveys):
+    """Compare the images that were read, and the names of all people, of several surveys."""
+    found = Overlap([0] * len(surveys))
+    for group in _same_digest(surveys):
+        found.groups.append(group)
+        domains = Counter(domain for domain, _ in group)
+        for domain, count in domains.items():
+            found.repeated[domain] += count - 1
+        found.images.update(combinations(sorted(domains), 2))
+        people = sorted({(domain, int(surveys[domain].identity(image))) for domain, image in group})
+        if len(people) <= MOST_PEOPLE:
+            found.people.update(combinations(people, 2))
+        else:
+            found.placeholders += 1
+    found.groups.sort()
+    found.names = sorted(_same_name(surveys))
+    return found
+
+
+def _same_digest(surveys):
+    """Yield lists of (domain, image) of the same bytes, two or more each."""
+    digest_N = np.concatenate([survey.digest_N for survey in surveys])
+    image_N = np.concatenate([survey.image_N for survey in surveys])
+    domain_N = np.repeat(np.arange(len(surveys)), [len(survey.image_N) for survey in surveys])
+    order = np.argsort(digest_N, kind="stable")  # stable: domains and images stay ascending within a group
+    order = order[np.searchsorted(digest_N[order], 1) :]  # 0: could not be read
+    same = np.flatnonzero(np.diff(digest_N[order]) == 0)
+    for run in np.split(same, np.flatnonzero(np.diff(same) > 1) + 1) if len(same) else []:
+        members = order[run[0] : run[-1] + 2]
+        yield list(zip(domain_N[members].tolist(), image_N[members].tolist(), strict=True))
+
+
+def _same_name(surveys):
+    """Yield pairs of people, in two domains, of the same name; a number means someone else in each data set."""
+    holders = {}
+    for domain, survey in enumerate(surveys):
+        for identity, name in enumerate(survey.names):
+            if not name.isdecimal():
+                holders.setdefault(name, []).append((domain, identity))
+    for people in holders.values():
+        yield from (pair for pair in combinations(people, 2) if pair[0][0] != pair[1][0])

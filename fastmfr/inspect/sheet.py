@@ -1,0 +1,37 @@
+"""Thumbnails of a domain: a row a person, undistorted."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fastmfr.report import contact_sheet
+
+PEOPLE, IMAGES, SIDE = 8, 8, 112  # rows, columns, pixels
+GREY = (127, 127, 127)
+LABEL = 14  # letters that fit beside a row
+
+
+def draw_sheet(survey, path):
+    """Write a PNG of people spread over the domain; False where none has an image that decodes."""
+    rows = {}
+    chosen = np.unique(np.linspace(0, survey.domain.identities - 1, PEOPLE).astype(int))
+    for identity in chosen.tolist():
+        first, end = survey.domain.offsets[identity : identity + 2]
+        decoded = (_thumbnail(survey.domain, image) for image in range(first, min(end, first + IMAGES)))
+        if pictures := [picture for picture in decoded if picture is not None]:
+            name = survey.names[identity].encode("ascii", "replace").decode()  # the font lacks most other letters
+            rows[name if name.isdecimal() else f"{identity}: {name}"[:LABEL]] = np.stack(pictures)
+    if rows:
+        contact_sheet(rows, path)
+    return bool(rows)
+
+
+def _thumbnail(domain, image):
+    """uint8 (SIDE, SIDE, 3), padded in grey where the image is not square; None where it does not decode."""
+    try:
+        with Image.open(io.BytesIO(bytes(domain.jpeg(image)))) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            return np.asarray(ImageOps.pad(upright, (SIDE, SIDE), color=GREY))
+    except Exception:  # reported by the survey as far as it can be told; a sheet shows what there is to see
+        return None

@@ -1,0 +1,108 @@
+"""Surveys and overlaps in words: a table, sentences, and lists for files."""
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from .overlap import MOST_PEOPLE
+
+FIRST = 20  # of a list, on the screen
+BAR = 30  # letters of the longest bar
+TAB = "\t"
+
+
+def table(surveys, shared):
+    """A row a domain; people, images and single are of the whole domain, the rest of the images that were read."""
+    grid = Table(title="domains (images a person: least / median / most)")
+    for head in ("domain", "people", "images", "a person", "single", "JPEG", "broken", "copies"):
+        grid.add_column(head, justify="left" if head == "domain" else "right")
+    for found, repeated in zip(surveys, shared.repeated, strict=True):
+        counts, read = found.counts, sum(found.formats.values())
+        grid.add_row(
+            escape(found.domain.name), f"{found.domain.identities:,}", f"{found.domain.images:,}",
+            f"{counts.min():,} / {np.median(counts):g} / {counts.max():,}", f"{(counts == 1).sum():,}",
+            f"{100 * found.formats['JPEG'] / read:.0f} %" if read else "-", f"{len(found.broken):,}", f"{repeated:,}",
+        )  # fmt: skip
+    return grid
+
+
+def of_domain(found):
+    """Lines on one domain: its images a person as a histogram, its sizes, what is broken."""
+    name, single = found.domain.name, int((found.counts == 1).sum())
+    yield f"\n{name}: people by how many images they have"
+    yield from _histogram(found.counts)
+    if found.sampled:
+        yield (f"{name}: a sample of {len(found.image_N):,} of {found.domain.images:,} images was read; sizes, damage "
+               "and copies are those of the sample, and most copies in the rest go unseen")
+    if found.sizes:
+        yield f"{name}: width x height {_sizes(found.sizes)}"
+    if single:
+        yield f"{name}: people with a single image, of which no pair can be made: {single:,}"
+    if found.broken:
+        yield f"{name}: broken images: {_number(found.broken)}"
+        yield from (f"  {key}: {reason}" for key, reason in found.broken[:FIRST])
+
+
+def of_overlap(surveys, shared):
+    """Lines on what domains share and who may stand under two labels."""
+    yield ""
+    for (one, other), count in sorted(shared.images.items()):
+        yield f"images in {surveys[one].domain.name} and in {surveys[other].domain.name}, byte for byte: {count:,}"
+    if shared.placeholders:
+        yield f"images under more than {MOST_PEOPLE} people each, placeholders and not faces: {shared.placeholders:,}"
+    if shared.people:
+        pairs = _by_count(shared.people)
+        yield f"pairs of people with the same images, likely one person under two labels: {_number(pairs)}"
+        yield from (f"  {_pair(surveys, pair)} ({count:,})" for pair, count in pairs[:FIRST])
+    if shared.names:
+        yield f"names in two domains, likely the same person: {_number(shared.names)}"
+        yield from (f"  {_pair(surveys, pair)}" for pair in shared.names[:FIRST])
+    if len(surveys) > 1 and not (shared.images or shared.names):
+        yield "no image and no name was found in two domains"
+    if len(surveys) > 1:
+        yield "names that are bare numbers were not compared: they mean someone else in each data set"
+
+
+def lists(surveys, shared):
+    """{file name: its lines}: everything broken, every group of copies, every pair of people; tabs between fields."""
+    return {
+        "broken.txt": [f"{found.domain.name}\t{key}\t{reason}" for found in surveys for key, reason in found.broken],
+        "copies.txt": ["\t".join(f"{surveys[domain].domain.name}:{surveys[domain].domain.key(image)}"
+                                 for domain, image in group) for group in shared.groups],
+        "people.txt": [f"{_pair(surveys, pair, between=TAB)}\t{count} same images"
+                       for pair, count in _by_count(shared.people)]
+        + [f"{_pair(surveys, pair, between=TAB)}\tsame name" for pair in shared.names],
+    }  # fmt: skip
+
+
+def _pair(surveys, pair, between=" = "):
+    return between.join(f"{surveys[domain].domain.name}:{surveys[domain].names[identity]}" for domain, identity in pair)
+
+
+def _by_count(people):
+    return sorted(people.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _number(items):
+    return f"{len(items):,}" + (f" (the first {FIRST} below, all of them with --out)" if len(items) > FIRST else "")
+
+
+def _sizes(sizes):
+    """The range of widths and heights, and the most common sizes."""
+    if len(sizes) == 1:
+        ((width, height),) = sizes
+        return f"{width} x {height}"
+    widths, heights = zip(*sizes, strict=True)
+    common = ", ".join(f"{width} x {height} ({count:,})" for (width, height), count in sizes.most_common(5))
+    return f"{min(widths)}-{max(widths)} x {min(heights)}-{max(heights)}, most often {common}"
+
+
+def _histogram(counts):
+    """A line for 1, 2 to 3, 4 to 7, ... images a person, with how many people have as many."""
+    powers = np.floor(np.log2(counts)).astype(int)
+    people = np.bincount(powers)
+    for power in range(powers.min(), len(people)):
+        low, high = 2**power, 2 ** (power + 1) - 1
+        span = f"{low:,}" if low == high else f"{low:,}-{high:,}"
+        bar = "#" * -(-BAR * int(people[power]) // int(people.max()))
+        yield f"  {span:>15} {int(people[power]):>10,} {bar}".rstrip()

@@ -1,0 +1,68 @@
+"""python -m fastmfr pack SOURCE... OUT: class folders, lists, tar and Parquet files into one RecordIO folder."""
+
+import argparse
+import sys
+from collections import Counter
+
+from rich.console import Console
+
+from .build import pack
+from .progress import progress_of
+
+SOURCES = """\
+sources (several at once; the same name in two of them is one person)
+  folder        folder/identity/image.jpg or .png; or a RecordIO folder, to pack it anew
+  file.tar      WebDataset: key.jpg or key.png with key.cls, or with key.json that holds "label"
+  file.parquet  columns image (bytes, or as Hugging Face writes it) and label; needs pyarrow
+  list.txt      a line `path<TAB>label` an image, paths relative to the list
+"""
+
+
+def main(argv=None):
+    """Run the command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    console.print(f"listing {len(options.sources):,} source(s)", markup=False)
+    try:
+        with progress_of("pack", console) as progress:
+            packed = pack(options.sources, options.out, resize=options.resize, min_images=options.min_images,
+                          decode=options.decode, workers=options.workers, progress=progress)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; {options.out} holds no train.rec", file=sys.stderr)
+        return 130
+    for line in _summary(packed, options.min_images):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m fastmfr pack", description="Write images of people into one RecordIO folder.",
+        epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("sources", metavar="SOURCE", nargs="+")
+    parser.add_argument("out", metavar="OUT", help="folder for train.rec, train.idx, property and identities.txt")
+    parser.add_argument("--resize", type=int, metavar="N", help="make the shorter side N pixels, as JPEG of quality 95")
+    parser.add_argument("--min-images", type=int, default=1, metavar="K", help="leave out people with fewer images")
+    parser.add_argument("--decode", action="store_true", help="decode every image; by default its markers are checked")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
+    return parser
+
+
+def _summary(packed, min_images):
+    """Sentences on what was packed, refused and left out."""
+    size = (packed.folder / "train.rec").stat().st_size
+    yield (f"packed {packed.images:,} images of {packed.identities:,} people into {packed.folder} "
+           f"({size / 1e6:,.1f} MB); who is who stands in identities.txt")
+    if packed.shared:
+        yield f"{packed.shared:,} names occur in more than one source; each was packed as one person"
+    if packed.dropped:
+        least = "no good image" if min_images == 1 else f"fewer than {min_images} good images"
+        yield f"{packed.dropped:,} people were left out: {least}"
+    if packed.refused:
+        yield f"{len(packed.refused):,} images were refused, all listed in {packed.folder / 'refused.txt'}:"
+        for reason, count in Counter(reason for _, reason in packed.refused).most_common(5):
+            yield f"  {count:,} x {reason}"

@@ -1,0 +1,273 @@
+"""Packing: every kind of source comes out as a domain with the same bytes, and what is bad is named."""
+
+import io
+import os
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from pack_fakes import FACES, folder, hugging_face, listing, parquet, picture, plain_parquet, shards, tar
+from PIL import Image
+
+from fastmfr.domains import open_domain
+from fastmfr.pack.build import pack
+from fastmfr.pack.command import main
+from fastmfr.pack.images import ordered_map
+from fastmfr.pack.writer import RecordWriter
+
+
+def packed_twice(path):
+    pack(folder(path / "faces", FACES), path / "once")
+    return [path / "once"]
+
+
+SOURCES = {
+    "folder": lambda path: folder(path, FACES), "list": listing, "list with spaces": lambda path: listing(path, " "),
+    "tar": shards, "parquet": plain_parquet, "Hugging Face": hugging_face, "records": packed_twice,
+}  # fmt: skip
+
+
+def people(out):
+    """{name: its images} of a packed folder."""
+    domain = open_domain(out)
+    names = dict(line.split("\t") for line in (out / "identities.txt").read_text().splitlines())
+    bounds = zip(domain.offsets, domain.offsets[1:], strict=False)
+    return {names[domain.identity_name(k)]: [bytes(domain.jpeg(i)) for i in range(*b)] for k, b in enumerate(bounds)}
+
+
+@pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
+def test_every_kind_of_source_comes_out_with_the_same_bytes(tmp_path, make):
+    packed = pack(make(tmp_path / "source"), tmp_path / "out", workers=2)
+    assert people(tmp_path / "out") == FACES
+    assert (packed.images, packed.identities, packed.dropped, packed.refused) == (6, 3, 0, [])
+    assert sorted(os.listdir(tmp_path / "out"))[:4] == ["identities.txt", "property", "train.idx", "train.idx.fastmfr"]
+    assert (tmp_path / "out" / "property").read_text() == "3,10,12\n"
+
+
+def test_the_order_does_not_depend_on_threads(tmp_path):
+    faces = {f"{n:03}": [picture(n)] * 3 for n in range(100)}
+    for workers in (1, 4):
+        pack(folder(tmp_path / f"in{workers}", faces), tmp_path / f"out{workers}", workers=workers)
+    one, four = ((tmp_path / f"out{n}" / "train.rec").read_bytes() for n in (1, 4))
+    assert one == four
+    assert list(ordered_map(lambda n: n * n, range(50), 3)) == [n * n for n in range(50)]
+
+
+def test_people_with_numbers_for_names_come_in_the_order_of_the_numbers(tmp_path):
+    members = [(f"{label}.{end}", content) for label in (10, 9, 200)
+               for end, content in (("jpg", picture(label)), ("cls", b"%d\n" % label))]  # fmt: skip
+    pack([tar(tmp_path / "a.tar", members)], tmp_path / "out")
+    assert list(people(tmp_path / "out").items()) == [(str(n), [picture(n)]) for n in (9, 10, 200)]
+
+
+def test_one_name_in_two_sources_is_one_person(tmp_path):
+    first = folder(tmp_path / "a", {"ann": [picture(1)]})
+    second = folder(tmp_path / "b", {"ann": [picture(2)], "bob": [picture(3)]})
+    assert pack(first + second, tmp_path / "out").shared == 1
+    assert people(tmp_path / "out") == {"ann": [picture(1), picture(2)], "bob": [picture(3)]}
+
+
+def test_bad_images_are_left_out_and_named(tmp_path, capsys):
+    [source] = folder(tmp_path / "a", FACES | {"dan": [b""]})
+    (source / "bob" / "z.jpg").write_bytes(picture(3)[:-50])
+    (source / "bob" / "t\tab.txt").write_text("no image")
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    assert people(tmp_path / "out") == FACES
+    assert [line.split("\t") for line in (tmp_path / "out" / "refused.txt").read_text().splitlines()] == [
+        ["bob/t?ab.txt", "neither JPEG nor PNG"],
+        ["bob/z.jpg", "JPEG cut short: no end marker"],
+        ["dan/0.jpg", "empty"],
+    ]
+    said = capsys.readouterr().out
+    assert "packed 6 images of 3 people" in said
+    assert "1 people were left out: no good image" in said
+    assert "3 images were refused" in said
+    assert "1 x neither JPEG nor PNG" in said
+    assert "pack 9/9" in said
+
+
+def test_a_file_that_a_list_names_and_nobody_has_is_refused(tmp_path):
+    (tmp_path / "ok.jpg").write_bytes(picture(1))
+    (tmp_path / "list.txt").write_text("ok.jpg 1\ngone.jpg 1\n")
+    [(key, reason)] = pack([tmp_path / "list.txt"], tmp_path / "out").refused
+    assert key == "gone.jpg"
+    assert "No such file" in reason
+
+
+def test_samples_of_a_tar_that_cannot_be_used_are_refused(tmp_path):
+    members = [
+        ("a.jpg", picture(1)), ("a.cls", b"7"), ("alone.jpg", picture(2)), ("label.cls", b"7"), ("two.jpg", picture(3)),
+        ("two.png", picture(4, "PNG")), ("two.cls", b"7"), ("bad.jpg", picture(5)), ("bad.json", b"{"),
+        ("none.jpg", picture(5)), ("none.json", b"[]"), ("odd.jpg", picture(5)), ("odd.json", b'{"label": 1.5}'),
+        ("readme.txt", b"hello"), (".jpg", picture(6)), ("blank.jpg", picture(5)), ("blank.cls", b" "),
+        ("cut.jpg", picture(5)[:40]), ("cut.cls", b"7"), ("huge.jpg", picture(5)), ("huge.cls", b"7" * (1 << 21)),
+    ]  # fmt: skip
+    packed = pack([tar(tmp_path / "a.tar", members)], tmp_path / "out")
+    assert people(tmp_path / "out") == {"7": [picture(1)]}
+    reasons = {
+        "alone": "no label", "label": "no image", "two": "more than one image", "bad": "not JSON", "none": 'no "label"',
+        "odd": "its label is 1.5", "blank": "its label is ' '", "cut.jpg": "frame header", "huge": "2,097,152 bytes",
+    }  # fmt: skip
+    assert {key.removeprefix("a.tar:") for key, _ in packed.refused} == set(reasons)
+    for key, reason in packed.refused:
+        assert reasons[key.removeprefix("a.tar:")] in reason
+
+
+def test_names_in_a_tar_write_nothing_outside_and_links_are_not_followed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+        for name, content in [("link.cls", b"1"), ("../../evil.jpg", picture(1)), ("../../evil.cls", b"../../me\nx")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    (tmp_path / "inner").mkdir()
+    pack([tmp_path / "a.tar"], tmp_path / "inner" / "out")
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "inner"]
+    assert os.listdir(tmp_path / "inner") == ["out"]
+    assert people(tmp_path / "inner" / "out") == {"../../me?x": [picture(1)]}
+
+
+def test_rows_of_parquet_without_image_or_label_are_refused(tmp_path):
+    rows = [({"bytes": picture(1), "path": None}, 3), ({"bytes": None, "path": "x.jpg"}, 3), (None, 3),
+            ({"bytes": picture(2), "path": None}, None)]  # fmt: skip
+    packed = pack([parquet(tmp_path / "a.parquet", rows)], tmp_path / "out")
+    assert people(tmp_path / "out") == {"3": [picture(1)]}
+    assert [key for key, _ in packed.refused] == ["a.parquet:1", "a.parquet:2", "a.parquet:3"]
+
+
+def test_resized_images_are_jpegs_of_that_shorter_side_and_others_stay(tmp_path):
+    exact, wide, tall = picture(1, "PNG", (20, 16)), picture(2, size=(64, 32)), picture(3, "PNG", (8, 12))
+    pack(folder(tmp_path / "a", {"ann": [exact, tall, wide]}), tmp_path / "out", resize=16)
+    images = people(tmp_path / "out")["ann"]
+    assert images[0] == exact
+    sizes = [(Image.open(io.BytesIO(encoded)).size, Image.open(io.BytesIO(encoded)).format) for encoded in images]
+    assert sizes == [((20, 16), "PNG"), ((16, 24), "JPEG"), ((32, 16), "JPEG")]
+    means = [np.asarray(Image.open(io.BytesIO(encoded)), float).mean(axis=(0, 1)) for encoded in (tall, images[1])]
+    np.testing.assert_allclose(*means, atol=4)  # still the same picture: on average its colours stay
+
+
+def test_people_with_few_good_images_are_left_out_on_request(tmp_path):
+    [source] = folder(tmp_path / "a", FACES)
+    (source / "ann" / "2.jpg").write_bytes(b"bad")  # three files, two of them good
+    packed = pack([source], tmp_path / "out", min_images=3)
+    assert people(tmp_path / "out") == {"cy": FACES["cy"]}
+    assert (packed.identities, packed.dropped) == (1, 2)
+    with pytest.raises(ValueError, match="no one has 9 images or more"):
+        pack(folder(tmp_path / "b", FACES), tmp_path / "none", min_images=9)
+
+
+def test_decoding_finds_damage_that_markers_do_not_show(tmp_path):
+    damaged = bytearray(picture(2, "PNG", (40, 40)))
+    damaged[200] ^= 0xFF
+    [source] = folder(tmp_path / "a", {"ann": [picture(1), bytes(damaged)]})
+    assert pack([source], tmp_path / "quick").images == 2
+    packed = pack([source], tmp_path / "slow", decode=True)
+    assert people(tmp_path / "slow") == {"ann": [picture(1)]}
+    assert "does not decode" in packed.refused[0][1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")], ids=["interrupted", "disk full"])
+def test_a_pack_that_stops_leaves_no_records(tmp_path, monkeypatch, capsys, error):
+    add = RecordWriter.add
+
+    def stops(self, identity, encoded):
+        if self.images == 4:
+            raise error
+        add(self, identity, encoded)
+
+    monkeypatch.setattr(RecordWriter, "add", stops)
+    [source] = folder(tmp_path / "a", FACES)
+    assert main([str(source), str(tmp_path / "out")]) == (130 if error is KeyboardInterrupt else 1)
+    assert os.listdir(tmp_path / "out") == []
+    assert ("holds no train.rec" if error is KeyboardInterrupt else "disk full") in capsys.readouterr().err
+
+
+def test_nothing_good_is_an_error_that_says_why(tmp_path, capsys):
+    [source] = folder(tmp_path / "a", {"ann": [b"no image"]})
+    assert main([str(source), str(tmp_path / "out")]) == 1
+    assert "the first, ann/0.jpg, because: neither JPEG nor PNG" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == ["refused.txt"]
+
+
+def broken_sources(path):
+    (path / "deep" / "ann" / "more").mkdir(parents=True)
+    (path / "empty").mkdir()
+    (path / "a.tar").write_bytes(b"PK\3\4" * 500)
+    tar(path / "whole.tar", [("a.jpg", picture(1)), ("a.cls", b"1")])
+    (path / "cut.tar").write_bytes((path / "whole.tar").read_bytes()[:700])
+    for name, content in [("a.tar.gz", b"\x1f\x8b"), ("a.jpg", picture(1)), ("bad.txt", b"a.jpg\n"), ("no.txt", b"\n")]:
+        (path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("gone", "there is no"), ("deep", "holds the folder 'more'"), ("empty", "holds nothing to pack"),
+        ("a.tar", "not a whole, uncompressed tar"), ("cut.tar", "not a whole, uncompressed tar"),
+        ("a.tar.gz", "is compressed"), ("a.jpg", "is no source"), ("bad.txt", "line 1 of .* is not a path"),
+        ("no.txt", "list no image at all"),
+    ],
+)  # fmt: skip
+def test_what_is_no_source_is_refused_with_a_sentence(tmp_path, name, sentence):
+    broken_sources(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        pack([tmp_path / name], tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_parquet_files_that_cannot_be_read_are_refused_with_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"picture": [b""], "label": [1]}), tmp_path / "b.parquet")
+    for name, sentence in [("a", "cannot be read as Parquet"), ("b", "has no column image; .* found picture, label")]:
+        with pytest.raises(ValueError, match=sentence):
+            pack([tmp_path / f"{name}.parquet"], tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match="run `pip install pyarrow`"):
+        pack([tmp_path / "b.parquet"], tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_is_refused(tmp_path):
+    [source] = folder(tmp_path / "a", FACES)
+    with pytest.raises(ValueError, match="lies within the source"):
+        pack([source], source / "packed")
+    assert sorted(os.listdir(source)) == sorted(FACES)
+    pack([source], tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"already holds a train\.rec"):
+        pack([source], tmp_path / "out")
+    with pytest.raises(ValueError, match="want resize of at least 1, got 0"):
+        pack([source], tmp_path / "other", resize=0)
+
+
+def test_a_damaged_tar_gives_data_or_a_sentence(tmp_path):
+    [whole, _] = shards(tmp_path / "source")
+    sound, rng, packed, sentences = whole.read_bytes().rstrip(b"\0"), np.random.default_rng(0), 0, []
+    for n in range(60):
+        damaged = bytearray(sound)
+        for at in rng.integers(0, len(damaged), rng.integers(1, 6)):
+            damaged[at] = rng.integers(256)
+        if n % 2:  # the headers are what can mislead
+            block = 512 * rng.integers(0, len(damaged) // 512)
+            damaged[block + 124 + rng.integers(12)] = rng.integers(256)  # its size
+        whole.write_bytes(damaged)
+        try:
+            packed += pack([whole], tmp_path / f"out{n}", workers=1).images
+        except ValueError as refusal:
+            sentences.append(str(refusal))
+    assert packed > 20
+    assert [sentence for sentence in sentences if str(whole) in sentence]
+
+
+def test_a_tar_that_would_lead_back_to_itself_is_refused(tmp_path):
+    [whole, _] = shards(tmp_path / "source")
+    content = bytearray(whole.read_bytes())
+    content[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1024, as GNU tar writes numbers that octal digits do not hold
+    content[148:156] = b"%06o\0 " % (256 + sum(content[:148]) + sum(content[156:512]))
+    whole.write_bytes(content)
+    with pytest.raises(ValueError, match="not a whole, uncompressed tar file"):
+        pack([whole], tmp_path / "out")
