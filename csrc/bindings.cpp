@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 
+#include "gather.hpp"
 #include "recordio.hpp"
 #include "sampler.hpp"
 
@@ -84,10 +86,42 @@ Int64s draw(const Sampler& sampler, const Stream& stream, uint64_t step) {
     return rows;
 }
 
+template <class T>
+using Maybe = std::optional<py::array_t<T, py::array::c_style>>;
+
+/// The data of an optional argument that must hold `size` values.
+template <class T>
+const T* values(const Maybe<T>& array, int64_t size, const char* name) {
+    if (array && array->size() != size)
+        throw std::invalid_argument("want " + std::to_string(size) + " values in " + name + ", got " +
+                                    std::to_string(array->size()));
+    return array ? array->data() : nullptr;
+}
+
+void gather_images(const py::array_t<uint8_t, py::array::c_style>& images, const Maybe<int64_t>& index,
+                   const Maybe<bool>& mirror, const Maybe<int32_t>& shift, const Maybe<int32_t>& block,
+                   const Maybe<float>& gain, const Maybe<float>& offset, float mean, float scale,
+                   py::array_t<float, py::array::c_style>& out) {
+    if (images.ndim() != 4 || images.shape(3) != 3) throw std::invalid_argument("want images (N, H, W, 3)");
+    const Pixels pixels{images.data(), images.shape(0), images.shape(1), images.shape(2)};
+    const int64_t batch = index ? index->size() : pixels.images;
+    if (out.size() != batch * 3 * pixels.height * pixels.width) throw std::invalid_argument("want out (B, 3, H, W)");
+    const int64_t* const numbers = index ? index->data() : nullptr;
+    const Changes changes{values(mirror, batch, "mirror"), values(shift, 2 * batch, "shift"),
+                          values(block, batch, "block"), values(gain, batch, "gain"), values(offset, batch, "offset")};
+    float* const written = out.mutable_data();
+    py::gil_scoped_release release;
+    gather(pixels, numbers, batch, changes, mean, scale, written);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The compiled parts of fastmfr: RecordIO files and the grouped domain sampler.";
+    module.doc() = "The compiled parts of fastmfr: RecordIO files, the grouped domain sampler, gathering on the CPU.";
+
+    module.def("gather_images", &gather_images, py::arg("images"), py::arg("index"), py::arg("mirror").none(true),
+               py::arg("shift").none(true), py::arg("block").none(true), py::arg("gain").none(true),
+               py::arg("offset").none(true), py::arg("mean"), py::arg("scale"), py::arg("out").noconvert());
 
     py::class_<RecordFile>(module, "RecordFile")
         .def(py::init<const std::string&>(), py::arg("folder"), GilRelease())

@@ -1,9 +1,22 @@
-"""Types of the compiled extension (csrc/bindings.cpp); use fastmfr.domains and fastmfr.sampler instead."""
+"""Types of the compiled extension (csrc/bindings.cpp); use domains, sampler and decode of fastmfr instead."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+def gather_images(
+    images: NDArray[np.uint8],
+    index: NDArray[np.int64] | None,
+    mirror: NDArray[np.bool_] | None,
+    shift: NDArray[np.int32] | None,
+    block: NDArray[np.int32] | None,
+    gain: NDArray[np.float32] | None,
+    offset: NDArray[np.float32] | None,
+    mean: float,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None: ...
 
 class RecordFile:
     def __init__(self, folder: str) -> None: ...

@@ -6,6 +6,8 @@ import torch
 from fastmfr.kernels import gather_images
 from fastmfr.kernels.gather import _launch, gather_images_ref
 
+from fastmfr import _native
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the kernel runs in Triton's interpreter
 CHANGES = ("mirror_B", "shift_B2", "block_B", "gain_B", "offset_B")
 
@@ -148,3 +150,29 @@ def test_refuses_what_does_not_fit(given, message):
 def test_refuses_an_image_that_is_not_there():
     with pytest.raises(IndexError):
         gather_images(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 2]), mean=0.0, std=1.0)
+
+
+@pytest.mark.parametrize(("N", "H", "W"), [(1, 3, 5), (9, 5, 4), (3, 33, 37)])
+@pytest.mark.parametrize("wanted", [[], CHANGES, *([name] for name in CHANGES), CHANGES[:2], CHANGES[2:]], ids="-".join)
+@pytest.mark.parametrize("mean_std", [(127.5, 128.0), (123.7, 58.3)])
+def test_the_c_plus_plus_path_equals_the_reference_to_the_bit(N, H, W, wanted, mean_std):
+    image_NHW3, index_B = images(N, H, W).cpu(), torch.arange(N).flip(0)
+    change = {name: value.cpu() for name, value in changes(N, wanted).items()}
+    mean, std = mean_std
+    for index in (index_B, None):
+        out = np.full((N, 3, H, W), np.nan, np.float32)
+        given = [change[name].numpy() if name in change else None for name in CHANGES]
+        _native.gather_images(image_NHW3.numpy(), None if index is None else index.numpy(), *given, mean, 1 / std, out)
+        want = gather_images_ref(image_NHW3, index, **change, mean=mean, std=std)
+        assert torch.equal(torch.from_numpy(out), want)
+
+
+def test_the_c_plus_plus_path_refuses_what_does_not_fit():
+    image_NHW3, out = images(2, 4, 4).cpu().numpy(), np.empty((2, 3, 4, 4), np.float32)
+    none = [None] * 5
+    with pytest.raises(IndexError, match="image 2 was asked for; there are 2"):
+        _native.gather_images(image_NHW3, np.array([0, 2]), *none, 0.0, 1.0, out)
+    with pytest.raises(ValueError, match="want out"):
+        _native.gather_images(image_NHW3, np.array([0]), *none, 0.0, 1.0, out)
+    with pytest.raises(ValueError, match="want 2 values in mirror, got 3"):
+        _native.gather_images(image_NHW3, None, np.zeros(3, bool), *none[1:], 0.0, 1.0, out)
