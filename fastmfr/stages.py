@@ -63,7 +63,7 @@ def fill_cache(sources, config, device, logbook):
     images = sum(domain.images for domain in sources.domains)
     with logbook.progress("decoding", 0, images) as meter:
         cache = DecodedCache(
-            sources.domains, look, place=place, device=device, threads=config.data.threads,
+            sources.domains, look, place=place, device=device, threads=config.data.threads, vet=config.data.vet,
             progress=lambda done, _: meter.step(done, done),
         )  # fmt: skip
     logbook.note_bad(cache.bad)
@@ -73,7 +73,7 @@ def fill_cache(sources, config, device, logbook):
 def _stream(sources, config, cache, requests, batch_images, device, first, last):
     return open_stream(
         sources.domains, requests, preprocess(config.data), cache=cache, batch_images=batch_images, seed=config.seed,
-        first=first, last=last, device=str(device), threads=config.data.threads,
+        first=first, last=last, device=str(device), threads=config.data.threads, vet=config.data.vet,
     )  # fmt: skip
 
 

@@ -94,6 +94,7 @@ def _score(backbone, targets, config, device, logbook):
         scores[name] = score_domain(
             backbone, target.domain, target.pairs, preprocess(config.data), device,
             far=settings.far, batch_images=settings.batch_images, threads=config.data.threads,
+            vet=config.data.vet,
         )  # fmt: skip
         logbook.note_bad(scores[name].pop("bad_images"))
     return scores
@@ -164,7 +165,7 @@ def _draw_domains(sources, targets, config, folder, people=5, images=2):
         ]
         request = np.zeros(len(numbers), np.int64), np.array(numbers)
         ask = lambda _, request=request: request  # noqa: E731
-        with ImageStream([domain], ask, look, batch_images=len(numbers), last=1) as stream:
+        with ImageStream([domain], ask, look, batch_images=len(numbers), last=1, vet=config.data.vet) as stream:
             grey_B3HW = next(stream)[1] * look.std + look.mean
         rows[name] = grey_B3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).numpy()
     contact_sheet(rows, folder / "domains.png")

@@ -1,6 +1,7 @@
 """Whole runs at a small size: learning, resuming, people held out, and what a user is told when something is wrong."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,43 @@ def test_a_cached_run_equals_a_decoding_one_whatever_is_changed_in_the_images(sm
         (folder,) = (tmp_path / cache).iterdir()
         weights.append((folder / "mfr.safetensors").read_bytes())
     assert weights[0] == weights[1] == weights[2]
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_bad_images_are_listed_and_a_stopped_run_goes_on_to_the_same_bits(small, faces, tmp_path, monkeypatch, cache):
+    shutil.copytree(faces["street"], tmp_path / "street")
+    files = sorted((tmp_path / "street").rglob("*.jpg"))
+    whole = files[0].read_bytes()
+    damage = {0: b"", 1: whole[: len(whole) // 2], 2: b"no picture", 3: whole[:200] + b"\xff" * 300 + whole[500:]}
+    for number, content in damage.items():
+        files[number * 70].write_bytes(content)
+    argv = [word if word != str(faces["street"]) else str(tmp_path / "street") for word in small]
+    argv += [f"--data.cache={cache}", "--data.targets.street", str(tmp_path / "street"), "--data.holdout=0.3"]
+    assert main([*argv, f"--folder={tmp_path / 'whole'}"]) == 0
+    (whole_run,) = (tmp_path / "whole").iterdir()
+    listed = [line.split("\t")[0] for line in (whole_run / "bad_images.tsv").read_text().splitlines()]
+    on_disk = {f"street/{files[number * 70].parent.name}/{files[number * 70].name}" for number in damage}
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= on_disk
+    if cache == "host":  # every source image was decoded, and every held-out one scored
+        assert set(listed) == on_disk
+
+    record = Logbook.record
+
+    def stopping(self, stage, step, **values):
+        record(self, stage, step, **values)
+        if (stage, step) == ("meta", 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Logbook, "record", stopping)
+    assert main(argv) == 130
+    monkeypatch.undo()
+    folder = only_run(tmp_path)
+    assert main(["--resume", str(folder)]) == 0
+    assert (folder / "mfr.safetensors").read_bytes() == (whole_run / "mfr.safetensors").read_bytes()
+    assert sorted((folder / "bad_images.tsv").read_text().splitlines()) == sorted(
+        (whole_run / "bad_images.tsv").read_text().splitlines()
+    )
 
 
 def test_every_meta_step_logs_what_is_needed_to_judge_it(small, tmp_path):

@@ -64,6 +64,8 @@ class Data:
     """training images get up to so many grey levels brighter or darker"""
     contrast: float = 0.0
     """largest relative change of a training image's contrast"""
+    vet: bool = True
+    """decode each image alone when first met; without, one that cannot be decoded may crash DALI 2.4 and the run"""
     cache: str = "auto"
     """keep decoded images on the 'gpu' or the 'host', 'none', or 'auto': where they fit"""
     threads: int = 2

@@ -29,7 +29,8 @@ class DecodedCache:
     `place` is neither.
     """
 
-    def __init__(self, domains, preprocess, *, place, device="cpu", threads=2, progress=lambda done, total: None):
+    def __init__(self, domains, preprocess, *, place, device="cpu", threads=2, vet=False,
+                 progress=lambda done, total: None):  # fmt: skip
         check_whole(number_of_domains=(len(domains), 1))
         self.domains, self.size, self.place, self.device = list(domains), preprocess.size, place, checked_device(device)
         if place not in ("host", "gpu") or (place == "gpu" and self.device.type != "cuda"):
@@ -38,7 +39,7 @@ class DecodedCache:
         self.starts = np.array(self.starts)
         where = self.device if place == "gpu" else "cpu"
         self.image_NHW3 = torch.empty((images, self.size, self.size, 3), dtype=torch.uint8, device=where)
-        with _Filling(self, preprocess, min(images, _FILL), threads) as filling:
+        with _Filling(self, preprocess, min(images, _FILL), threads, vet) as filling:
             for _ in filling:
                 progress(min(filling.done, images), images)
         self.bad = dict(filling.bad)
@@ -52,11 +53,11 @@ class DecodedCache:
 class _Filling(Decoding):
     """Decodes all images in order, into the cache; the last batch is filled up with the last image."""
 
-    def __init__(self, cache, preprocess, batch_images, threads):
+    def __init__(self, cache, preprocess, batch_images, threads, vet):
         self._cache, self._batch_images, self.done = cache, batch_images, 0
         images = len(cache.image_NHW3)
         super().__init__(cache.domains, self._requests, preprocess, batch_images=batch_images, device=cache.device,
-                         last=-(-images // batch_images), threads=threads)  # fmt: skip
+                         last=-(-images // batch_images), threads=threads, vet=vet)  # fmt: skip
 
     def _requests(self, number):
         wanted = np.arange(number * self._batch_images, (number + 1) * self._batch_images)
@@ -130,7 +131,7 @@ def choose_cache(wanted, domains, preprocess, slots, device):
 
 
 def open_stream(domains, requests, preprocess, *, cache="none", batch_images, seed=0, first=0, last=None,
-                device="cpu", threads=2, prefetch=2, progress=lambda done, total: None):  # fmt: skip
+                device="cpu", threads=2, prefetch=2, vet=False, progress=lambda done, total: None):  # fmt: skip
     """An ImageStream, or a CachedStream with the same batches; its `sentence` says which and why.
 
     `cache`: one of CACHES, filled now where one is chosen, or a DecodedCache of these domains. The other arguments, the
@@ -146,12 +147,13 @@ def open_stream(domains, requests, preprocess, *, cache="none", batch_images, se
         slots = None if last is None else (last - first) * batch_images
         place, sentence = choose_cache(cache, domains, preprocess, slots, device)
         if place != "none":
-            cache = DecodedCache(domains, preprocess, place=place, device=device, threads=threads, progress=progress)
+            cache = DecodedCache(domains, preprocess, place=place, device=device, threads=threads, vet=vet,
+                                 progress=progress)  # fmt: skip
     if isinstance(cache, DecodedCache):
         stream = CachedStream(cache, requests, preprocess, **options)
     else:
         stream = ImageStream(domains, requests, preprocess, **options, device=device, threads=threads,
-                             prefetch=prefetch)  # fmt: skip
+                             prefetch=prefetch, vet=vet)  # fmt: skip
     stream.sentence = sentence
     return stream
 

@@ -27,11 +27,15 @@ class Found(NamedTuple):
 
 
 class Reader:
-    """Encoded images of several domains, bad ones replaced; `bad` maps "domain/key" to the reason."""
+    """Encoded images of several domains, bad ones replaced; `bad` maps "domain/key" to the reason.
 
-    def __init__(self, domains):
-        self.domains = domains
+    `vet(found)`, if given, raises ValueError for an image that cannot be decoded; it is asked once for each image.
+    """
+
+    def __init__(self, domains, vet=None):
+        self.domains, self._vet = domains, vet
         self.bad = {}
+        self._vetted = [np.zeros(domain.images, bool) for domain in domains] if vet else []
         self._skip = set()
 
     def read(self, domain_B, image_B):
@@ -61,7 +65,11 @@ class Reader:
             return None
         try:
             encoded = self.domains[domain].jpeg(image) if encoded is None else encoded
-            return Found(image, encoded, checked_size(encoded))
+            found = Found(image, encoded, checked_size(encoded))
+            if self._vet and not self._vetted[domain][image]:
+                self._vet(found)
+                self._vetted[domain][image] = True
+            return found
         except (ValueError, OSError) as error:
             return self.reject(domain, image, str(error))
 

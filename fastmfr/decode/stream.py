@@ -8,6 +8,7 @@ Shape suffixes: B = images of a batch, 3 = RGB, H W = preprocess.size.
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from .batches import Batches, check_whole, checked_device
@@ -20,13 +21,13 @@ class Decoding(Batches):
     """Batches of decoded pixels, each handed to `_use`; the arguments, errors and the rest are ImageStream's."""
 
     def __init__(self, domains, requests, preprocess, *, batch_images, first=0, last=None, device="cpu", threads=2,
-                 prefetch=2):  # fmt: skip
+                 prefetch=2, vet=False):  # fmt: skip
         check_whole(batch_images=(batch_images, 1), first=(first, 0), last=(first if last is None else last, first),
                     threads=(threads, 1), prefetch=(prefetch, 1), number_of_domains=(len(domains), 1))  # fmt: skip
         super().__init__(first)
         self._device, self._preprocess = checked_device(device), preprocess
         self._aside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._reader = Reader(domains)
+        self._reader = Reader(domains, _vetter(preprocess.size, self._device) if vet else None)
         self._source = Source(self._reader, requests, preprocess.size, batch_images=batch_images, first=first,
                               last=last)  # fmt: skip
         self.bad = self._reader.bad
@@ -99,6 +100,8 @@ class ImageStream(Decoding):
     `requests(i)`: two whole-number arrays (batch_images,), domain and image of every slot; must be pure in i, and is
     called up to `prefetch` batches ahead. Each image_B3HW is float32, contiguous, on `device`, and the caller's own.
     `wait_seconds`: time spent waiting for data so far. `bad`: "domain/key" -> reason, of every bad image met so far.
+    `vet`: decode each image alone when it is first met. DALI 2.4 can crash the process on a batch that holds an image
+    it cannot decode (32 images or more were enough); vetted, it never sees one.
     Use as a context manager, or call close(); a stream that ended or was dropped has closed itself.
 
     Raises ValueError for arguments out of range; when its turn comes, for a request outside the domains or a domain
@@ -106,14 +109,29 @@ class ImageStream(Decoding):
     """
 
     def __init__(self, domains, requests, preprocess, *, batch_images, seed=0, first=0, last=None, device="cpu",
-                 threads=2, prefetch=2):  # fmt: skip
+                 threads=2, prefetch=2, vet=False):  # fmt: skip
         check_whole(seed=(seed, 0))
         super().__init__(domains, requests, preprocess, batch_images=batch_images, first=first, last=last,
-                         device=device, threads=threads, prefetch=prefetch)  # fmt: skip
+                         device=device, threads=threads, prefetch=prefetch, vet=vet)  # fmt: skip
         self._finish = Finish(preprocess, seed, self._device)
 
     def _use(self, number, pixel_BHW3):
         return self._finish(number, pixel_BHW3)
+
+
+def _vetter(size, device):
+    """A function that raises ValueError for a Found image DALI cannot decode; alone in its batch it does no harm."""
+    todo = []
+    pipeline = build_pipeline(lambda _: todo.pop(), size, device, images=1, threads=1, prefetch=1)
+
+    def vet(found):
+        todo.append(([found.encoded], np.array([min(found.size) != size])))
+        try:
+            pipeline.run()
+        except RuntimeError as error:
+            raise ValueError(_decoding_failure(error)) from None
+
+    return vet
 
 
 def _pixels(pipeline):
