@@ -45,6 +45,23 @@ def records(folder, stage):
     return [line for line in lines if line["stage"] == stage]
 
 
+def stopped_and_resumed(argv, tmp_path, monkeypatch, stop):
+    """The folder of a run that was interrupted after the (stage, step) `stop` was recorded, and then went on."""
+    record = Logbook.record
+
+    def stopping(self, stage, step, **values):
+        record(self, stage, step, **values)
+        if (stage, step) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Logbook, "record", stopping)
+    assert main(argv) == 130
+    monkeypatch.undo()
+    folder = only_run(tmp_path)
+    assert main(["--resume", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.slow
 def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     held_out = ["--data.targets.studio", str(faces["studio"]), "--data.holdout=0.5"]
@@ -70,18 +87,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(small, tmp_path, mon
     assert main([*small, f"--folder={tmp_path / 'whole'}"]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
 
-    record = Logbook.record
-
-    def stopping(self, stage, step, **values):
-        record(self, stage, step, **values)
-        if (stage, step) == stop:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Logbook, "record", stopping)
-    assert main(small) == 130
-    monkeypatch.undo()
-    folder = only_run(tmp_path)
-    assert main(["--resume", str(folder)]) == 0
+    folder = stopped_and_resumed(small, tmp_path, monkeypatch, stop)
     for model in ("base", "mfr"):
         assert (folder / f"{model}.safetensors").read_bytes() == (whole / f"{model}.safetensors").read_bytes()
     for stage in ("pretrain", "meta"):
@@ -122,18 +128,7 @@ def test_bad_images_are_listed_and_a_stopped_run_goes_on_to_the_same_bits(small,
     if cache == "host":  # every source image was decoded, and every held-out one scored
         assert set(listed) == on_disk
 
-    record = Logbook.record
-
-    def stopping(self, stage, step, **values):
-        record(self, stage, step, **values)
-        if (stage, step) == ("meta", 2):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Logbook, "record", stopping)
-    assert main(argv) == 130
-    monkeypatch.undo()
-    folder = only_run(tmp_path)
-    assert main(["--resume", str(folder)]) == 0
+    folder = stopped_and_resumed(argv, tmp_path, monkeypatch, ("meta", 2))
     assert (folder / "mfr.safetensors").read_bytes() == (whole_run / "mfr.safetensors").read_bytes()
     assert sorted((folder / "bad_images.tsv").read_text().splitlines()) == sorted(
         (whole_run / "bad_images.tsv").read_text().splitlines()
