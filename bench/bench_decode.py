@@ -10,7 +10,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from peers_decode import DECODERS, MEAN, MISSING, STD, endless_loader
 
-from fastmfr.decode import Preprocess, open_stream
+from fastmfr.decode import Preprocess, Verdicts, open_stream
 from fastmfr.domains import open_domain
 from fastmfr.synthetic import write_folders, write_records
 
@@ -42,10 +42,27 @@ def requested(number, images):
     return np.random.default_rng(number).integers(images, size=BATCH_IMAGES)
 
 
-def our_stream(folder, device="cpu", cache="none"):
+def our_stream(folder, **options):
     domain = open_domain(folder)
     return open_stream([domain], lambda i: (np.zeros(BATCH_IMAGES, int), requested(i, domain.images)), PREPROCESS,
-                       cache=cache, batch_images=BATCH_IMAGES, device=device, threads=THREADS)  # fmt: skip
+                       batch_images=BATCH_IMAGES, threads=THREADS, **options)  # fmt: skip
+
+
+def first_pass(folder, vet, verdicts=None):
+    """A function that takes every image once out of a stream made for that."""
+    domain = open_domain(folder)
+
+    def requests(number):
+        in_turn = np.arange(number * BATCH_IMAGES, (number + 1) * BATCH_IMAGES)
+        return np.zeros(BATCH_IMAGES, int), in_turn % domain.images
+
+    def take():
+        with open_stream([domain], requests, PREPROCESS, batch_images=BATCH_IMAGES, threads=THREADS, vet=vet,
+                         last=-(-domain.images // BATCH_IMAGES), verdicts=verdicts) as stream:  # fmt: skip
+            for _ in stream:
+                pass
+
+    return take
 
 
 def dali_alone(folder, normalise):
@@ -100,7 +117,22 @@ def test_images_a_cpu_second(compare, folders):
 
 
 def test_cached_images(compare, folders):
-    """Out of the cache, on the GPU where there is one, beside decoding the same batches anew."""
-    device, cache = ("cuda", "gpu") if torch.cuda.is_available() else ("cpu", "host")
-    with our_stream(folders[0], device, cache) as cached, our_stream(folders[0], device) as decoding:
-        compared(compare, cached, {"decoding": decoding}, device=device, cache=cache)
+    """Out of the cache, on the GPU where there is one, beside decoding the same batches anew by every decoder."""
+    on_gpu = torch.cuda.is_available()
+    device, cache, decoders = ("cuda", "gpu", ["cpu", "mixed"]) if on_gpu else ("cpu", "host", ["cpu"])
+    with our_stream(folders[0], device=device, cache=cache) as cached:
+        peers = {f"decoding, {name}": our_stream(folders[0], device=device, decoder=name) for name in decoders}
+        compared(compare, cached, peers, device=device, cache=cache)
+
+
+def test_first_pass_vetted(compare, folders):
+    """Every image taken once out of a new stream, each decoded alone before (data.vet), beside the same without.
+
+    Once found good, an image is not decoded alone again: the pass of a stream that is told so is the third contender.
+    """
+    known = Verdicts()
+    first_pass(folders[0], True, known)()
+    peers = {"not vetted": first_pass(folders[0], False), "vetted before": first_pass(folders[0], True, known)}
+    images = -(-IDENTITIES * IMAGES_EACH // BATCH_IMAGES) * BATCH_IMAGES
+    compare(first_pass(folders[0], True), peers, rounds=9, units=dict.fromkeys(["ours", *peers], images), size=SIZE,
+            quality=QUALITY, images=images, batch_images=BATCH_IMAGES, threads=THREADS)  # fmt: skip

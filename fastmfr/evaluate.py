@@ -127,10 +127,11 @@ def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device) ->
 
 
 def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preprocess: Preprocess, device, *,
-                 far: Sequence[float] = FAR, batch_images: int = 256, threads: int = 2, vet: bool = False) -> dict:
+                 far: Sequence[float] = FAR, batch_images: int = 256, **decoding) -> dict:
     """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time, unchanged.
 
-    With it comes bad_images {key: reason}: images that could not be decoded, for which others stood in.
+    `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them. With the score comes bad_images
+    {key: reason}: images that could not be decoded, for which others stood in.
     """
     batch_images = min(batch_images, domain.images)
 
@@ -140,7 +141,7 @@ def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preproc
 
     batches = -(-domain.images // batch_images)
     with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, last=batches,
-                     device=str(device), threads=threads, vet=vet) as stream:
+                     device=str(device), **decoding) as stream:
         embedding_ND = embed(backbone, (image_B3HW for _, image_B3HW in stream), device)[:domain.images]
     return score(embedding_ND, pairs, far) | {"bad_images": dict(stream.bad)}
 

@@ -4,6 +4,7 @@ Shape suffixes: B = batch or pairs, H W = image.
 """
 
 import math
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -51,30 +52,25 @@ def check_batches(sources, config):
             sampler.split(0, left_out)
 
 
-def fill_cache(sources, config, device, logbook):
-    """A DecodedCache of all sources for both stages, or "none": as data.cache asks; says which it took and why."""
+def image_opener(sources, config, device, decoding, logbook):
+    """open(requests, batch_images=, first=, last=) -> a stream of training images, for both stages.
+
+    Images are kept as data.cache asks: it says where and why, and decodes them now. `decoding`: threads, decoder, vet
+    and verdicts, as ImageStream takes them.
+    """
     pairs = config.pretrain.steps * config.pretrain.batch_identities
     pairs += config.meta.steps * config.meta.batch_identities * 2 * len(sources.domains)
     look = preprocess(config.data)
     place, sentence = choose_cache(config.data.cache, sources.domains, look, 2 * pairs, device)
     logbook.say(sentence)
-    if place == "none":
-        return place
-    images = sum(domain.images for domain in sources.domains)
-    with logbook.progress("decoding", 0, images) as meter:
-        cache = DecodedCache(
-            sources.domains, look, place=place, device=device, threads=config.data.threads, vet=config.data.vet,
-            progress=lambda done, _: meter.step(done, done),
-        )  # fmt: skip
-    logbook.note_bad(cache.bad)
-    return cache
-
-
-def _stream(sources, config, cache, requests, batch_images, device, first, last):
-    return open_stream(
-        sources.domains, requests, preprocess(config.data), cache=cache, batch_images=batch_images, seed=config.seed,
-        first=first, last=last, device=str(device), threads=config.data.threads, vet=config.data.vet,
-    )  # fmt: skip
+    cache = "none"
+    if place != "none":
+        images = sum(domain.images for domain in sources.domains)
+        with logbook.progress("decoding", 0, images) as meter:
+            cache = DecodedCache(sources.domains, look, place=place, device=device, **decoding,
+                                 progress=lambda done, _: meter.step(done, done))  # fmt: skip
+    return partial(open_stream, sources.domains, preprocess=look, cache=cache, seed=config.seed, device=str(device),
+                   **decoding)  # fmt: skip
 
 
 def _images(*pairs):
@@ -84,24 +80,25 @@ def _images(*pairs):
     return np.concatenate(domain), np.concatenate(image)
 
 
-def pretrain(backbone, sources, config, cache, device, logbook, checkpoints, watch=lambda steps: None):
+def pretrain(backbone, sources, config, open_images, device, logbook, checkpoints, watch=lambda steps: None):
     """Trains the backbone, in place, to tell all identities of all sources apart.
 
-    `watch(steps done)` is called after each step.
+    `open_images` as image_opener makes it; `watch(steps done)` is called after each step.
     """
     settings = config.pretrain
     sampler = _sampler(sources, config, settings.batch_identities)
     margin = make_margin(settings.margin, settings.margin_values)
-    head = MarginHead(backbone.embedding, sources.identities, margin, settings.scale).to(device)
+    head = MarginHead(backbone.embedding, sources.identities, margin, settings.scale,
+                      sample_rate=settings.sample_rate, seed=config.seed).to(device)  # fmt: skip
     both = nn.ModuleDict({"backbone": backbone, "head": head})
-    optimizer = sgd(both.parameters(), settings.momentum, settings.weight_decay)
+    optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = checkpoints.resume(both, optimizer)
     logbook.rewind("pretrain", first)
     both.train()
     batch_images = 2 * settings.batch_identities
     requests = lambda step: _images(sampler.batch(step))  # noqa: E731
     with (
-        _stream(sources, config, cache, requests, batch_images, device, first, settings.steps) as stream,
+        open_images(requests, batch_images=batch_images, first=first, last=settings.steps) as stream,
         logbook.progress("pretrain", first, settings.steps) as meter,
     ):
         for step, image_B3HW in stream:
@@ -109,25 +106,25 @@ def pretrain(backbone, sources, config, cache, device, logbook, checkpoints, wat
             label_B = torch.from_numpy(sources.label(pairs.domain, pairs.identity)).repeat(2).to(device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
-            loss_B = head(backbone(_channels_last(image_B3HW)), label_B)
+            loss_B = head(backbone(_channels_last(image_B3HW)), label_B, draw=step)
             optimizer.zero_grad()
             loss_B.mean().backward()
             optimizer.step()
+            head.update(rate, settings.momentum, settings.weight_decay)
 
             loss = loss_B.mean().item()  # the step's one synchronisation, after all of its work is queued
             if not math.isfinite(loss):
                 raise NonFiniteLoss(_blame_rows(loss_B, pairs, sources, step))
             seen = (step + 1 - first) * batch_images
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {loss:.3f}")
-            logbook.note_bad(stream.bad)
             logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, both, optimizer)
             watch(step + 1)
 
 
-def meta_train(backbone, sources, config, cache, device, logbook, checkpoints, watch=lambda steps: None):
-    """Trains the backbone, in place, by MFR, one optimizer step a meta-batch; `watch` as in `pretrain`."""
+def meta_train(backbone, sources, config, open_images, device, logbook, checkpoints, watch=lambda steps: None):
+    """Trains the backbone, in place, by MFR, one optimizer step a meta-batch; the rest as in `pretrain`."""
     settings, domains = config.meta, len(sources.domains)
     sampler = _sampler(sources, config, settings.batch_identities, per_domain=settings.per_domain)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
@@ -136,9 +133,9 @@ def meta_train(backbone, sources, config, cache, device, logbook, checkpoints, w
     backbone.train()
     requests = lambda i: _images(*sampler.split(*divmod(i, domains)))  # noqa: E731
     batch_images = len(requests(0)[0])
-    shares, splits = [], (first * domains, settings.steps * domains)
+    shares, splits = [], {"first": first * domains, "last": settings.steps * domains}
     with (
-        _stream(sources, config, cache, requests, batch_images, device, *splits) as stream,
+        open_images(requests, batch_images=batch_images, **splits) as stream,
         logbook.progress("meta", first, settings.steps) as meter,
     ):
         images = iter(stream)
@@ -164,7 +161,6 @@ def meta_train(backbone, sources, config, cache, device, logbook, checkpoints, w
             values = {name: value.double().mean() for name, value in {**result.losses, **result.norms}.items()}
             seen = (step + 1 - first) * batch_images * domains
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {values['total_test']:.3f}")
-            logbook.note_bad(stream.bad)
             logbook.record(
                 "meta", step, loss=values["total_test"], gradient_norm=gradient_norm, **values, **vars(rates),
                 learning_rate=rates.beta, images_per_second=speed, data_wait=wait,

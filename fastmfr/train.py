@@ -7,7 +7,7 @@ domain in about three minutes on two CPU cores. Your own folders: --data.sources
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,14 @@ from fastmfr import synthetic
 from fastmfr.backbone import build
 from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
 from fastmfr.config import Config, parse
-from fastmfr.decode import ImageStream
+from fastmfr.decode import ImageStream, Verdicts, choose_decoder
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.evaluate import score_domain
 from fastmfr.logbook import Logbook
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
 from fastmfr.report import contact_sheet, final_table, write_report
 from fastmfr.runtime import device_for, environment, fast_layout, settle
-from fastmfr.stages import NonFiniteLoss, check_batches, fill_cache, meta_train, preprocess, pretrain
+from fastmfr.stages import NonFiniteLoss, check_batches, image_opener, meta_train, preprocess, pretrain
 
 SYNTHETIC = "synthetic:"
 
@@ -50,7 +50,8 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
         protocol = Protocol(config.data.sources, config.data.targets)
         sources, targets = open_protocol(protocol, config, logbook)
         check_batches(sources, config)
-        _draw_domains(sources, targets, config, folder)
+        config, decoding = _decoding(sources, targets, config, device, folder, logbook)
+        _draw_domains(sources, targets, config, device, decoding, folder)
     backbone = build(config.model.name, config.model.embedding, width=config.model.width,
                      image_size=config.data.size, dropout=config.model.dropout)  # fmt: skip
     if config.model.weights:
@@ -60,7 +61,7 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     for name, target in targets.items():
         results["targets"][name] = {"unseen": target.unseen, "models": {}}
 
-    cache = None
+    open_images = None
     for stage, model, train, steps in (
         ("pretrain", "base", pretrain, config.pretrain.steps),
         ("meta", "mfr", meta_train, config.meta.steps),
@@ -72,14 +73,14 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
             load_weights(backbone, weights)
         else:
             with _timed(seconds, stage):
-                watch = partial(_watch, stage, backbone, targets, config, device, logbook)
+                watch = partial(_watch, stage, backbone, targets, config, device, decoding, logbook)
                 states = Checkpoints(folder / "checkpoints", stage)
-                if cache is None:  # filled when first needed: a resumed run may have no training left to do
-                    cache = fill_cache(sources, config, device, logbook)
-                train(backbone, sources, config, cache, device, logbook, states, watch)
+                if open_images is None:  # it may fill a cache, and a resumed run may have no training left to do
+                    open_images = image_opener(sources, config, device, decoding, logbook)
+                train(backbone, sources, config, open_images, device, logbook, states, watch)
             save_weights(backbone, weights)
         with _timed(seconds, "evaluate"):
-            for name, scores in _score(backbone, targets, config, device, logbook).items():
+            for name, scores in _score(backbone, targets, config, device, decoding).items():
                 results["targets"][name]["models"][model] = scores
 
     results |= {"seconds": {stage: round(value, 1) for stage, value in seconds.items()}, "bad_images": logbook.bad}
@@ -87,23 +88,37 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     return results
 
 
-def _score(backbone, targets, config, device, logbook):
+def _decoding(sources, targets, config, device, folder, logbook):
+    """(config, how every stream of the run decodes): the decoder is chosen once, and a verdict on an image kept.
+
+    The run's settings keep the choice, for decoders differ by a grey level or two: resumed, it must give the same bits.
+    """
+    domains = [*sources.domains, *(target.domain for target in targets.values())]
+    data = config.data
+    decoder, sentence = choose_decoder(data.decode, domains, preprocess(data), device, data.threads)
+    logbook.say(sentence)
+    config = replace(config, data=replace(data, decode=decoder))
+    (folder / "config.yaml").write_text(config.to_yaml())
+    verdicts = Verdicts(report=logbook.note_bad)
+    return config, {"decoder": decoder, "threads": data.threads, "vet": data.vet, "verdicts": verdicts}
+
+
+def _score(backbone, targets, config, device, decoding):
     """{target name: score of the backbone on it}."""
     settings, scores = config.evaluate, {}
     for name, target in targets.items():
         scores[name] = score_domain(
             backbone, target.domain, target.pairs, preprocess(config.data), device,
-            far=settings.far, batch_images=settings.batch_images, threads=config.data.threads,
-            vet=config.data.vet,
+            far=settings.far, batch_images=settings.batch_images, **decoding,
         )  # fmt: skip
-        logbook.note_bad(scores[name].pop("bad_images"))
+        del scores[name]["bad_images"]  # the run lists them for all domains together
     return scores
 
 
-def _watch(stage, backbone, targets, config, device, logbook, steps):
+def _watch(stage, backbone, targets, config, device, decoding, logbook, steps):
     """After `steps` steps of a stage: scores the targets and records it, if evaluate.every says so."""
     if config.evaluate.every and steps % config.evaluate.every == 0:
-        for name, scores in _score(backbone, targets, config, device, logbook).items():
+        for name, scores in _score(backbone, targets, config, device, decoding).items():
             figures = {far: found["tar"] for far, found in scores["tar_at_far"].items() if "tar" in found}
             tar = {f"tar_at_far_{far}": value for far, value in figures.items()}
             logbook.record(f"{stage}/{name}", steps - 1, rank1=scores["rank1"], auc=scores["auc"], **tar)
@@ -152,7 +167,7 @@ def _make(paths, config, logbook):
     return {name: made[domain] for name, domain in wanted.items()}
 
 
-def _draw_domains(sources, targets, config, folder, people=5, images=2):
+def _draw_domains(sources, targets, config, device, decoding, folder, people=5, images=2):
     """domains.png: a row a domain, as the network sees them, so that a mix-up of folders or channels meets the eye."""
     shown = {domain.name: domain for domain in sources.domains} | {name: t.domain for name, t in targets.items()}
     look = preprocess(config.data).plain()
@@ -165,9 +180,9 @@ def _draw_domains(sources, targets, config, folder, people=5, images=2):
         ]
         request = np.zeros(len(numbers), np.int64), np.array(numbers)
         ask = lambda _, request=request: request  # noqa: E731
-        with ImageStream([domain], ask, look, batch_images=len(numbers), last=1, vet=config.data.vet) as stream:
+        with ImageStream([domain], ask, look, batch_images=len(numbers), last=1, device=device, **decoding) as stream:
             grey_B3HW = next(stream)[1] * look.std + look.mean
-        rows[name] = grey_B3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        rows[name] = grey_B3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     contact_sheet(rows, folder / "domains.png")
 
 

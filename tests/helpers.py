@@ -2,6 +2,8 @@
 
 import torch
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of kernels: without a GPU they run in Triton's interpreter
+
 
 def assert_as_accurate(got, ref, truth, floor, slack=2.0):
     """`got` may miss the float64 `truth` by `slack` times what PyTorch at the same dtype (`ref`) does, plus `floor`."""

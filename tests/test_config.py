@@ -72,6 +72,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     (["--meta.order", "x"], 'the option "meta.order": Expected a int. Got value: x'),
     (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
     (["--meta.batch_norm", "group"], "got 'group'"),
+    (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', got 'gpu'"),
     (["--config", "nope"], "no recipe 'nope'; want a .yaml file or one of"),
     (["--resume", "/nowhere"], "/nowhere is no run folder"),
 ])  # fmt: skip

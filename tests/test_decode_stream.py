@@ -114,9 +114,11 @@ def threads_of_this_process():
     return set(os.listdir("/proc/self/task"))
 
 
-def test_leaves_no_thread_behind():
+@pytest.mark.parametrize("vet", [False, True])
+def test_leaves_no_thread_behind(vet):
     before = threads_of_this_process()
-    streams = [ImageStream([FakeDomain([level(0)] * 4)], in_turn(4, 4), PLAIN, batch_images=4) for _ in range(3)]
+    domain = FakeDomain([level(0)] * 4)
+    streams = [ImageStream([domain], in_turn(4, 4), PLAIN, batch_images=4, vet=vet) for _ in range(3)]
     assert [next(stream)[0] for stream in streams] == [0, 0, 0]
     running = threads_of_this_process() - before
     assert running

@@ -5,10 +5,11 @@ import pytest
 import torch
 from fastmfr.kernels import gather_images
 from fastmfr.kernels.gather import _launch, gather_images_ref
+from helpers import DEVICE
 
 from fastmfr import _native
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the kernel runs in Triton's interpreter
+pytestmark = pytest.mark.kernel
 CHANGES = ("mirror_B", "shift_B2", "block_B", "gain_B", "offset_B")
 
 
@@ -21,7 +22,7 @@ def changes(B, wanted=CHANGES):
     draw = np.random.default_rng(1)
     everything = {
         "mirror_B": draw.random(B) < 0.5,
-        "shift_B2": draw.integers(-6, 7, (B, 2), np.int32),
+        "shift_B2": draw.integers(-9, 10, (B, 2), np.int32),
         "block_B": draw.integers(1, 6, B, np.int32),
         "gain_B": draw.uniform(0.5, 1.5, B).astype(np.float32),
         "offset_B": draw.uniform(-80, 80, B).astype(np.float32),
@@ -152,19 +153,23 @@ def test_refuses_an_image_that_is_not_there():
         gather_images(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 2]), mean=0.0, std=1.0)
 
 
-@pytest.mark.parametrize(("N", "H", "W"), [(1, 3, 5), (9, 5, 4), (3, 33, 37)])
+# Rows of whole eights are streamed to memory that begins with a cache line (skip 0); all others are looked up. Of 23
+# images some are shifted by more than 8 pixels, to either side, mirrored and not.
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize(("N", "H", "W"), [(1, 3, 5), (23, 5, 8), (3, 33, 40)])
 @pytest.mark.parametrize("wanted", [[], CHANGES, *([name] for name in CHANGES), CHANGES[:2], CHANGES[2:]], ids="-".join)
 @pytest.mark.parametrize("mean_std", [(127.5, 128.0), (123.7, 58.3)])
-def test_the_c_plus_plus_path_equals_the_reference_to_the_bit(N, H, W, wanted, mean_std):
+def test_the_c_plus_plus_path_equals_the_reference_to_the_bit(N, H, W, skip, wanted, mean_std):
     image_NHW3, index_B = images(N, H, W).cpu(), torch.arange(N).flip(0)
     change = {name: value.cpu() for name, value in changes(N, wanted).items()}
     mean, std = mean_std
     for index in (index_B, None):
-        out = np.full((N, 3, H, W), np.nan, np.float32)
-        given = [change[name].numpy() if name in change else None for name in CHANGES]
-        _native.gather_images(image_NHW3.numpy(), None if index is None else index.numpy(), *given, mean, 1 / std, out)
-        want = gather_images_ref(image_NHW3, index, **change, mean=mean, std=std)
-        assert torch.equal(torch.from_numpy(out), want)
+        around = torch.full((skip + N * 3 * H * W + 1,), torch.nan)  # torch begins with a cache line
+        out = around[skip:-1].view(N, 3, H, W)
+        given = [None if value is None else value.numpy() for value in (index, *map(change.get, CHANGES))]
+        _native.gather_images(image_NHW3.numpy(), *given, mean, 1 / std, out.numpy())
+        assert torch.equal(out, gather_images_ref(image_NHW3, index, **change, mean=mean, std=std))
+        assert torch.cat([around[:skip], around[-1:]]).isnan().all()  # nothing beside it was written
 
 
 def test_the_c_plus_plus_path_refuses_what_does_not_fit():

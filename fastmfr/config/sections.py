@@ -64,6 +64,8 @@ class Data:
     """training images get up to so many grey levels brighter or darker"""
     contrast: float = 0.0
     """largest relative change of a training image's contrast"""
+    decode: str = "auto"
+    """decode on the 'cpu' or 'mixed', that is on the GPU (nvJPEG); 'auto': the faster one, by a short measurement"""
     vet: bool = True
     """decode each image alone when first met; without, one that cannot be decoded may crash DALI 2.4 and the run"""
     cache: str = "auto"
@@ -79,6 +81,7 @@ class Data:
         _require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")
         _require(self.std > 0, f"want data.std > 0, got {self.std}")
         _require(0 <= self.flip <= 1, f"want data.flip in [0, 1], got {self.flip}")
+        _one_of("data.decode", self.decode, ("auto", "cpu", "mixed"))
         _one_of("data.cache", self.cache, ("auto", "gpu", "host", "none"))
         _require(self.threads >= 1, f"want data.threads >= 1, got {self.threads}")
 
@@ -108,11 +111,14 @@ class Pretrain:
     batch_identities: int = 128
     """people in a batch, two images of each"""
     margin: str = "cosface"
-    """cosface (m), arcface (m) or combined (m1, m2, m3)"""
+    """cosface (m), arcface (m), combined (m1, m2, m3), adaface (m, h), magface (low, high, least, most, weight), or
+    arcface_insightface, combined_insightface: the same with InsightFace's gradient"""
     margin_values: tuple[float, ...] = (0.35,)
     """the margin's numbers"""
     scale: float = 64.0
     """multiplies the cosines"""
+    sample_rate: float = 1.0
+    """share of the identities that takes part in a step, the batch's own among them; below 1 as in PartialFC"""
     learning_rate: float = 0.1
     """peak; it falls along a cosine"""
     warmup: int = 500
@@ -126,6 +132,7 @@ class Pretrain:
         _require(self.steps >= 0, f"want pretrain.steps >= 0, got {self.steps}")
         _require(self.batch_identities >= 2, f"want pretrain.batch_identities >= 2, got {self.batch_identities}")
         _require(self.scale > 0, f"want pretrain.scale > 0, got {self.scale}")
+        _require(0 < self.sample_rate <= 1, f"want pretrain.sample_rate above 0 and at most 1, got {self.sample_rate}")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class DecodedCache:
     `place` is neither.
     """
 
-    def __init__(self, domains, preprocess, *, place, device="cpu", threads=2, vet=False,
+    def __init__(self, domains, preprocess, *, place, device="cpu", threads=2, decoder="cpu", vet=False, verdicts=None,
                  progress=lambda done, total: None):  # fmt: skip
         check_whole(number_of_domains=(len(domains), 1))
         self.domains, self.size, self.place, self.device = list(domains), preprocess.size, place, checked_device(device)
@@ -37,9 +37,13 @@ class DecodedCache:
             raise ValueError(f"want a cache on the host, or on the gpu of a CUDA device; got {place!r}, {self.device}")
         *self.starts, images = accumulate((domain.images for domain in domains), initial=0)
         self.starts = np.array(self.starts)
-        where = self.device if place == "gpu" else "cpu"
-        self.image_NHW3 = torch.empty((images, self.size, self.size, 3), dtype=torch.uint8, device=where)
-        with _Filling(self, preprocess, min(images, _FILL), threads, vet) as filling:
+        shape = images, self.size, self.size, 3
+        if place == "gpu":
+            self.image_NHW3 = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        else:  # NumPy asks Linux for huge pages, torch does not: reading at random is a tenth to a fifth faster
+            self.image_NHW3 = torch.from_numpy(np.empty(shape, np.uint8))
+        decoding = {"threads": threads, "decoder": decoder, "vet": vet, "verdicts": verdicts}
+        with _Filling(self, preprocess, min(images, _FILL), **decoding) as filling:
             for _ in filling:
                 progress(min(filling.done, images), images)
         self.bad = dict(filling.bad)
@@ -53,11 +57,11 @@ class DecodedCache:
 class _Filling(Decoding):
     """Decodes all images in order, into the cache; the last batch is filled up with the last image."""
 
-    def __init__(self, cache, preprocess, batch_images, threads, vet):
+    def __init__(self, cache, preprocess, batch_images, **decoding):
         self._cache, self._batch_images, self.done = cache, batch_images, 0
         images = len(cache.image_NHW3)
         super().__init__(cache.domains, self._requests, preprocess, batch_images=batch_images, device=cache.device,
-                         last=-(-images // batch_images), threads=threads, vet=vet)  # fmt: skip
+                         last=-(-images // batch_images), **decoding)  # fmt: skip
 
     def _requests(self, number):
         wanted = np.arange(number * self._batch_images, (number + 1) * self._batch_images)
@@ -131,13 +135,15 @@ def choose_cache(wanted, domains, preprocess, slots, device):
 
 
 def open_stream(domains, requests, preprocess, *, cache="none", batch_images, seed=0, first=0, last=None,
-                device="cpu", threads=2, prefetch=2, vet=False, progress=lambda done, total: None):  # fmt: skip
+                device="cpu", threads=2, decoder="cpu", prefetch=2, vet=False, verdicts=None,
+                progress=lambda done, total: None):  # fmt: skip
     """An ImageStream, or a CachedStream with the same batches; its `sentence` says which and why.
 
     `cache`: one of CACHES, filled now where one is chosen, or a DecodedCache of these domains. The other arguments, the
     batches and the errors are ImageStream's; `progress` is DecodedCache's.
     """
     options = {"batch_images": batch_images, "seed": seed, "first": first, "last": last}
+    decoding = {"device": device, "threads": threads, "decoder": decoder, "vet": vet, "verdicts": verdicts}
     if isinstance(cache, DecodedCache):
         if not cache.holds(domains, preprocess.size) or cache.device != checked_device(device):
             raise ValueError(f"the cache was made of other domains, for another size or device (it has {cache.size} "
@@ -147,13 +153,11 @@ def open_stream(domains, requests, preprocess, *, cache="none", batch_images, se
         slots = None if last is None else (last - first) * batch_images
         place, sentence = choose_cache(cache, domains, preprocess, slots, device)
         if place != "none":
-            cache = DecodedCache(domains, preprocess, place=place, device=device, threads=threads, vet=vet,
-                                 progress=progress)  # fmt: skip
+            cache = DecodedCache(domains, preprocess, place=place, progress=progress, **decoding)
     if isinstance(cache, DecodedCache):
         stream = CachedStream(cache, requests, preprocess, **options)
     else:
-        stream = ImageStream(domains, requests, preprocess, **options, device=device, threads=threads,
-                             prefetch=prefetch, vet=vet)  # fmt: skip
+        stream = ImageStream(domains, requests, preprocess, prefetch=prefetch, **options, **decoding)
     stream.sentence = sentence
     return stream
 

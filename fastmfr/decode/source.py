@@ -1,4 +1,4 @@
-"""What DALI is fed: encoded images and resize flags, as a pure function of the batch number.
+"""What DALI is fed: encoded images and what their sizes lack, as a pure function of the batch number.
 
 A bad image never ends a run. It is replaced by the next good image of its identity, else by the next good image of its
 domain, always counted from the image that was asked for; so the replacement depends on the data alone and a resumed
@@ -14,6 +14,8 @@ import numpy as np
 
 from .batches import checked_request
 from .encoded import checked_size
+from .pipeline import needed
+from .verdicts import BAD, UNKNOWN, full_key
 
 MAX_TRIES = 1000  # so many bad images in a row are no accident: the domain is not what it claims to be
 
@@ -27,16 +29,15 @@ class Found(NamedTuple):
 
 
 class Reader:
-    """Encoded images of several domains, bad ones replaced; `bad` maps "domain/key" to the reason.
+    """Encoded images of several domains, bad ones replaced; `bad` maps "domain/key" to the reason, of those met here.
 
-    `vet(found)`, if given, raises ValueError for an image that cannot be decoded; it is asked once for each image.
+    `verdicts`: what other readers found is taken as found, and they learn what is found here. `vet(encoded)`, if given,
+    raises ValueError for an image that cannot be decoded; it is asked where no verdict is known.
     """
 
-    def __init__(self, domains, vet=None):
-        self.domains, self._vet = domains, vet
-        self.bad = {}
-        self._vetted = [np.zeros(domain.images, bool) for domain in domains] if vet else []
-        self._skip = set()
+    def __init__(self, domains, verdicts, vet=None):
+        self.domains, self.bad = domains, {}
+        self._verdicts, self._vet = verdicts, vet
 
     def read(self, domain_B, image_B):
         """The images `image_B` of the domains `domain_B`, or their substitutes: a list of Found, one for each slot.
@@ -56,29 +57,33 @@ class Reader:
 
     def reject(self, domain, image, reason):
         """Never give this image again, and report it."""
-        self._skip.add((domain, image))
-        self.bad[f"{self.domains[domain].name}/{self.domains[domain].key(image)}"] = reason
+        self._verdicts.reject(self.domains[domain], image, reason)
+        self._meet(self.domains[domain], image)
 
     def _checked(self, domain, image, encoded=None):
         """The image if it is good, else None; reads it first where `encoded` is None."""
-        if (domain, image) in self._skip:
-            return None
+        verdict = self._verdicts.of(self.domains[domain], image)
+        if verdict == BAD:
+            return self._meet(self.domains[domain], image)
         try:
             encoded = self.domains[domain].jpeg(image) if encoded is None else encoded
             found = Found(image, encoded, checked_size(encoded))
-            if self._vet and not self._vetted[domain][image]:
-                self._vet(found)
-                self._vetted[domain][image] = True
+            if self._vet and verdict == UNKNOWN:
+                self._vet(encoded)
+                self._verdicts.accept(self.domains[domain], image)
             return found
         except (ValueError, OSError) as error:
             return self.reject(domain, image, str(error))
+
+    def _meet(self, domain, image):
+        name = full_key(domain, image)
+        self.bad[name] = self._verdicts.bad[name]
 
     def _substitute(self, domain, image):
         for candidate in islice(self._after(domain, image), MAX_TRIES):
             if found := self._checked(domain, candidate):
                 return found
-        asked = self.domains[domain]
-        name = f"{asked.name}/{asked.key(image)}"
+        name = full_key(self.domains[domain], image)
         raise ValueError(f"{name} is bad ({self.bad[name]}), and so are all images tried in its place, up to "
                          f"{MAX_TRIES}; check the files of this domain, or pack them again from the images")
 
@@ -96,7 +101,7 @@ class Batch(NamedTuple):
     """One batch as DALI takes it, and where each image was asked for and found."""
 
     encoded: list[np.ndarray]  # uint8, of B lengths
-    resize_B: np.ndarray  # bool: the shorter side is not `size` yet
+    need_B: np.ndarray  # what their sizes lack, see pipeline.needed
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
     found_B: list[int]  # as read
@@ -129,5 +134,5 @@ class Source:
     def fetch(self, domain_B, image_B):
         """The batch of these images, bad ones replaced."""
         found = self.reader.read(domain_B, image_B)
-        resize_B = np.array([min(size) != self._size for _, _, size in found])
-        return Batch([data for _, data, _ in found], resize_B, domain_B, image_B, [i for i, _, _ in found])
+        need_B = needed([size for _, _, size in found], self._size)
+        return Batch([data for _, data, _ in found], need_B, domain_B, image_B, [i for i, _, _ in found])

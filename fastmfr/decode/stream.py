@@ -6,38 +6,46 @@ replaced, so the user sees every batch, in order.
 Shape suffixes: B = images of a batch, 3 = RGB, H W = preprocess.size.
 """
 
+import weakref
 from contextlib import contextmanager
+from functools import partial
 
-import numpy as np
 import torch
 
+from .backend import checked_decoder
 from .batches import Batches, check_whole, checked_device
 from .finish import Finish
-from .pipeline import build_pipeline
+from .pipeline import Vetting, build_pipeline, decoding_failure, pixels
 from .source import Reader, Source
+from .verdicts import Verdicts
 
 
 class Decoding(Batches):
     """Batches of decoded pixels, each handed to `_use`; the arguments, errors and the rest are ImageStream's."""
 
     def __init__(self, domains, requests, preprocess, *, batch_images, first=0, last=None, device="cpu", threads=2,
-                 prefetch=2, vet=False):  # fmt: skip
+                 decoder="cpu", prefetch=2, vet=False, verdicts=None):  # fmt: skip
         check_whole(batch_images=(batch_images, 1), first=(first, 0), last=(first if last is None else last, first),
                     threads=(threads, 1), prefetch=(prefetch, 1), number_of_domains=(len(domains), 1))  # fmt: skip
         super().__init__(first)
-        self._device, self._preprocess = checked_device(device), preprocess
+        self._device = checked_device(device)
+        decoder = checked_decoder(decoder, self._device)
         self._aside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._reader = Reader(domains, _vetter(preprocess.size, self._device) if vet else None)
+        self._vetting = Vetting(self._device, decoder)
+        # A stream dropped without being closed: DALI's graph is a cycle, which holds the source, the reader and this.
+        weakref.finalize(self, self._vetting.close).atexit = False
+        self._reader = Reader(domains, verdicts or Verdicts(), self._vetting if vet else None)
         self._source = Source(self._reader, requests, preprocess.size, batch_images=batch_images, first=first,
                               last=last)  # fmt: skip
         self.bad = self._reader.bad
-        self._pipeline = build_pipeline(self._source, preprocess.size, self._device, images=batch_images,
-                                        threads=threads, prefetch=prefetch)  # fmt: skip
+        self._build = partial(build_pipeline, size=preprocess.size, device=self._device, decoder=decoder)
+        self._pipeline = self._build(self._source, images=batch_images, threads=threads, prefetch=prefetch)
 
     def close(self):
         """Stop DALI's threads. Batches already given out stay valid; iterating on ends at once."""
         super().close()
         self._pipeline = None  # the only reference, so this runs its destructor, which joins the threads
+        self._vetting.close()
         self._source.ahead.clear()
 
     def _use(self, number, pixel_BHW3):
@@ -47,13 +55,13 @@ class Decoding(Batches):
     def _make(self, number):
         with self._borrowing():
             try:
-                pixel_BHW3 = _pixels(self._pipeline)
+                pixel_BHW3 = pixels(self._pipeline)
             except StopIteration:
                 if self._source.error:
                     raise self._source.error from None
                 raise
             except RuntimeError as error:
-                _decoding_failure(error)  # raises what is not an image's fault
+                decoding_failure(error)  # raises what is not an image's fault
                 pixel_BHW3 = self._one_by_one(self._source.ahead[number])
             batch = self._use(number, pixel_BHW3)
         if batch.is_cuda:
@@ -63,19 +71,18 @@ class Decoding(Batches):
 
     def _one_by_one(self, batch):
         """Decode a batch DALI refused, each image alone, replacing those that fail."""
-        todo, images = [], []
-        size = self._preprocess.size
-        pipeline = build_pipeline(lambda _: todo.pop(), size, self._device, images=1, threads=1, prefetch=1)
+        images, run = [], []
+        pipeline = self._build(lambda _: run, images=1, threads=1, prefetch=1)
         for slot in range(len(batch.encoded)):
             one = slice(slot, slot + 1)
             while len(images) == slot:
                 alone = self._source.fetch(batch.domain_B[one], batch.image_B[one])
-                todo.append(alone[:2])
+                run[:] = alone[:2]
                 try:
                     with self._borrowing():
-                        images.append(_pixels(pipeline).clone())
+                        images.append(pixels(pipeline).clone())
                 except RuntimeError as error:
-                    self._reader.reject(int(batch.domain_B[slot]), alone.found_B[0], _decoding_failure(error))
+                    self._reader.reject(int(batch.domain_B[slot]), alone.found_B[0], decoding_failure(error))
         return torch.cat(images)
 
     @contextmanager
@@ -99,9 +106,11 @@ class ImageStream(Decoding):
     `domains`: objects with .name .images .offsets .jpeg(i) .jpegs(image_B) .key(i), like fastmfr.domains.Domain.
     `requests(i)`: two whole-number arrays (batch_images,), domain and image of every slot; must be pure in i, and is
     called up to `prefetch` batches ahead. Each image_B3HW is float32, contiguous, on `device`, and the caller's own.
+    `decoder`: "cpu", or "mixed" to decode and resize on the GPU that `device` is; choose_decoder finds the faster one.
     `wait_seconds`: time spent waiting for data so far. `bad`: "domain/key" -> reason, of every bad image met so far.
     `vet`: decode each image alone when it is first met. DALI 2.4 can crash the process on a batch that holds an image
     it cannot decode (32 images or more were enough); vetted, it never sees one.
+    `verdicts`: a Verdicts that several streams of one decoder share, so that an image is first met once for them all.
     Use as a context manager, or call close(); a stream that ended or was dropped has closed itself.
 
     Raises ValueError for arguments out of range; when its turn comes, for a request outside the domains or a domain
@@ -109,40 +118,12 @@ class ImageStream(Decoding):
     """
 
     def __init__(self, domains, requests, preprocess, *, batch_images, seed=0, first=0, last=None, device="cpu",
-                 threads=2, prefetch=2, vet=False):  # fmt: skip
+                 threads=2, decoder="cpu", prefetch=2, vet=False, verdicts=None):  # fmt: skip
         check_whole(seed=(seed, 0))
         super().__init__(domains, requests, preprocess, batch_images=batch_images, first=first, last=last,
-                         device=device, threads=threads, prefetch=prefetch, vet=vet)  # fmt: skip
+                         device=device, threads=threads, decoder=decoder, prefetch=prefetch, vet=vet,
+                         verdicts=verdicts)  # fmt: skip
         self._finish = Finish(preprocess, seed, self._device)
 
     def _use(self, number, pixel_BHW3):
         return self._finish(number, pixel_BHW3)
-
-
-def _vetter(size, device):
-    """A function that raises ValueError for a Found image DALI cannot decode; alone in its batch it does no harm."""
-    todo = []
-    pipeline = build_pipeline(lambda _: todo.pop(), size, device, images=1, threads=1, prefetch=1)
-
-    def vet(found):
-        todo.append(([found.encoded], np.array([min(found.size) != size])))
-        try:
-            pipeline.run()
-        except RuntimeError as error:
-            raise ValueError(_decoding_failure(error)) from None
-
-    return vet
-
-
-def _pixels(pipeline):
-    """The next run's images, uint8 (B, H, W, 3), in DALI's memory."""
-    return torch.from_dlpack(pipeline.run()[0].as_tensor())
-
-
-def _decoding_failure(error):
-    """DALI's reason in one line, if an image could not be decoded; any other error is raised again."""
-    operator, _, reason = str(error).partition("encountered:")
-    if "decoders.image" not in operator:
-        raise error
-    reason = " ".join(reason.partition("Current pipeline object")[0].split()).strip(" :")
-    return f"cannot be decoded ({reason})"
