@@ -5,7 +5,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint bench gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
@@ -19,6 +19,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results
 	$(VENV)/bin/python -m pytest bench
+
+gpu:  ## all tests and benches for a CUDA device, with the Python at hand: torch, triton and fastmfr installed, no more
+	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) bench/gpu.py $(ARGS)
 
 $(INSTALLED): $(BUILT_FROM)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

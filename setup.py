@@ -31,7 +31,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["fastmfr*"]), "fastmfr.recipes", "fastmfr.kernels"],
+    packages=[*find_packages(include=["fastmfr*"]), "fastmfr.recipes", "fastmfr.kernels", "fastmfr.kernels.cos_lse"],
     ext_modules=[Extension("fastmfr._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -4,6 +4,7 @@ Timings of one machine drift, so contenders are never timed one after the other:
 round, and what counts is the median of the ratios within a round.
 """
 
+import ctypes
 import multiprocessing
 import resource
 import statistics
@@ -17,6 +18,23 @@ import torch
 from fastmfr.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
+BEGIN = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--deadline", type=float, help="seconds after which no further bench begins")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The ceilings of the machine first: what comes after is read beside them."""
+    items.sort(key=lambda item: item.path.stem != "bench_ceilings")
+    config.stash[BEGIN] = time.monotonic()
+
+
+def pytest_runtest_setup(item):
+    limit = item.config.getoption("deadline")
+    if limit and time.monotonic() - item.config.stash[BEGIN] > limit:
+        pytest.skip(f"{limit:.0f} seconds are over")
 
 
 def pytest_configure(config):
@@ -83,6 +101,27 @@ def figures(mine, theirs, units):
             "times_ours": times, "cpu_times_ours": cpu_times}  # fmt: skip
 
 
+def peak_bytes(function):
+    """Memory that a call needs at most beside what was there before it; on the CPU as Linux counts resident pages."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to Linux, to be counted when it is taken again
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _resident("VmRSS")
+    function()
+    return _resident("VmHWM") - before
+
+
+def _resident(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
 @pytest.fixture
 def compare(benchmark):
     """compare(ours, peers={name: function}, rounds, **facts): times all in turn; the figures go into extra_info.
@@ -132,9 +171,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{row.name}: {facts}")
         for name, value in contenders.items():
             rate, cpu_rate = (f"{1 / value[key]:>12,.2f}" for key in ("median_seconds", "median_cpu_seconds"))
+            memory = f", peak {value['peak_megabytes']:,} MB" if "peak_megabytes" in value else ""
             terminalreporter.write_line(
                 f"  {name:<22} {rate} a second {value['times_ours']:>9,.2f} x our time "
-                f"{cpu_rate} a CPU second {value['cpu_times_ours']:>9,.2f} x our CPU time"
+                f"{cpu_rate} a CPU second {value['cpu_times_ours']:>9,.2f} x our CPU time{memory}"
             )
     if rows and config.option.benchmark_json:
         terminalreporter.write_line(f"results in {config.option.benchmark_json}")

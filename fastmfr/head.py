@@ -1,42 +1,136 @@
 """The classifier of pretraining: one weight row an identity, a margin on the true one.
 
-Shape suffixes: B = batch, C = identities, D = embedding.
+Over several ranks each keeps the weights of its share of the identities. All see all embeddings; a row's log-sum-exp
+and cosine, two floats, are all that comes back from the shares, so the loss is that of one classifier, gradients too.
+Shape suffixes: B = batch, C = identities of this rank, N = those drawn for this step, D = embedding.
 """
 
+import inspect
+from functools import partial
+
+import numpy as np
 import torch
+from torch import distributed as dist
 from torch import nn
 
 from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the folder kernels/, under its installed name
+    AdaFace,
     ArcFace,
     Combined,
     CosFace,
-    margin_softmax,
+    MagFace,
+    cos_lse,
+    inverse_norm,
+    margin_loss,
+    sgd_rows,
+    unit_rows,
 )
 
-MARGINS = {"cosface": CosFace, "arcface": ArcFace, "combined": Combined}
+from .collectives import gather_partial, gather_whole, take_own
+
+MARGINS = {
+    "cosface": CosFace,
+    "arcface": ArcFace,
+    "combined": Combined,
+    "adaface": AdaFace,
+    "magface": MagFace,
+    "arcface_insightface": partial(ArcFace, straight_through=True),
+    "combined_insightface": partial(Combined, straight_through=True),
+}
+_DRAWN_AT_ONCE = 1 << 16  # rows of first weights; a multiple of 16, so that the pieces are those of one large draw
 
 
 def make_margin(name, values=()):
     """A margin by name with its numbers in order; none takes the margin's own defaults. ValueError for another name."""
     if name not in MARGINS:
         raise ValueError(f"want a margin out of {', '.join(MARGINS)}, got {name!r}")
-    try:
-        return MARGINS[name](*values)
-    except TypeError:
-        wanted = ", ".join(MARGINS[name].__dataclass_fields__)
-        raise ValueError(f"the margin {name!r} takes at most ({wanted}), got {len(values)} numbers") from None
+    wanted = [one for one in inspect.signature(MARGINS[name]).parameters if one != "straight_through"]
+    if len(values) > len(wanted):
+        raise ValueError(f"the margin {name!r} takes at most ({', '.join(wanted)}), got {len(values)} numbers")
+    return MARGINS[name](*values)
 
 
 class MarginHead(nn.Module):
-    """embedding_BD, label_B in [-1, identities) -> loss_B, margin softmax over all identities; -1 is ignored."""
+    """embedding_BD, label_B in [-1, identities) -> loss_B, margin softmax over all identities; -1 is ignored.
 
-    def __init__(self, embedding, identities, margin, scale=64.0):
+    `group`: the ranks that share the identities, all with batches of one size; None keeps all of them here. Each rank
+    then differentiates its own rows' loss, and the gradients are those of the sum over the ranks.
+    `sample_rate` below 1: only that share of the identities takes part in a step, the batch's own and others drawn by
+    (seed, `draw`), as in PartialFC (arXiv 2010.05222). `keep` is cos_lse's.
+    """
+
+    def __init__(self, embedding, identities, margin, scale=64.0, *, keep="auto", sample_rate=1.0, seed=0, group=None):
         super().__init__()
         if identities < 2:
             raise ValueError(f"a classifier needs at least 2 identities, got {identities}")
-        self.weight_CD = nn.Parameter(torch.randn(identities, embedding) * 0.01)
-        self.margin = margin
-        self.scale = scale
+        if not 0 < sample_rate <= 1:
+            raise ValueError(f"want sample_rate above 0 and at most 1, got {sample_rate}")
+        self.identities, self.margin, self.scale, self.keep, self.group = identities, margin, scale, keep, group
+        self.sample_rate, self.seed = sample_rate, seed
+        self._rank, self._world = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+        self.first, last = (rank * identities // self._world for rank in (self._rank, self._rank + 1))
+        if last == self.first:
+            raise ValueError(f"want at least one identity for each of {self._world} ranks, got {identities}")
+        self.weight_CD = nn.Parameter(_first_weights(identities, embedding)[self.first : last].clone())
+        self.register_buffer("momentum_CD", torch.zeros_like(self.weight_CD))
+        self.register_buffer("inverse_norm_C", torch.empty(last - self.first), persistent=False)
+        self._normed = None  # the version of the weights that `inverse_norm_C` was made of
+        self._drawn = None  # (row_N, weight_ND) of this step, where not all identities take part
 
-    def forward(self, embedding_BD, label_B):
-        return margin_softmax(embedding_BD, self.weight_CD, label_B, margin=self.margin, scale=self.scale)
+    def forward(self, embedding_BD, label_B, draw=0):
+        unit_BD, norm_B = unit_rows(embedding_BD)
+        if self.group:
+            unit_BD, norm_B = gather_partial(unit_BD, self.group), gather_whole(norm_B, self.group)
+            label_B = gather_whole(label_B, self.group)
+        weight_ND, inverse_norm_N, local_B = self._taking_part(label_B, draw)
+        log_sum_B, cos_B = cos_lse(unit_BD, weight_ND, local_B, self.scale, inverse_norm_C=inverse_norm_N,
+                                   keep=self.keep)  # fmt: skip
+        if self.group:
+            log_sum_RB, cos_RB = gather_whole(torch.stack([log_sum_B, cos_B])[None], self.group).unbind(1)
+            log_sum_B, cos_B = log_sum_RB.logsumexp(0), cos_RB.sum(0)  # the cosine is 0 on all ranks but one
+        loss_B = margin_loss(log_sum_B, cos_B, norm_B, label_B, self.identities, margin=self.margin, scale=self.scale)
+        return take_own(loss_B, self.group) if self.group else loss_B
+
+    @torch.no_grad()
+    def update(self, rate, momentum, weight_decay):
+        """One SGD step, with the mean gradient over the ranks, on the weights that took part; drops the gradient."""
+        row_N, drawn_ND = self._drawn or (None, self.weight_CD)
+        if drawn_ND.grad is None:
+            raise RuntimeError("the classifier has no gradient yet; call backward() on its loss before update()")
+        grad_ND = drawn_ND.grad if self._world == 1 else drawn_ND.grad / self._world
+        sgd_rows(self.weight_CD.detach(), grad_ND, self.momentum_CD, self._inverse_norms(), row_N, rate=rate,
+                 momentum=momentum, weight_decay=weight_decay)  # fmt: skip
+        self._normed, drawn_ND.grad, self._drawn = self.weight_CD._version, None, None
+
+    def _inverse_norms(self):
+        """1 / |weight_CD|: as `update` left it, or anew where something else has changed the weights."""
+        if self._normed != self.weight_CD._version:
+            self.inverse_norm_C = inverse_norm(self.weight_CD.detach())
+            self._normed = self.weight_CD._version
+        return self.inverse_norm_C
+
+    def _taking_part(self, label_B, draw):
+        """(weight_ND, inverse_norm_N, which of these rows each label means), a label of another rank meaning none."""
+        local_B = label_B - self.first
+        if self.sample_rate == 1:
+            return self.weight_CD, self._inverse_norms(), local_B
+        C = len(self.weight_CD)
+        N = max(1, int(self.sample_rate * C))
+        if len(local_B) > N and N < C:
+            raise ValueError(f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the batch's "
+                             f"{len(local_B)} rows; want a larger share or a smaller batch")  # fmt: skip
+        device = self.weight_CD.device
+        state = np.random.SeedSequence([self.seed, draw, self._rank]).generate_state(1)
+        lot = torch.Generator(device).manual_seed(int(state[0]))
+        chance_C = torch.rand(C + 1, generator=lot, device=device)
+        here_B = (local_B >= 0) & (local_B < C)
+        chance_C[torch.where(here_B, local_B, C)] = 2.0  # the batch's own always; labels of others go past the end
+        row_N = chance_C[:C].topk(N).indices.sort().values
+        self._drawn = row_N, self.weight_CD.detach()[row_N].requires_grad_()
+        return self._drawn[1], self._inverse_norms()[row_N], torch.where(here_B, torch.searchsorted(row_N, local_B), -1)
+
+
+def _first_weights(identities, embedding):
+    """Normal, deviation 0.01; the same for any number of ranks."""
+    sizes = [min(_DRAWN_AT_ONCE, identities - start) for start in range(0, identities, _DRAWN_AT_ONCE)]
+    return torch.cat([torch.randn(size, embedding) for size in sizes]) * 0.01

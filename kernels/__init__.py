@@ -9,8 +9,14 @@ if __name__ != "fastmfr.kernels":
         "install fastmfr with `pip install .` and write `import fastmfr.kernels`"
     )
 
-from .cos_lse import cos_lse
+from .cos_lse import cos_lse, cos_lse_ref
 from .gather import gather_images
-from .margin_softmax import ArcFace, Combined, CosFace, margin_softmax
+from .inverse_norm import inverse_norm
+from .margin_softmax import margin_loss, margin_softmax, unit_rows
+from .margins import AdaFace, ArcFace, Combined, CosFace, MagFace
+from .sgd_rows import sgd_rows
 
-__all__ = ["ArcFace", "Combined", "CosFace", "cos_lse", "gather_images", "margin_softmax"]
+__all__ = [
+    "AdaFace", "ArcFace", "Combined", "CosFace", "MagFace", "cos_lse", "cos_lse_ref", "gather_images", "inverse_norm",
+    "margin_loss", "margin_softmax", "sgd_rows", "unit_rows",
+]  # fmt: skip

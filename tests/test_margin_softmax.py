@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from fastmfr.kernels import ArcFace, Combined, CosFace, cos_lse, margin_softmax
+from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
+from fastmfr.kernels.cos_lse import chunked
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
-
-from fastmfr.head import MarginHead, make_margin
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MARGINS = [CosFace(0.35), ArcFace(0.5), Combined(1.0, 0.3, 0.2), Combined(0.9, 0.4, 0.15)]
 
@@ -51,7 +51,16 @@ def test_equals_the_textbook_form_with_its_gradients(margin, scale):
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("margin", [*MARGINS, lambda cos, norm: cos - 0.1 * torch.tanh(norm)], ids=str)
+def any_callable(cos, norm):
+    return cos - 0.1 * torch.tanh(norm)
+
+
+def adaface_at_one_quality(cos, norm):
+    """No gradient passes through the quality, so what gradcheck sees of it must not move."""
+    return AdaFace().eval()(cos, torch.full_like(norm, 30.0))
+
+
+@pytest.mark.parametrize("margin", [*MARGINS, MagFace(1, 3), adaface_at_one_quality, any_callable], ids=str)
 def test_is_twice_differentiable(margin):
     embedding, weight, label = inputs()
     f = lambda e, w: margin_softmax(e, w, label, margin=margin, scale=4.0)  # noqa: E731
@@ -101,15 +110,97 @@ def test_arcface_never_rewards_a_falling_cosine():
     assert (ArcFace(0.5)(cos, None).diff() >= 0).all()
 
 
-def test_cos_lse_leaves_the_true_identity_out():
+@pytest.mark.parametrize("margin", [ArcFace(0.5, straight_through=True), Combined(0.9, 0.4, 0.15, True)], ids=str)
+def test_straight_through_is_the_margins_value_with_the_gradient_of_the_cosine(margin):
+    """InsightFace's trainer hides acos and cos from autograd: it adds the margin and differentiates as if it had not."""
     embedding, weight, label = inputs()
-    unit_B, unit_C = F.normalize(embedding), F.normalize(weight)
-    log_sum, cos = cos_lse(unit_B, unit_C, label, 10.0)
-    for b in range(6):
-        all_cos = (unit_C @ unit_B[b]).tolist()
-        true = all_cos.pop(label[b].item())
-        assert cos[b].item() == pytest.approx(true)
-        assert log_sum[b].item() == pytest.approx(math.log(sum(math.exp(10 * c) for c in all_cos)))
+    loss = margin_softmax(embedding, weight, label, margin=margin, scale=8.0)
+    torch.testing.assert_close(loss, textbook(embedding, weight, label, margin, 8.0))
+    cos = (F.normalize(embedding) @ F.normalize(weight).T).clamp(-1, 1)
+    true = F.one_hot(label, 9).bool()
+    with torch.no_grad():
+        m1, m2, m3 = (getattr(margin, name, otherwise) for name, otherwise in (("m1", 1.0), ("m2", 0.5), ("m3", 0.0)))
+        lowered = torch.cos(m1 * cos.acos() + m2) - m3
+    hidden = F.cross_entropy(8.0 * (cos + torch.where(true, lowered - cos, 0.0).detach()), label, reduction="none")
+    for mine, theirs in zip(*(torch.autograd.grad(value.sum(), (embedding, weight)) for value in (loss, hidden)),
+                            strict=True):  # fmt: skip
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_magface_asks_more_of_long_embeddings_and_pulls_them_to_its_range():
+    margin, cos, norm = MagFace(10, 110, 0.45, 0.8), torch.tensor([0.6, 0.6, 0.6]), torch.tensor([5.0, 60.0, 200.0])
+    for lowered, m in zip(margin(cos, norm), (0.45, 0.625, 0.8), strict=True):
+        assert lowered.item() == pytest.approx(math.cos(math.acos(0.6) + m), abs=1e-6)
+    assert margin.penalty(norm).tolist() == pytest.approx(
+        [35 * (10 / 110**2 + 1 / 10), 35 * (60 / 110**2 + 1 / 60), 35 * (110 / 110**2 + 1 / 110)])  # fmt: skip
+    embedding, weight, label = inputs()
+    label[1] = -1
+    loss = margin_softmax(20 * embedding, weight, label, margin=margin)
+    without = margin_softmax(20 * embedding, weight, label, margin=margin.__call__)
+    torch.testing.assert_close(loss - without, margin.penalty(20 * embedding.norm(dim=1)).masked_fill(label < 0, 0))
+
+
+def test_adaface_asks_less_of_the_angle_and_more_of_the_cosine_where_quality_is_high():
+    margin = AdaFace(m=0.4, h=0.333, momentum=1.0).double()
+    norm = torch.tensor([2.0, 5.0, 8.0], dtype=torch.float64)
+    lowered = margin(torch.full((3,), 0.5, dtype=torch.float64), norm)
+    quality = (0.333 * (norm - 5) / (3 + 1e-3)).tolist()
+    for value, q in zip(lowered.tolist(), quality, strict=True):
+        assert value == pytest.approx(math.cos(math.acos(0.5) - 0.4 * q) - 0.4 * (1 + q))
+    kept = margin.eval().mean.clone()
+    margin(torch.full((3,), 0.5), 3 * norm)
+    assert margin.mean == kept
+
+
+def test_weights_multiply_the_loss_of_rows_and_of_identities():
+    embedding, weight, label = inputs()
+    label[0] = -1
+    row, identity = torch.rand(6, dtype=torch.float64), torch.rand(9, dtype=torch.float64)
+    plain = margin_softmax(embedding, weight, label, margin=CosFace())
+    both = margin_softmax(embedding, weight, label.int(), margin=CosFace(), sample_weight_B=row,
+                          class_weight_C=identity)  # fmt: skip
+    torch.testing.assert_close(both, plain * row * identity[label])
+
+
+def test_autocast_takes_products_in_its_own_dtype():
+    embedding, weight, label = inputs(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = margin_softmax(embedding, weight, label, margin=CosFace())
+    exact = margin_softmax(embedding.double(), weight.double(), label, margin=CosFace())
+    assert loss.dtype == torch.float32
+    assert 1e-4 < (loss - exact).abs().max() < 1
+    assert torch.autograd.grad(loss.sum(), weight)[0].dtype == torch.float32
+
+
+def test_torch_compile_keeps_it_in_one_graph():
+    embedding, weight, label = inputs(dtype=torch.float32)
+    step = lambda embedding, weight: margin_softmax(embedding, weight, label, margin=ArcFace()).mean()  # noqa: E731
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for mine, theirs in zip(*(torch.autograd.grad(one(embedding, weight), (embedding, weight))
+                              for one in (compiled, step)), strict=True):  # fmt: skip
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_logits_are_never_materialised(monkeypatch):
+    """All tensors that are born while loss and gradients are computed: none is as large as the logits."""
+    monkeypatch.setattr(chunked, "_LOGITS", 64)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            sizes = [value.numel() for value in (result if isinstance(result, tuple) else (result,))
+                     if isinstance(value, torch.Tensor)]  # fmt: skip
+            largest = max([largest, *sizes])
+            return result
+
+    embedding, weight, label = inputs(B=16, C=400, D=2)
+    with Watch():
+        loss = margin_softmax(embedding, weight, label, margin=ArcFace())
+        first = torch.autograd.grad(loss.sum(), (embedding, weight), create_graph=True)
+        torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (embedding, weight))
+    assert 400 * 2 <= largest < 16 * 400 / 4
 
 
 def test_errors_name_what_was_given():
@@ -120,23 +211,7 @@ def test_errors_name_what_was_given():
         margin_softmax(embedding, weight, label[:3], margin=CosFace())
     with pytest.raises(ValueError, match=r"use label.long\(\)"):
         margin_softmax(embedding, weight, label.double(), margin=CosFace())
+    with pytest.raises(ValueError, match=r"want labels in \[-1, 9\), got 9"):
+        margin_softmax(embedding, weight, label.index_fill(0, torch.tensor(0), 9), margin=CosFace())
     with pytest.raises(ValueError, match="scale > 0"):
         margin_softmax(embedding, weight, label, margin=CosFace(), scale=0)
-
-
-def test_a_margin_by_name():
-    assert make_margin("arcface", [0.4]) == ArcFace(0.4)
-    assert make_margin("combined") == Combined()
-    with pytest.raises(ValueError, match="cosface, arcface, combined, got 'sphere'"):
-        make_margin("sphere")
-    with pytest.raises(ValueError, match=r"takes at most \(m\), got 2 numbers"):
-        make_margin("cosface", [0.1, 0.2])
-
-
-def test_the_head_starts_at_chance():
-    torch.manual_seed(0)
-    head = MarginHead(16, 50, CosFace(0.0), scale=1.0)
-    loss = head(torch.randn(64, 16), torch.arange(64) % 50).mean()
-    assert loss.item() == pytest.approx(math.log(50), rel=0.05)
-    with pytest.raises(ValueError, match="at least 2 identities, got 1"):
-        MarginHead(16, 1, CosFace())

@@ -1,0 +1,178 @@
+"""cos_lse as PyTorch knows it: checked, sent to the path that can serve it, and differentiable twice.
+
+Forward, backward and double backward are operators of torch.library, so torch.compile passes them on whole.
+Shape suffixes: B = batch, C = identities, D = embedding.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from . import backward, chunked, double_backward, forward
+from .tiles import KEPT_MULTIPLE, MAX_EMBEDDING
+
+KEEPS = ("none", "exp", "auto")
+_SHARE = 64  # keep="auto" spends at most this fraction of the GPU's memory: B = 1024, C = 1M on an H200
+
+
+def _fits_kernels(unit_BD):
+    return unit_BD.is_cuda and unit_BD.dtype != torch.float64 and unit_BD.shape[1] <= MAX_EMBEDDING
+
+
+def _serving(unit_BD, kernels):
+    """The module whose passes take this call: `kernels`, or the one in plain PyTorch."""
+    return kernels if _fits_kernels(unit_BD) else chunked
+
+
+def _as_given(unit_BD):
+    """The dtypes are settled: autocast, which also reaches into operators, changes none of them."""
+    return torch.autocast(unit_BD.device.type, enabled=False)
+
+
+@torch.library.custom_op("fastmfr::cos_lse", mutates_args=())
+def _forward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float,
+             keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    with _as_given(unit):
+        return _serving(unit, forward).forward(unit, weight, inverse_norm, label, scale, keep)
+
+
+@torch.library.custom_op("fastmfr::cos_lse_backward", mutates_args=())
+def _backward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float, log_sum: Tensor,
+              kept: Tensor, g: Tensor, g_cos: Tensor, need_x: bool,
+              need_w: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    with _as_given(unit):
+        return _serving(unit, backward).backward(unit, weight, inverse_norm, label, scale, log_sum, kept, g,
+                                                 g_cos, need_x, need_w)  # fmt: skip
+
+
+@torch.library.custom_op("fastmfr::cos_lse_double_backward", mutates_args=())
+def _double_backward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float,
+                     log_sum: Tensor, g: Tensor, g_cos: Tensor, dw: Tensor, radial: Tensor, ux: Tensor,
+                     uw: Tensor | None, need_w: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    with _as_given(unit):
+        return _serving(unit, double_backward).double_backward(unit, weight, inverse_norm, label, scale, log_sum,
+                                                               g, g_cos, dw, radial, ux, uw, need_w)  # fmt: skip
+
+
+def _wide(tensor, shape):
+    return tensor.new_empty(shape, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
+@_forward.register_fake
+def _(unit, weight, inverse_norm, label, scale, keep):
+    width = -(-weight.shape[0] // KEPT_MULTIPLE) * KEPT_MULTIPLE
+    kept = unit.new_empty((unit.shape[0], width) if keep else (0,), dtype=torch.bfloat16)
+    return _wide(unit, label.shape), _wide(unit, label.shape), kept
+
+
+@_backward.register_fake
+def _(unit, weight, inverse_norm, label, scale, log_sum, kept, g, g_cos, need_x, need_w):
+    return (_wide(unit, unit.shape if need_x else (0,)), _wide(unit, weight.shape if need_w else (0,)),
+            _wide(unit, weight.shape[:1] if need_w else (0,)))  # fmt: skip
+
+
+@_double_backward.register_fake
+def _(unit, weight, inverse_norm, label, scale, log_sum, g, g_cos, dw, radial, ux, uw, need_w):
+    return (_wide(unit, unit.shape), _wide(unit, weight.shape if need_w else (0,)), _wide(unit, label.shape),
+            _wide(unit, label.shape))  # fmt: skip
+
+
+def _remember_forward(ctx, inputs, output):
+    unit, weight, inverse_norm, label, ctx.scale, _ = inputs
+    log_sum, _, kept = output
+    ctx.save_for_backward(unit, weight, inverse_norm, label, log_sum, kept)
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)  # for `kept` that would be zeros as large as the logits
+
+
+def _differentiate_forward(ctx, g, g_cos, _):
+    unit, weight, inverse_norm, label, log_sum, kept = ctx.saved_tensors
+    g, g_cos = (torch.zeros_like(log_sum) if one is None else one for one in (g, g_cos))
+    need_x, need_w = ctx.needs_input_grad[:2]
+    dx, dw, _ = _backward(unit, weight, inverse_norm, label, ctx.scale, log_sum.detach(), kept, g, g_cos, need_x,
+                          need_w)  # fmt: skip
+    return dx.to(unit.dtype) if need_x else None, dw.to(weight.dtype) if need_w else None, None, None, None, None
+
+
+def _remember_backward(ctx, inputs, output):
+    unit, weight, inverse_norm, label, ctx.scale, log_sum, _, g, g_cos, _, need_w = inputs
+    _, dw, radial = output
+    ctx.save_for_backward(unit, weight, inverse_norm, label, log_sum, g, g_cos, dw, radial)
+    ctx.has_dw = need_w
+    ctx.mark_non_differentiable(radial)
+    ctx.set_materialize_grads(False)  # a `uw` of None halves the work
+
+
+def _differentiate_backward(ctx, ux, uw, _):
+    unit, weight, inverse_norm, label, log_sum, g, g_cos, dw, radial = ctx.saved_tensors
+    need_w = ctx.needs_input_grad[1]
+    Dx, Dw, Dg, Dg_cos = _double_backward(
+        unit, weight, inverse_norm, label, ctx.scale, log_sum, g, g_cos, dw, radial,
+        torch.zeros_like(unit) if ux is None else ux, uw if ctx.has_dw else None, need_w,
+    )  # fmt: skip
+    return (Dx.to(unit.dtype), Dw.to(weight.dtype) if need_w else None, *[None] * 5, Dg, Dg_cos, None, None)
+
+
+def _refuse_third_order(ctx, *_):
+    raise RuntimeError("cos_lse is differentiable twice, not three times; for more use fastmfr.kernels.cos_lse_ref")
+
+
+_forward.register_autograd(_differentiate_forward, setup_context=_remember_forward)
+_backward.register_autograd(_differentiate_backward, setup_context=_remember_backward)
+_double_backward.register_autograd(_refuse_third_order, setup_context=lambda ctx, inputs, output: None)
+
+
+def cos_lse(unit_BD, weight_CD, label_B, scale, *, inverse_norm_C=None, keep="auto"):
+    """(log_sum_B, cos_B): log-sum-exp of scale x cosine over the other identities, and the cosine of the true one.
+
+    `unit_BD` (B, D): rows of length one. `weight_CD` (C, D): likewise; or any rows with `inverse_norm_C` (C,), one over
+    their lengths, which is then part of what is differentiated. Products are taken in the dtype of `unit_BD` (bfloat16,
+    float16, float32; float64 if both have it), sums in float32. `label_B` (B,): int32 or int64; one outside [0, C),
+    such as -1, names no identity here: the sum then runs over all, and cos is 0. `scale` > 0.
+    `keep`: "exp" holds exp(scale x cosine), bfloat16 (B, C), for a backward without recomputing it, "none" does not,
+    "auto" takes "exp" where that is at most 1/64 of the GPU's memory; on the CPU nothing is kept. Differentiable twice.
+    Raises ValueError where shapes or dtypes do not fit.
+    """
+    _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep)
+    if unit_BD.is_cuda and unit_BD.shape[1] > MAX_EMBEDDING:
+        warnings.warn(f"the kernels of cos_lse take embeddings of up to {MAX_EMBEDDING}, these have "
+                      f"{unit_BD.shape[1]}; PyTorch computes them, more slowly", stacklevel=2)  # fmt: skip
+    inverse_norm_C = None if inverse_norm_C is None else inverse_norm_C.detach()
+    kept = _keeps(keep, unit_BD, len(weight_CD), scale)
+    return _forward(unit_BD, weight_CD, inverse_norm_C, label_B, float(scale), kept)[:2]
+
+
+def _keeps(keep, unit_BD, C, scale):
+    if keep == "none" or not _fits_kernels(unit_BD) or scale > chunked.PLAIN_SCALE:
+        return False
+    memory = torch.cuda.get_device_properties(unit_BD.device).total_memory
+    return keep == "exp" or 2 * len(unit_BD) * C <= memory // _SHARE
+
+
+def _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
+    if unit_BD.ndim != 2 or weight_CD.ndim != 2 or unit_BD.shape[1] != weight_CD.shape[1]:
+        raise ValueError(
+            f"want embeddings (B, D) and weights (C, D), got {tuple(unit_BD.shape)} and {tuple(weight_CD.shape)}"
+        )
+    for name, rows in (("embeddings", unit_BD), ("weights", weight_CD)):
+        if rows.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            raise ValueError(f"want {name} in bfloat16, float16, float32 or float64, got {rows.dtype}")
+    if (unit_BD.dtype == torch.float64) != (weight_CD.dtype == torch.float64):
+        raise ValueError(f"want float64 for both or neither, got {unit_BD.dtype} and {weight_CD.dtype}")
+    if not len(weight_CD):
+        raise ValueError("want weights of at least one identity, got none")
+    if label_B.shape != unit_BD.shape[:1]:
+        raise ValueError(f"want one label for each of {unit_BD.shape[0]} rows, got {tuple(label_B.shape)}")
+    if label_B.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"want int32 or int64 labels, got {label_B.dtype}; use label.long()")
+    if inverse_norm_C is not None and inverse_norm_C.shape != weight_CD.shape[:1]:
+        raise ValueError(f"want one inverse norm for each of {len(weight_CD)} identities, got "
+                         f"{tuple(inverse_norm_C.shape)}")  # fmt: skip
+    devices = {rows.device for rows in (unit_BD, weight_CD, label_B, inverse_norm_C) if rows is not None}
+    if len(devices) > 1:
+        raise ValueError(f"want everything on one device, got {', '.join(sorted(map(str, devices)))}")
+    if not scale > 0:
+        raise ValueError(f"want scale > 0, got {scale}")
+    if keep not in KEEPS:
+        raise ValueError(f"want keep out of {', '.join(map(repr, KEEPS))}, got {keep!r}")
