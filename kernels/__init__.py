@@ -14,9 +14,10 @@ from .gather import gather_images
 from .inverse_norm import inverse_norm
 from .margin_softmax import margin_loss, margin_softmax, unit_rows
 from .margins import AdaFace, ArcFace, Combined, CosFace, MagFace
+from .meta_update import add_split, look_ahead, meta_sgd
 from .sgd_rows import sgd_rows
 
 __all__ = [
-    "AdaFace", "ArcFace", "Combined", "CosFace", "MagFace", "cos_lse", "cos_lse_ref", "gather_images", "inverse_norm",
-    "margin_loss", "margin_softmax", "sgd_rows", "unit_rows",
+    "AdaFace", "ArcFace", "Combined", "CosFace", "MagFace", "add_split", "cos_lse", "cos_lse_ref", "gather_images",
+    "inverse_norm", "look_ahead", "margin_loss", "margin_softmax", "meta_sgd", "sgd_rows", "unit_rows",
 ]  # fmt: skip
