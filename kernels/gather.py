@@ -116,7 +116,8 @@ def _launch(image_NHW3, index_B=None, *, mirror_B=None, shift_B2=None, block_B=N
     mirror_B = None if mirror_B is None else mirror_B.view(torch.uint8)
     if out_B3HW.numel():
         _gather[(B * triton.cdiv(H * W, _TILE),)](out_B3HW, image_NHW3, index_B, mirror_B, shift_B2, block_B, gain_B,
-                                                  offset_B, float(mean), 1 / std, H, W, _TILE)  # fmt: skip
+                                                  offset_B, float(mean), 1 / std, H, W, _TILE,
+                                                  enable_fp_fusion=False)  # fmt: skip  # to round as the reference does
     return out_B3HW
 
 

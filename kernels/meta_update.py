@@ -88,11 +88,13 @@ def _blocks(flat_P):
 
 
 def _launch_look_ahead(out_P, theta_P, g_P, alpha):
-    _look_ahead[_blocks(theta_P)](out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK)
+    _look_ahead[_blocks(theta_P)](out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK,
+                                 enable_fp_fusion=True)  # fmt: skip
 
 
 def _launch_add_split(total_P, g_P, v_P, hv_P, alpha, gamma):
-    _add_split[_blocks(total_P)](total_P, g_P, v_P, hv_P, float(alpha), float(gamma), len(total_P), _BLOCK)
+    _add_split[_blocks(total_P)](total_P, g_P, v_P, hv_P, float(alpha), float(gamma), len(total_P), _BLOCK,
+                                enable_fp_fusion=True)  # fmt: skip
 
 
 def _launch_meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum,
@@ -100,7 +102,7 @@ def _launch_meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gam
     squares = torch.empty(_blocks(theta_P), device=theta_P.device)
     _meta_sgd[_blocks(theta_P)](theta_P, momentum_P, squares, total_P, g_P, v_P, hv_P, float(alpha), float(gamma),
                                 1 / splits, float(rate), float(momentum), float(weight_decay), len(theta_P),
-                                _BLOCK)  # fmt: skip
+                                _BLOCK, enable_fp_fusion=True)  # fmt: skip
     return squares.sum()
 
 

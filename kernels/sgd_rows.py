@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 _EPS = 1e-12  # as in F.normalize
-_ELEMENTS = 4096  # of one program
+_ELEMENTS = 2048  # of one program
 _CHUNK = 1 << 18  # elements the CPU takes at a time: they stay in its cache from one operation to the next
 
 
@@ -52,7 +52,8 @@ def _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate
     rows = max(1, _ELEMENTS // padded)
     if N:
         _update[(triton.cdiv(N, rows),)](weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N, N, float(rate),
-                                         float(momentum), float(weight_decay), D, padded, rows)  # fmt: skip
+                                         float(momentum), float(weight_decay), D, padded, rows,
+                                         enable_fp_fusion=True)  # fmt: skip
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ def test_arcface_never_rewards_a_falling_cosine():
 
 @pytest.mark.parametrize("margin", [ArcFace(0.5, straight_through=True), Combined(0.9, 0.4, 0.15, True)], ids=str)
 def test_straight_through_is_the_margins_value_with_the_gradient_of_the_cosine(margin):
-    """InsightFace's trainer hides acos and cos from autograd: it adds the margin and differentiates as if it had not."""
+    """InsightFace's trainer hides acos and cos from autograd, so the margin is added but not differentiated."""
     embedding, weight, label = inputs()
     loss = margin_softmax(embedding, weight, label, margin=margin, scale=8.0)
     torch.testing.assert_close(loss, textbook(embedding, weight, label, margin, 8.0))

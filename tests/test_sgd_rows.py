@@ -71,5 +71,5 @@ def test_errors_name_what_was_given():
         sgd_rows(weight, grad, momentum, inverse_norm, **SETTINGS)
     with pytest.raises(ValueError, match=r"want row_N torch.int64 \(2,\)"):
         sgd_rows(weight, grad, momentum, inverse_norm, row.int(), **SETTINGS)
-    with pytest.raises(ValueError, match="want momentum_CD .* got torch.float64"):
+    with pytest.raises(ValueError, match=r"want momentum_CD .* got torch.float64"):
         sgd_rows(weight, grad, momentum.double(), inverse_norm, row, **SETTINGS)

@@ -12,17 +12,22 @@ import torch
 import triton
 import triton.language as tl
 
-_ROWS, _CHANNELS = 32, 64  # of one tile
+_ROWS, _CHANNELS, _WARPS = 16, 32, 4  # of one tile: larger ones take so many registers that few programs run beside
 _PER_MULTIPROCESSOR = 4  # programs that make sums
 
 
 @triton.jit
-def _tile(first, C, N, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """(offsets, mask, channels, their mask) of ROWS pixels from `first` and this program's block of channels."""
-    n = first + tl.arange(0, ROWS)
+def _channels(C, CHANNELS: tl.constexpr):
+    """This program's block of channels, and which of them there are."""
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (n < N)[:, None] & (c < C)[None, :]
-    return n.to(tl.int64)[:, None] * C + c[None, :], inside, c, c < C
+    return c, c < C
+
+
+@triton.jit
+def _pixels(first, c, present, C, N, ROWS: tl.constexpr):
+    """(offsets, mask) of these channels of ROWS pixels from `first`."""
+    n = first + tl.arange(0, ROWS)
+    return n.to(tl.int64)[:, None] * C + c[None, :], (n < N)[:, None] & present[None, :]
 
 
 @triton.jit
@@ -40,20 +45,21 @@ def _normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present):
 @triton.jit
 def _slope(slope_ptr, c, present, STEP: tl.constexpr):
     """PReLU's slope below zero; 1, which changes nothing, where there is no PReLU."""
-    if slope_ptr is None:
-        return 1.0
-    return tl.load(slope_ptr + c * STEP, mask=present, other=1.0).to(tl.float32)[None, :]
+    slope = tl.full((1, c.shape[0]), 1.0, tl.float32)
+    if slope_ptr is not None:
+        slope = tl.load(slope_ptr + c * STEP, mask=present, other=1.0).to(tl.float32)[None, :]
+    return slope
 
 
 @triton.jit
 def _statistics(sum_ptr, x_ptr, N, C, share, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Sums of x and of its square, both counted from the first pixel: so their difference does not cancel."""
     p = tl.program_id(0)
-    _, _, c, present = _tile(0, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
     origin = _channel(x_ptr, c, present)
     first_sum, second_sum = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
-        at, inside, _, _ = _tile(first, C, N, ROWS, CHANNELS)
+        at, inside = _pixels(first, c, present, C, N, ROWS)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x = tl.where(inside, x - origin, 0.0)
         first_sum += tl.sum(x, 0)
@@ -66,7 +72,8 @@ def _statistics(sum_ptr, x_ptr, N, C, share, ROWS: tl.constexpr, CHANNELS: tl.co
 def _forward(y_ptr, mean_ptr, r_ptr, variance_ptr, sum_ptr, x_ptr, weight_ptr, bias_ptr, slope_ptr, N, C, eps,
              STEP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
     """y; mean, r and variance come of the sums where they are given, else mean and r are read."""
-    at, inside, c, present = _tile(tl.program_id(0) * ROWS, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
+    at, inside = _pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
     if sum_ptr is not None:
         shifted = _channel(sum_ptr, c, present) / N
         mean = _channel(x_ptr, c, present) + shifted
@@ -88,13 +95,13 @@ def _backward_sums(sum_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr
                    STEP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
     """Sums of dz, xh dz, and z dy where z <= 0."""
     p = tl.program_id(0)
-    _, _, c, present = _tile(0, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
     weight, bias = _channel(weight_ptr, c, present), _channel(bias_ptr, c, present)
     slope = _slope(slope_ptr, c, present, STEP)
     plain, along, below = (tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32),
                            tl.zeros((CHANNELS,), tl.float32))  # fmt: skip
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
-        at, inside, _, _ = _tile(first, C, N, ROWS, CHANNELS)
+        at, inside = _pixels(first, c, present, C, N, ROWS)
         xh = _normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         z = weight * xh + bias
@@ -110,7 +117,8 @@ def _backward_sums(sum_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr
 @triton.jit
 def _backward(dx_ptr, sum_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr, slope_ptr, N, C,
               STEP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
-    at, inside, c, present = _tile(tl.program_id(0) * ROWS, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
+    at, inside = _pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
     xh = _normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
     weight = _channel(weight_ptr, c, present)
     dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -124,10 +132,10 @@ def _backward(dx_ptr, sum_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_
 def _tangent_sums(sum_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, N, C, share, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Sums of x' and xh x'."""
     p = tl.program_id(0)
-    _, _, c, present = _tile(0, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
     plain, along = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
-        at, inside, _, _ = _tile(first, C, N, ROWS, CHANNELS)
+        at, inside = _pixels(first, c, present, C, N, ROWS)
         xd = tl.load(xd_ptr + at, mask=inside, other=0.0).to(tl.float32)
         plain += tl.sum(xd, 0)
         along += tl.sum(_normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present) * xd, 0)
@@ -148,7 +156,8 @@ def _normalised_tangent(xd_ptr, xh, at, inside, r, moved_ptr, N, C, c, present, 
 def _tangent(yd_ptr, moved_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr, slope_ptr, weight_d_ptr,
              bias_d_ptr, slope_d_ptr, N, C, STEP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
              CHANNELS: tl.constexpr):  # fmt: skip
-    at, inside, c, present = _tile(tl.program_id(0) * ROWS, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
+    at, inside = _pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
     xh = _normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
     weight = _channel(weight_ptr, c, present)
     xhd = _normalised_tangent(xd_ptr, xh, at, inside, _channel(r_ptr, c, present), moved_ptr, N, C, c, present, BATCH)
@@ -166,14 +175,14 @@ def _second_sums(sum_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, dyd_ptr, mean_ptr, r
                  ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
     """Sums of dz', xh dz', xh' dz, and z dy' + z' dy where z <= 0."""
     p = tl.program_id(0)
-    _, _, c, present = _tile(0, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
     weight, bias, r = _channel(weight_ptr, c, present), _channel(bias_ptr, c, present), _channel(r_ptr, c, present)
     weight_d, bias_d = _channel(weight_d_ptr, c, present), _channel(bias_d_ptr, c, present)
     slope = _slope(slope_ptr, c, present, STEP)
     plain, along = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     turned, below = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
-        at, inside, _, _ = _tile(first, C, N, ROWS, CHANNELS)
+        at, inside = _pixels(first, c, present, C, N, ROWS)
         xh = _normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
         xhd = _normalised_tangent(xd_ptr, xh, at, inside, r, moved_ptr, N, C, c, present, BATCH)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -198,7 +207,8 @@ def _second(dxd_ptr, sum_ptr, first_sum_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, d
             bias_ptr, slope_ptr, weight_d_ptr, slope_d_ptr, N, C, STEP: tl.constexpr, BATCH: tl.constexpr,
             ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
     """dx'; `first_sum_ptr` holds what _backward_sums made, `sum_ptr` what _second_sums did."""
-    at, inside, c, present = _tile(tl.program_id(0) * ROWS, C, N, ROWS, CHANNELS)
+    c, present = _channels(C, CHANNELS)
+    at, inside = _pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
     weight, r = _channel(weight_ptr, c, present), _channel(r_ptr, c, present)
     slope = _slope(slope_ptr, c, present, STEP)
     xh = _normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
@@ -222,7 +232,7 @@ def _second(dxd_ptr, sum_ptr, first_sum_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, d
 
 @functools.cache
 def _programs(device):
-    if device.type == "cpu":
+    if device.type != "cuda":
         return 2  # in the interpreter
     return _PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -238,13 +248,15 @@ def _sums(kernel, count, x, pointers, sizes, *flags):
     share = triton.cdiv(triton.cdiv(N, _programs(device)), _ROWS) * _ROWS
     P = triton.cdiv(N, share)
     partial_PKC = torch.empty((P, count, C), device=device)
-    kernel[P, triton.cdiv(C, _CHANNELS)](partial_PKC, *pointers, N, C, share, *flags, _ROWS, _CHANNELS)
+    kernel[P, triton.cdiv(C, _CHANNELS)](partial_PKC, *pointers, N, C, share, *flags, _ROWS, _CHANNELS,
+                                         num_warps=_WARPS, enable_fp_fusion=True)  # fmt: skip
     return partial_PKC.sum(0)
 
 
 def _each(kernel, out, pointers, sizes, *flags):
     N, C = sizes
-    kernel[triton.cdiv(N, _ROWS), triton.cdiv(C, _CHANNELS)](out, *pointers, N, C, *flags, _ROWS, _CHANNELS)
+    kernel[triton.cdiv(N, _ROWS), triton.cdiv(C, _CHANNELS)](out, *pointers, N, C, *flags, _ROWS, _CHANNELS,
+                                                             num_warps=_WARPS, enable_fp_fusion=True)  # fmt: skip
     return out
 
 

@@ -7,13 +7,25 @@ gathers in registers, no two programs add to the same element, and so the result
 Shape suffixes: B = batch, C = identities, D = embedding, S = shares of the identities.
 """
 
-import torch
 import triton
 import triton.language as tl
 
+from .normalisation import project_kernel, whole_rows
 from .tiles import (
-    LOG2E, choose, floats, lift, load_tile, on_device, precision, products, rows_at, split_classes, tile_at, whole_rows,
-)  # fmt: skip
+    LOG2E,
+    choose,
+    contiguous,
+    floats,
+    kept_at,
+    lift,
+    load_label,
+    load_tile,
+    on_device,
+    precision,
+    products,
+    shares,
+    tile_at,
+)
 
 
 @triton.jit
@@ -42,8 +54,8 @@ def rows_kernel(dx_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr, g
     column = tl.program_id(2) * SLAB + tl.arange(0, SLAB)
     b = first + row
     inside = b < B
-    label = tl.load(label_ptr + b, mask=inside, other=-1)
-    log2_sum = tl.load(log_sum_ptr + b, mask=inside, other=0.0)[:, None] * 1.4426950408889634
+    label = load_label(label_ptr, b, B, C)
+    log2_sum = tl.load(log_sum_ptr + b, mask=inside, other=0.0)[:, None] * LOG2E
     g = tl.load(g_ptr + b, mask=inside, other=0.0)[:, None]
     g_cos = tl.load(g_cos_ptr + b, mask=inside, other=0.0)[:, None]
     k = tl.arange(0, DEPTH)
@@ -67,7 +79,7 @@ def rows_kernel(dx_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr, g
                 z = products(z, x_at, tile_at(w_ptr, start, class_, last, k, D), D, DEPTH, dtype, PRECISION)
             m = gradient(z * (r * scale_log2e)[None, :], log2_sum, is_true, g, g_cos)
         else:
-            at = kept_ptr + tl.cast(first, tl.int64) * kept_stride + start + (row[:, None] * kept_stride + class_[None, :])
+            at = kept_at(kept_ptr, first, row[:, None], start, class_[None, :], kept_stride)
             e = tl.load(at, mask=inside[:, None], other=0.0).to(tl.float32)
             m = kept_gradient(e, log2_sum, is_true, g, g_cos)
         m = tl.where((c < last)[None, :], m * r[None, :], 0.0)
@@ -106,7 +118,7 @@ def classes_kernel(dw_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr
         x = load_tile(tile_at(x_ptr, start, row, B, column, D), column, D, EVEN, dtype)
         near = tl.minimum(b, B - 1)
         is_true = c[:, None] == tl.load(label_ptr + near)[None, :]
-        log2_sum = tl.load(log_sum_ptr + near)[None, :] * 1.4426950408889634
+        log2_sum = tl.load(log_sum_ptr + near)[None, :] * LOG2E
         g = tl.load(g_ptr + b, mask=b < B, other=0.0)[None, :]
         g_cos = tl.load(g_cos_ptr + b, mask=b < B, other=0.0)[None, :]
         if kept_ptr is None:
@@ -117,8 +129,8 @@ def classes_kernel(dw_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr
                 z = products(z, w_at, tile_at(x_ptr, start, row, B, k, D), D, DEPTH, dtype, PRECISION)
             m = gradient(z * r[:, None], log2_sum, is_true, g, g_cos)
         else:
-            at = kept_ptr + tl.cast(start, tl.int64) * kept_stride + first + (
-                tl.minimum(row, B - 1 - start)[None, :] * kept_stride + class_[:, None])
+            present = tl.minimum(row, B - 1 - start)[None, :]
+            at = kept_at(kept_ptr, start, present, first, class_[:, None], kept_stride)
             e = tl.load(at).to(tl.float32)
             m = kept_gradient(e, log2_sum, is_true, g, g_cos)
         dw = tl.dot(m.to(dtype), x, dw, input_precision=PRECISION)
@@ -128,54 +140,47 @@ def classes_kernel(dw_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr
     tl.store(at, dw, mask=inside[:, None] & (column < D)[None, :])
 
 
-@triton.jit
-def project_kernel(dw_ptr, radial_ptr, w_ptr, r_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr):
-    """radial = w . dw at unit rows w; where `r_ptr` is given dw, in place, becomes a gradient at the weights."""
-    at, mask, inside = rows_at(C, D, CLASSES, WIDTH)
-    c = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    w = tl.load(w_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    dw = tl.load(dw_ptr + at, mask=mask, other=0.0)
-    if r_ptr is not None:
-        r = tl.load(r_ptr + c, mask=inside, other=0.0)[:, None]
-        w *= r
-    radial = tl.sum(w * dw, 1)
-    if r_ptr is not None:
-        tl.store(dw_ptr + at, r * (dw - radial[:, None] * w), mask=mask)
-    if radial_ptr is not None:
-        tl.store(radial_ptr + c, radial, mask=inside)
-
-
 def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept_BC, g_B, g_cos_B, need_x, need_w):
     """(dx_BD, dw_CD, radial_C), float32: gradients with respect to unit rows x and to weights as given, and w . dw.
 
     What is not needed is empty. Weights given with inverse norms lose the part of their gradient along themselves.
     """
-    (B, D), C = unit_BD.shape, len(weight_CD)
-    keep, width = bool(kept_BC.numel()), kept_BC.shape[-1]
-    operands = [unit_BD.contiguous(), weight_CD.contiguous(), inverse_norm_C, label_B.contiguous(), log_sum_B,
-                kept_BC if keep else None]  # fmt: skip
-    dx_BD, dw_CD, radial_C = floats(unit_BD, (B, D) if need_x else (0,), (C, D) if need_w else (0,), (C,) if need_w else (0,))
-    mode = precision(unit_BD.dtype)
-    g_B = scale * g_B
+    operands = contiguous(unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, kept_BC if kept_BC.numel() else None)
     with on_device(unit_BD):
-        if need_x and B:
-            tile = choose("rows", unit_BD.dtype, D, unit_BD.device)
-            blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
-            S, share = split_classes(C, tile.classes, blocks * slabs, tile.resident, unit_BD.device)
-            lifted = lift(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C)
-            (dx_SBD,) = floats(unit_BD, (S, B, D)) if S > 1 else [dx_BD]
-            rows_kernel[blocks, S, slabs](
-                dx_SBD, *operands, *lifted, B, C, width, scale * LOG2E, share, D, tile.rows, tile.classes, tile.depth,
-                tile.slab, mode, **tile.options,
-            )  # fmt: skip
-            if S > 1:
-                torch.sum(dx_SBD, 0, out=dx_BD)
-        if need_w:
-            tile = choose("classes", unit_BD.dtype, D, unit_BD.device)
-            lifted = lift(unit_BD.dtype, g_B, g_cos_B, None)
-            classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
-                dw_CD, *operands, *lifted, B, C, width, scale * LOG2E, D, tile.rows, tile.classes,
-                tile.depth, tile.slab, mode, **tile.options,
-            )  # fmt: skip
-            whole_rows(project_kernel, dw_CD, radial_C, weight_CD.contiguous(), inverse_norm_C, like=weight_CD)
-    return dx_BD, dw_CD, radial_C
+        dx_BD = _to_rows(operands, scale, scale * g_B, g_cos_B) if need_x else floats(unit_BD, (0,))[0]
+        if not need_w:
+            return dx_BD, *floats(unit_BD, (0,), (0,))
+        return dx_BD, *_to_classes(operands, scale, scale * g_B, g_cos_B)
+
+
+def _to_rows(operands, scale, g_B, g_cos_B):
+    unit_BD, weight_CD, inverse_norm_C, *_, kept_BC = operands
+    (B, D), C, width = unit_BD.shape, len(weight_CD), 0 if kept_BC is None else kept_BC.shape[1]
+    if not B:
+        return floats(unit_BD, (B, D))[0]
+    tile = choose("rows", unit_BD, weight_CD)
+    blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
+    S, share = shares(C, tile, blocks * slabs, unit_BD.device)
+    (dx_SBD,) = floats(unit_BD, (S, B, D))
+    lifted = lift(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C)
+    rows_kernel[blocks, S, slabs](
+        dx_SBD, *operands, *lifted, B, C, width, scale * LOG2E.value, share, D, tile.rows, tile.classes, tile.depth,
+        tile.slab, precision(unit_BD.dtype), **tile.options,
+    )  # fmt: skip
+    return dx_SBD.sum(0)
+
+
+def _to_classes(operands, scale, g_B, g_cos_B):
+    unit_BD, weight_CD, inverse_norm_C, *_, kept_BC = operands
+    (B, D), C, width = unit_BD.shape, len(weight_CD), 0 if kept_BC is None else kept_BC.shape[1]
+    dw_CD, radial_C = floats(unit_BD, (C, D), (C,))
+    if not B:
+        return dw_CD.zero_(), radial_C.zero_()
+    tile = choose("classes", unit_BD, weight_CD)
+    lifted = lift(unit_BD.dtype, g_B, g_cos_B)
+    classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
+        dw_CD, *operands, *lifted, B, C, width, scale * LOG2E.value, D, tile.rows, tile.classes, tile.depth, tile.slab,
+        precision(unit_BD.dtype), **tile.options,
+    )  # fmt: skip
+    whole_rows(project_kernel, dw_CD, radial_C, weight_CD, inverse_norm_C, like=weight_CD)
+    return dw_CD, radial_C

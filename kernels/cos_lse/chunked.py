@@ -117,13 +117,16 @@ def double_backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_
     `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.
     """
     x_BD, ux_BD = _wide(unit_BD), _wide(ux_BD)
-    mean_B, true_B, Dx_BD = torch.zeros_like(g_B), torch.zeros_like(g_B), torch.zeros_like(x_BD)
+    mean_B, whole_B, true_B, Dx_BD = (torch.zeros_like(one) for one in (g_B, g_B, g_B, x_BD))
     Dw_CD = x_BD.new_empty(weight_CD.shape if need_w else 0)
     arguments = x_BD, weight_CD, inverse_norm_C, label_B
     for chunk in _chunks(*arguments):
         t_BN = _tangent(x_BD, ux_BD, _unit_tangent(uw_CD, chunk), chunk)
-        mean_B += chunk.softmax(chunk.logits(x_BD, scale), log_sum_B).mul_(t_BN).sum(1)
+        p_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B)
+        whole_B += p_BN.sum(1)
+        mean_B += p_BN.mul_(t_BN).sum(1)
         true_B += chunk.true(t_BN)
+    mean_B /= whole_B.clamp_min(torch.finfo(mean_B.dtype).tiny)  # by what it is, not by 1: log_sum's rounding cancels
     for chunk in _chunks(*arguments):
         uw_ND = _unit_tangent(uw_CD, chunk)
         m_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B).mul_(scale * g_B.unsqueeze(1))

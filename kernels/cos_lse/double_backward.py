@@ -11,10 +11,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .backward import project_kernel
+from .normalisation import bend_kernel, project_kernel, tangent_kernel, whole_rows
 from .tiles import (
-    LOG2E, choose, floats, lift, load_tile, on_device, precision, rows_at, split_classes, tile_at, whole_rows,
-)  # fmt: skip
+    LOG2E,
+    choose,
+    contiguous,
+    floats,
+    lift,
+    load_label,
+    load_tile,
+    on_device,
+    precision,
+    shares,
+    tile_at,
+)
 
 
 @triton.jit
@@ -37,19 +47,23 @@ def cosines(a_at, da_at, b_at, db_at, A: tl.constexpr, B: tl.constexpr, D: tl.co
 
 
 @triton.jit
-def mean_kernel(mean_ptr, true_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_ptr, B, C, scale_log2e,
-                share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, DEPTH: tl.constexpr,
+def mean_kernel(weighted_ptr, total_ptr, true_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_ptr, B, C,
+                scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, DEPTH: tl.constexpr,
                 PRECISION: tl.constexpr):  # fmt: skip
-    """Sum of P T over share `program_id(1)` of the identities for a block of rows, and T of the true ones."""
+    """Sums of P T and of P over share `program_id(1)` of the identities for a block of rows, and T of the true ones.
+
+    P sums up to one but for what log_sum was rounded by, and T - mean would show that, times scale squared.
+    """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first, split = tl.program_id(0) * ROWS, tl.program_id(1)
     row, class_ = tl.arange(0, ROWS), tl.arange(0, CLASSES)
     b = first + row
-    label = tl.load(label_ptr + b, mask=b < B, other=-1)
-    log2_sum = tl.load(log_sum_ptr + b, mask=b < B, other=0.0)[:, None] * 1.4426950408889634
+    label = load_label(label_ptr, b, B, C)
+    log2_sum = tl.load(log_sum_ptr + b, mask=b < B, other=0.0)[:, None] * LOG2E
     k = tl.arange(0, DEPTH)
     x_at, ux_at = tile_at(x_ptr, first, row, B, k, D), tile_at(ux_ptr, first, row, B, k, D)
-    mean = tl.zeros((ROWS,), tl.float32)
+    weighted = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
     true = tl.zeros((ROWS,), tl.float32)
     last = tl.minimum((split + 1) * share, C)
     for start in tl.range(split * share, last, CLASSES, disable_licm=True):
@@ -64,8 +78,11 @@ def mean_kernel(mean_ptr, true_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_pt
         is_true = c[None, :] == label[:, None]
         true += tl.sum(tl.where(is_true, t, 0.0), 1)
         other = (c < last)[None, :] & (c[None, :] != label[:, None])
-        mean += tl.sum(tl.where(other, tl.exp2(z * scale_log2e - log2_sum) * t, 0.0), 1)
-    tl.store(mean_ptr + split * B + b, mean, mask=b < B)
+        p = tl.where(other, tl.exp2(z * scale_log2e - log2_sum), 0.0)
+        weighted += tl.sum(p * t, 1)
+        total += tl.sum(p, 1)
+    tl.store(weighted_ptr + split * B + b, weighted, mask=b < B)
+    tl.store(total_ptr + split * B + b, total, mask=b < B)
     tl.store(true_ptr + split * B + b, true, mask=b < B)
 
 
@@ -88,8 +105,8 @@ def rows_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_
     column = tl.program_id(2) * SLAB + tl.arange(0, SLAB)
     b = first + row
     inside = b < B
-    label = tl.load(label_ptr + b, mask=inside, other=-1)
-    log2_sum = tl.load(log_sum_ptr + b, mask=inside, other=0.0)[:, None] * 1.4426950408889634
+    label = load_label(label_ptr, b, B, C)
+    log2_sum = tl.load(log_sum_ptr + b, mask=inside, other=0.0)[:, None] * LOG2E
     mean = tl.load(mean_ptr + b, mask=inside, other=0.0)[:, None]
     g = tl.load(g_ptr + b, mask=inside, other=0.0)[:, None]
     g_cos = tl.load(g_cos_ptr + b, mask=inside, other=0.0)[:, None]
@@ -143,7 +160,7 @@ def classes_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_s
         x_at, ux_at = tile_at(x_ptr, start, row, B, k, D), tile_at(ux_ptr, start, row, B, k, D)
         z, t = cosines(w_at, u_at, x_at, ux_at, CLASSES, ROWS, D, DEPTH, dtype, PRECISION)
         is_true = c[:, None] == tl.load(label_ptr + near)[None, :]
-        log2_sum = tl.load(log_sum_ptr + near)[None, :] * 1.4426950408889634
+        log2_sum = tl.load(log_sum_ptr + near)[None, :] * LOG2E
         mean = tl.load(mean_ptr + near)[None, :]
         g = tl.load(g_ptr + b, mask=b < B, other=0.0)[None, :]
         g_cos = tl.load(g_cos_ptr + b, mask=b < B, other=0.0)[None, :]
@@ -158,97 +175,82 @@ def classes_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_s
     tl.store(at, out, mask=(c < C)[:, None] & (column < D)[None, :])
 
 
-@triton.jit
-def tangent_kernel(u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr,
-                   WIDTH: tl.constexpr):  # fmt: skip
-    """The part of uw across w: what moves the unit rows, but for a factor r that products take along with w's."""
-    at, mask, inside = rows_at(C, D, CLASSES, WIDTH)
-    r = tl.load(r_ptr + tl.program_id(0) * CLASSES + tl.arange(0, CLASSES), mask=inside, other=0.0)[:, None]
-    w = tl.load(w_ptr + at, mask=mask, other=0.0).to(tl.float32) * r
-    u = tl.load(uw_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    u -= tl.sum(w * u, 1)[:, None] * w
-    if unlift_ptr is not None:
-        u /= tl.load(unlift_ptr)
-    tl.store(u_ptr + at, u.to(u_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def bend_kernel(out_ptr, dw_ptr, radial_ptr, w_ptr, uw_ptr, r_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr,
-                WIDTH: tl.constexpr):  # fmt: skip
-    """Dw at unit rows, in place, to Dw at the weights, with what comes of the normalisation turning with them.
-
-    r (out - (w . out) w) - r w (dw . uw) - r ((w . uw) dw + radial u)     u = r (uw - (w . uw) w)
-    """
-    at, mask, inside = rows_at(C, D, CLASSES, WIDTH)
-    c = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    r = tl.load(r_ptr + c, mask=inside, other=0.0)[:, None]
-    radial = tl.load(radial_ptr + c, mask=inside, other=0.0)[:, None]
-    w = tl.load(w_ptr + at, mask=mask, other=0.0).to(tl.float32) * r
-    uw = tl.load(uw_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    dw = tl.load(dw_ptr + at, mask=mask, other=0.0)
-    out = tl.load(out_ptr + at, mask=mask, other=0.0)
-    along = tl.sum(w * uw, 1)[:, None]
-    out -= (tl.sum(w * out, 1) + tl.sum(dw * uw, 1))[:, None] * w
-    out -= along * dw + radial * (r * (uw - along * w))
-    tl.store(out_ptr + at, r * out, mask=mask)
-
-
 def double_backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C,
                     ux_BD, uw_CD, need_w):  # fmt: skip
     """(Dx_BD, Dw_CD, Dg_B, Dg_cos_B), float32: what `backward`'s inputs get from `ux_BD` and `uw_CD`.
 
     `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.
     """
-    (B, D), C, dtype, device = unit_BD.shape, len(weight_CD), unit_BD.dtype, unit_BD.device
-    unit_BD, weight_CD, label_B, log_sum_B = (
-        one.contiguous() for one in (unit_BD, weight_CD, label_B, log_sum_B)
-    )
-    uw_CD = None if uw_CD is None else uw_CD.contiguous()
-    g_B, mode = scale * g_B, precision(dtype)
-    (Dw_CD,) = floats(unit_BD, (C, D) if need_w else (0,))
+    (B, D), dtype = unit_BD.shape, unit_BD.dtype
     if not B:
-        return unit_BD.float(), Dw_CD.zero_(), g_B, g_B
+        Dx_BD, Dw_CD, Dg_B, Dg_cos_B = floats(unit_BD, (B, D), weight_CD.shape if need_w else (0,), (B,), (B,))
+        return Dx_BD, Dw_CD.zero_(), Dg_B, Dg_cos_B
+    unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD = contiguous(
+        unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD
+    )
     reach = _reach(dtype, ux_BD, uw_CD, inverse_norm_C)
     ux_BD = (ux_BD if reach is None else ux_BD / reach).to(dtype).contiguous()
     with on_device(unit_BD):
         u_CD = _tangent(uw_CD, weight_CD, inverse_norm_C, reach, dtype)
-        operands = [unit_BD, ux_BD, weight_CD, u_CD, inverse_norm_C, label_B, log_sum_B]
-        mean_B, true_B = _mean(operands, scale, mode)
-        tile = choose("rows twice", dtype, D, device)
-        blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
-        S, share = split_classes(C, tile.classes, blocks * slabs, tile.resident, device)
-        (Dx_SBD,) = floats(unit_BD, (S, B, D))
-        lifted = lift(dtype, g_B, g_cos_B, inverse_norm_C, reach, 2 * scale)
-        rows_kernel[blocks, S, slabs](
-            Dx_SBD, *operands, mean_B, *lifted, B, C, scale, scale * LOG2E, share, D, tile.rows, tile.classes,
-            tile.depth, tile.slab, mode, **tile.options,
-        )  # fmt: skip
-        if need_w:
-            tile = choose("classes twice", dtype, D, device)
-            lifted = lift(dtype, g_B, g_cos_B, None, reach, 2 * scale)
-            classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
-                Dw_CD, *operands, mean_B, *lifted, B, C, scale, scale * LOG2E, D, tile.rows, tile.classes, tile.depth,
-                tile.slab, mode, **tile.options,
-            )  # fmt: skip
+        operands = unit_BD, ux_BD, weight_CD.to(dtype), u_CD, inverse_norm_C, label_B, log_sum_B
+        mean_B, true_B = _mean(operands, scale)
+        gradients = scale * g_B, g_cos_B, mean_B, reach
+        Dx_BD = _to_rows(operands, scale, *gradients)
+        if not need_w:
+            (Dw_CD,) = floats(unit_BD, (0,))
+        else:
+            Dw_CD = _to_classes(operands, scale, *gradients)
             if inverse_norm_C is not None and uw_CD is not None:
                 whole_rows(bend_kernel, Dw_CD, dw_CD, radial_C, weight_CD, uw_CD, inverse_norm_C, like=weight_CD)
             elif inverse_norm_C is not None:
                 whole_rows(project_kernel, Dw_CD, None, weight_CD, inverse_norm_C, like=weight_CD)
     if reach is not None:
         mean_B, true_B = mean_B * reach, true_B * reach
-    return Dx_SBD.sum(0), Dw_CD, scale * mean_B, true_B
+    return Dx_BD, Dw_CD, scale * mean_B, true_B
 
 
-def _mean(operands, scale, mode):
+def _mean(operands, scale):
     """(mean_B, T of the true identities)."""
-    (B, D), C, dtype, device = operands[0].shape, len(operands[2]), operands[0].dtype, operands[0].device
-    tile = choose("mean", dtype, D, device)
+    unit_BD, _, weight_CD, *_ = operands
+    (B, D), C = unit_BD.shape, len(weight_CD)
+    tile = choose("mean", unit_BD, weight_CD)
     blocks = triton.cdiv(B, tile.rows)
-    S, share = split_classes(C, tile.classes, blocks, tile.resident, device)
-    (partial_2SB,) = floats(operands[0], (2, S, B))
-    mean_kernel[blocks, S](*partial_2SB, *operands, B, C, scale * LOG2E, share, D, tile.rows, tile.classes, tile.depth,
-                           mode, **tile.options)  # fmt: skip
-    return partial_2SB.sum(1)
+    S, share = shares(C, tile, blocks, unit_BD.device)
+    (partial_3SB,) = floats(unit_BD, (3, S, B))
+    mean_kernel[blocks, S](
+        *partial_3SB, *operands, B, C, scale * LOG2E.value, share, D, tile.rows, tile.classes, tile.depth,
+        precision(unit_BD.dtype), **tile.options,
+    )  # fmt: skip
+    weighted_B, total_B, true_B = partial_3SB.sum(1)
+    return weighted_B / total_B.clamp_min(torch.finfo(torch.float32).tiny), true_B
+
+
+def _to_rows(operands, scale, g_B, g_cos_B, mean_B, reach):
+    unit_BD, _, weight_CD, _, inverse_norm_C, *_ = operands
+    (B, D), C = unit_BD.shape, len(weight_CD)
+    tile = choose("rows twice", unit_BD, weight_CD)
+    blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
+    S, share = shares(C, tile, blocks * slabs, unit_BD.device)
+    (Dx_SBD,) = floats(unit_BD, (S, B, D))
+    lifted = lift(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, reach, 2 * scale)
+    rows_kernel[blocks, S, slabs](
+        Dx_SBD, *operands, mean_B, *lifted, B, C, scale, scale * LOG2E.value, share, D, tile.rows, tile.classes,
+        tile.depth, tile.slab, precision(unit_BD.dtype), **tile.options,
+    )  # fmt: skip
+    return Dx_SBD.sum(0)
+
+
+def _to_classes(operands, scale, g_B, g_cos_B, mean_B, reach):
+    unit_BD, _, weight_CD, *_ = operands
+    (B, D), C = unit_BD.shape, len(weight_CD)
+    tile = choose("classes twice", unit_BD, weight_CD)
+    (Dw_CD,) = floats(unit_BD, (C, D))
+    lifted = lift(unit_BD.dtype, g_B, g_cos_B, None, reach, 2 * scale)
+    classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
+        Dw_CD, *operands, mean_B, *lifted, B, C, scale, scale * LOG2E.value, D, tile.rows, tile.classes, tile.depth,
+        tile.slab, precision(unit_BD.dtype), **tile.options,
+    )  # fmt: skip
+    return Dw_CD
 
 
 def _reach(dtype, ux_BD, uw_CD, inverse_norm_C):

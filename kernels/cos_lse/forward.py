@@ -10,9 +10,23 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles import KEPT_MULTIPLE, LOG2E, choose, floats, on_device, precision, products, split_classes, tile_at
+from .chunked import PLAIN_SCALE
+from .tiles import (
+    FUSED,
+    KEPT_MULTIPLE,
+    LOG2E,
+    choose,
+    contiguous,
+    floats,
+    kept_at,
+    load_label,
+    on_device,
+    precision,
+    products,
+    shares,
+    tile_at,
+)
 
-PLAIN_SCALE = 80.0
 _LOWEST = torch.finfo(torch.float32).min / 4  # log of an empty sum; finite, so that nothing becomes NaN
 
 
@@ -25,8 +39,7 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
     first, split = tl.program_id(0) * ROWS, tl.program_id(1)  # blocks of rows run fastest: L2 serves them one w tile
     row, class_ = tl.arange(0, ROWS), tl.arange(0, CLASSES)
     b = first + row
-    label = tl.load(label_ptr + b, mask=b < B, other=-1)
-    label = tl.where((label >= 0) & (label < C), label, -1).to(tl.int32)
+    label = load_label(label_ptr, b, B, C)
     total = tl.zeros((ROWS,), tl.float32)
     true_dot = tl.zeros((ROWS,), tl.float32)
     peak = tl.full((ROWS,), LOWEST, tl.float32)
@@ -48,10 +61,10 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
             risen = tl.maximum(peak, tl.max(tl.where(is_true, LOWEST, z), 1))
             total *= tl.exp2(peak - risen)
             peak = risen
-            z -= peak[:, None]
+            z = tl.where((c < last)[None, :], z - peak[:, None], LOWEST)  # where the peak itself is the lowest
         e = tl.exp2(z)
         if kept_ptr is not None:
-            at = kept_ptr + tl.cast(first, tl.int64) * kept_stride + start + (row[:, None] * kept_stride + class_[None, :])
+            at = kept_at(kept_ptr, first, row[:, None], start, class_[None, :], kept_stride)
             tl.store(at, e.to(tl.bfloat16), mask=(b < B)[:, None])  # a tile may pass C, never `kept_stride`
         total += tl.sum(tl.where(is_true, 0.0, e), 1)
     if r_ptr is not None:
@@ -79,7 +92,7 @@ def join_kernel(log_sum_ptr, total_cos_ptr, sum_ptr, peak_ptr, cos_ptr, B, S, lo
             share *= tl.exp2(tl.load(peak_ptr + s * B + b, mask=b < B, other=0.0) - peak)
         total += share
         cos += tl.load(cos_ptr + s * B + b, mask=b < B, other=0.0)
-    log_sum = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, lowest)
+    log_sum = tl.where(total > 0, (peak + tl.log2(total)) / LOG2E, lowest)
     tl.store(log_sum_ptr + b, log_sum, mask=b < B)
     tl.store(total_cos_ptr + b, cos, mask=b < B)
 
@@ -87,20 +100,21 @@ def join_kernel(log_sum_ptr, total_cos_ptr, sum_ptr, peak_ptr, cos_ptr, B, S, lo
 def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
     """(log_sum_B, cos_B), float32, and exp(z) in bfloat16, its columns rounded up to a multiple of 128, or nothing."""
     (B, D), C = unit_BD.shape, len(weight_CD)
-    unit_BD, weight_CD, label_B = unit_BD.contiguous(), weight_CD.contiguous(), label_B.contiguous()
-    tile = choose("forward", unit_BD.dtype, D, unit_BD.device)
-    blocks = triton.cdiv(B, tile.rows)
-    S, share = split_classes(C, tile.classes, blocks, tile.resident, unit_BD.device)
-    log_sum_B, cos_B, sum_SB, cos_SB = floats(unit_BD, (B,), (B,), (S, B), (S, B))
-    peak_SB = floats(unit_BD, (S, B))[0] if scale > PLAIN_SCALE else None
+    operands = contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
+    tile = choose("forward, kept" if keep else "forward", unit_BD, weight_CD)
     width = triton.cdiv(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
     kept_BC = unit_BD.new_empty((B, width) if keep else (0,), dtype=torch.bfloat16)
-    if B:
-        with on_device(unit_BD):
-            forward_kernel[blocks, S](
-                sum_SB, peak_SB, cos_SB, kept_BC if keep else None, unit_BD, weight_CD, inverse_norm_C, label_B, B, C,
-                width, scale * LOG2E, share, D, tile.rows, tile.classes, tile.depth, precision(unit_BD.dtype),
-                **tile.options,
-            )  # fmt: skip
-            join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, _LOWEST, 128)
+    log_sum_B, cos_B = floats(unit_BD, (B,), (B,))
+    if not B:
+        return log_sum_B, cos_B, kept_BC
+    blocks = triton.cdiv(B, tile.rows)
+    S, share = shares(C, tile, blocks, unit_BD.device)
+    sum_SB, cos_SB, peak_SB = floats(unit_BD, (S, B), (S, B), (S, B))
+    peak_SB = peak_SB if scale > PLAIN_SCALE else None
+    with on_device(unit_BD):
+        forward_kernel[blocks, S](
+            sum_SB, peak_SB, cos_SB, kept_BC if keep else None, *operands, B, C, width, scale * LOG2E.value, share, D,
+            tile.rows, tile.classes, tile.depth, precision(unit_BD.dtype), **tile.options,
+        )  # fmt: skip
+        join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, _LOWEST, 128, **FUSED)
     return log_sum_B, cos_B, kept_BC

@@ -5,6 +5,7 @@ Shape suffixes: B = batch, C = identities, D = embedding.
 
 import contextlib
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ import triton.language as tl
 
 KEPT_MULTIPLE = 128  # columns of what keep="exp" keeps
 MAX_EMBEDDING = 1024
-LOG2E = 1.4426950408889634
+LOG2E = tl.constexpr(math.log2(math.e))
+FUSED = {"enable_fp_fusion": True}  # a product and a sum may be rounded once: Triton 3.9 warns where it is not told
 
 
 class Tile(NamedTuple):
@@ -33,17 +35,17 @@ class Tile(NamedTuple):
 
     @property
     def options(self):
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return {"num_warps": self.warps, "num_stages": self.stages, **FUSED}
 
 
-# By pass: a tile for D up to 256 and one for D above, of 16-bit products. Gradients hold a slab of a row in registers,
-# which leaves room for one program on a multiprocessor. Ampere's tiles stay within 99 KiB, for its smaller relatives.
-_HALF = {
-    "forward": {
-        80: (Tile(128, 64, 64, resident=2), Tile(128, 64, 64, resident=2)),
-        90: (Tile(128, 64, 64, resident=2), Tile(128, 64, 64, resident=2)),
-        100: (Tile(128, 64, 64, resident=2), Tile(128, 64, 64, resident=2)),
-    },
+# For D up to 256, and above. A program holds a slab of a gradient in registers, which leaves a multiprocessor room for
+# one. 80 stays within the 99 KiB of its smaller relatives. On 90 two products that add to one slab need 128 of a side:
+# Triton lays 64 out twice.
+_FORWARD = (Tile(128, 64, 64, resident=2),) * 2
+_SHALLOW = (Tile(128, 64, 32, resident=2),) * 2
+_TILES = {  # of 16-bit products
+    "forward": {80: _FORWARD, 90: _FORWARD, 100: (_SHALLOW[0], _FORWARD[1])},
+    "forward, kept": {80: _FORWARD, 90: _SHALLOW, 100: _SHALLOW},
     "rows": {
         80: (Tile(64, 64, 64, 256, 8, 2), Tile(64, 32, 64, 512, 8, 3)),
         90: (Tile(64, 64, 256, 256, 8, 2), Tile(64, 32, 512, 512, 8, 2)),
@@ -55,40 +57,51 @@ _HALF = {
         100: (Tile(64, 64, 256, 256, 8, 2), Tile(32, 64, 512, 512, 8, 2)),
     },
     "mean": {
-        80: (Tile(64, 64, 32, resident=2), Tile(64, 64, 32, resident=2)),
-        90: (Tile(64, 64, 64, resident=2), Tile(64, 64, 64, resident=2)),
-        100: (Tile(64, 64, 32, resident=2), Tile(64, 64, 32, resident=2)),
+        80: (Tile(64, 64, 64, stages=2, resident=2),) * 2,
+        90: (Tile(64, 64, 64, resident=2),) * 2,
+        100: (Tile(64, 64, 32, resident=2),) * 2,
     },
     "rows twice": {
-        80: (Tile(64, 32, 64, 256, 8, 2), Tile(64, 32, 64, 512, 8, 3)),
-        90: (Tile(128, 32, 32, 256, 8, 3), Tile(128, 32, 32, 256, 8, 3)),
+        80: (Tile(64, 32, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2)),
+        90: (Tile(128, 32, 32, 256, 8, 3),) * 2,
         100: (Tile(64, 64, 64, 256, 8, 2), Tile(64, 64, 64, 512, 8, 2)),
     },
     "classes twice": {
         80: (Tile(32, 64, 64, 256, 8, 2), Tile(64, 32, 64, 512, 8, 2)),
-        90: (Tile(32, 128, 32, 256, 8, 3), Tile(32, 128, 32, 256, 8, 3)),
+        90: (Tile(32, 128, 32, 256, 8, 3),) * 2,
         100: (Tile(64, 64, 64, 256, 8, 2), Tile(64, 64, 64, 512, 8, 2)),
     },
 }
-_SINGLE = {  # float32 products: no tensor cores, unless tf32 is allowed
+_MIXED = {  # where weights are float32 and rounded as they are loaded, if that needs another tile
+    "rows": {80: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 32, 64, 512, 8, 2))},
+    "classes": {90: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2)),
+                100: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2))},
+}  # fmt: skip
+_SINGLE = {  # of float32 products: no tensor cores, unless tf32 is allowed
     "forward": Tile(64, 64, 32, resident=2),
-    "rows": Tile(32, 32, 16, 256, 8, 2),
-    "classes": Tile(32, 32, 16, 256, 8, 2),
-    "mean": Tile(64, 64, 16, resident=2),
-    "rows twice": Tile(32, 32, 16, 256, 8, 2),
-    "classes twice": Tile(32, 32, 16, 256, 8, 2),
+    "forward, kept": Tile(64, 64, 16, resident=2),
+    "rows": Tile(32, 16, 16, 256, 8, 2),
+    "classes": Tile(16, 32, 16, 256, 8, 2),
+    "mean": Tile(64, 32, 16, resident=2),
+    "rows twice": Tile(32, 16, 16, 128, 8, 2, resident=2),
+    "classes twice": Tile(16, 32, 16, 256, 8, 2),
 }
 _INTERPRETED = Tile(rows=16, classes=32, depth=16, slab=16)  # small, so that small tests reach every edge
 
 
-def choose(name, dtype, D, device):
-    """The tile of a pass for products of `dtype` and embeddings of `D`. Raises ValueError where there is none."""
+def choose(name, unit_BD, weight_CD):
+    """The tile of a pass over these operands. Raises ValueError where there is none."""
+    D, device = unit_BD.shape[1], unit_BD.device
     if D > MAX_EMBEDDING:
         raise ValueError(f"want embeddings of at most {MAX_EMBEDDING}, got {D}; use fewer, or the path in PyTorch")
     arch = architecture(device)
     if arch is None:
         return _INTERPRETED
-    tile = _SINGLE[name] if dtype == torch.float32 else _HALF[name][arch][D > 256]
+    if unit_BD.dtype == torch.float32:
+        tile = _SINGLE[name]
+    else:
+        mixed = _MIXED.get(name, {}) if weight_CD.dtype == torch.float32 else {}
+        tile = mixed.get(arch, _TILES[name][arch])[D > 256]
     width = max(16, triton.next_power_of_2(D))
     depth = min(tile.depth, width) if D <= 512 else min(tile.depth, 64)
     return tile._replace(depth=depth, slab=min(tile.slab, width))
@@ -108,17 +121,24 @@ def multiprocessors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def split_classes(C, classes, row_blocks, per_multiprocessor, device):
-    """(splits, classes of one split, a multiple of `classes`), so that all multiprocessors have work."""
-    tiles = triton.cdiv(C, classes)
-    splits = min(tiles, triton.cdiv(per_multiprocessor * multiprocessors(device), row_blocks))
-    size = triton.cdiv(tiles, splits) * classes
+def shares(C, tile, programs, device):
+    """(how many shares of the identities, how many in one) that keep all multiprocessors at work, each with `programs`.
+
+    Never more than run at once: a few programs left over would take as long again.
+    """
+    tiles = triton.cdiv(C, tile.classes)
+    at_once = max(1, tile.resident * multiprocessors(device) // programs)
+    size = triton.cdiv(tiles, min(tiles, at_once)) * tile.classes
     return triton.cdiv(C, size), size
 
 
 def floats(like, *shapes):
     """New float32 tensors on the device of `like`."""
     return [torch.empty(shape, dtype=torch.float32, device=like.device) for shape in shapes]
+
+
+def contiguous(*operands):
+    return [None if one is None else one.contiguous() for one in operands]
 
 
 def on_device(tensor):
@@ -131,7 +151,7 @@ def precision(dtype):
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def lift(dtype, g_B, g_cos_B, inverse_norm_C, reach=None, gain=1.0):
+def lift(dtype, g_B, g_cos_B, inverse_norm_C=None, reach=None, gain=1.0):
     """(g_B, g_cos_B, what undoes it): float16 gradients raised to where float16 is exact; others as they are, None.
 
     A gradient of a mean over a million identities lies below the smallest float16. `gain` times g_B still fits;
@@ -146,20 +166,11 @@ def lift(dtype, g_B, g_cos_B, inverse_norm_C, reach=None, gain=1.0):
     return g_B / unlift, g_cos_B / unlift, unlift if reach is None else unlift * reach
 
 
-def whole_rows(kernel, *operands, like):
-    """Launches a kernel that works on a few whole rows of the (C, D) matrix `like` at a time."""
-    C, D = like.shape
-    kernel[(triton.cdiv(C, 4),)](*operands, C, D, 4, triton.next_power_of_2(D))
-
-
 @triton.jit
-def rows_at(C, D: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr):
-    """Offsets of this program's whole rows of a (C, D) matrix, a mask for them, and which rows there are."""
-    class_, column = tl.arange(0, CLASSES), tl.arange(0, WIDTH)
-    first = tl.program_id(0) * CLASSES
-    inside = first + class_ < C
-    at = tl.cast(first, tl.int64) * D + (class_[:, None] * D + column[None, :])
-    return at, inside[:, None] & (column < D)[None, :], inside
+def load_label(ptr, b, B, C):
+    """True identities of rows b, clamped to those there are, in 32 bits; -1 where a label names none."""
+    label = tl.load(ptr + tl.minimum(b, B - 1))
+    return tl.where((label >= 0) & (label < C), label, -1).to(tl.int32)
 
 
 @triton.jit
@@ -169,7 +180,7 @@ def tile_at(ptr, start, index, last, column, D: tl.constexpr):
     What is computed from such repeated rows is never used: no mask to load under is fewer registers to hold.
     """
     index = tl.minimum(index, last - 1 - start)
-    return ptr + tl.cast(start, tl.int64) * D + (index[:, None] * D + column[None, :])  # C * D passes 2**31, a tile does not
+    return ptr + tl.cast(start, tl.int64) * D + (index[:, None] * D + column[None, :])  # 64 bits: C * D may pass 2**31
 
 
 @triton.jit
@@ -191,3 +202,9 @@ def products(sum, left_at, right_at, D: tl.constexpr, DEPTH: tl.constexpr, dtype
         right = load_tile(right_at + k, column, D, EVEN, dtype)
         sum = tl.dot(left, tl.trans(right), sum, input_precision=PRECISION)
     return sum
+
+
+@triton.jit
+def kept_at(ptr, first, row, start, class_, stride):
+    """Pointers to what is kept of a tile: its rows from `first` on, its identities from `start` on."""
+    return ptr + tl.cast(first, tl.int64) * stride + start + (row * stride + class_)

@@ -1,0 +1,72 @@
+"""What ships compiles for every architecture as tests/compile_budget.toml demands; no GPU is needed for that."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow  # some 240 kernels are compiled: a minute and a half on two cores
+HERE = Path(__file__).parent
+TABLE = HERE.parent / "bench/compile_table.py"
+BUDGET = tomllib.loads((HERE / "compile_budget.toml").read_text())
+SPILLING = """
+import json
+from compile_table import BF16, compiled, shipped
+
+launch = next(one for one in shipped([90], [(BF16, BF16, 512)]) if one.kernel == "forward_kernel")
+names = list(launch.signature)
+absurd = launch.constants | {(names.index("ROWS"),): 256, (names.index("CLASSES"),): 256}
+print(json.dumps(compiled(launch._replace(constants=absurd))))
+"""
+
+
+def run(tmp_path_factory, *arguments):
+    """A process in which kernels are compiled, not interpreted, with nothing left from an earlier one."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, cwd=TABLE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return run(tmp_path_factory, TABLE, "--json")
+
+
+def excess(row):
+    """What a row of the table has too much or too little of, in words."""
+    module, kernel = row["kernel"].split(".")
+    budget, shared = BUDGET[module][kernel], BUDGET["shared"][str(row["arch"])]
+    found = [f"{row[name]} bytes of {name}" for name in ("stack", "local") if row[name]]
+    if row["registers"] > budget["registers"]:
+        found.append(f"{row['registers']} registers, at most {budget['registers']} are wanted")
+    if row["shared"] > shared:
+        found.append(f"{row['shared']} bytes of shared memory, at most {shared} are wanted")
+    if row["resident"] < budget["resident"]:
+        found.append(f"room for {row['resident']} programs, at least {budget['resident']} are wanted")
+    if budget["tensor_core"] and not row["case"].startswith("fp32") and not row["tensor core"]:
+        found.append("no tensor core instruction")
+    return found
+
+
+def test_nothing_spills_and_all_stays_within_the_budget(rows):
+    over = [(f"{row['kernel']} ({row['case']}) on sm_{row['arch']}", excess(row)) for row in rows if excess(row)]
+    assert not over, "\n".join(f"{where}: {', '.join(what)}" for where, what in over)
+
+
+def test_the_table_covers_every_kernel_on_every_architecture(rows):
+    kernels = {f"{module}.{kernel}" for module, one in BUDGET.items() if module != "shared" for kernel in one}
+    wanted = {(kernel, int(arch)) for kernel in kernels for arch in BUDGET["shared"]}
+    assert {(row["kernel"], row["arch"]) for row in rows} == wanted
+
+
+def test_a_kernel_that_spills_is_found(tmp_path_factory):
+    row = run(tmp_path_factory, "-c", SPILLING)
+    assert row["stack"] > 0
+    assert any("bytes of stack" in one for one in excess(row))
