@@ -1,4 +1,4 @@
-"""python -m fastmfr COMMAND: train a model, pack and inspect data, or write a run's report again."""
+"""python -m fastmfr COMMAND: train and evaluate models, pack, split and inspect data, write a run's report again."""
 
 import sys
 from importlib import import_module
@@ -7,13 +7,21 @@ from pathlib import Path
 USAGE = """usage: python -m fastmfr COMMAND ...
 
   train [OPTIONS]      pretrain, meta-train and score; --help lists the options
+  evaluate RUN ...     score a model on sets: lists, pairs, LFW-type .bin, IJB-style templates, domains
   pack SOURCE... OUT   class folders, lists, tar or Parquet files into one RecordIO folder
   inspect DOMAIN...    what is in a domain: people, images, damage, duplicates, contact sheets
+  split FOLDER ...     share the people of a folder out into train, gallery and probe lists
   report RUN...        write report.html of each run folder again
 """
 
 # imported when asked for: training takes seconds to import, and each has a main(arguments) that gives the exit status
-MODULES = {"train": "fastmfr.train", "pack": "fastmfr.pack.command", "inspect": "fastmfr.inspect.command"}
+MODULES = {
+    "train": "fastmfr.train",
+    "evaluate": "fastmfr.evaluate.command",
+    "pack": "fastmfr.pack.command",
+    "inspect": "fastmfr.inspect.command",
+    "split": "fastmfr.split",
+}
 
 
 def report(folders) -> int:

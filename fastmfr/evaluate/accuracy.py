@@ -1,0 +1,83 @@
+"""Accuracy on a set of pairs by folds: the threshold that is best on the other folds decides the pairs of a fold.
+
+InsightFace tries the squared distances 0, 0.01, .. 3.99 between unit embeddings (for its TAR 0, 0.001, ..), accepts
+distances below the threshold, and of equally good thresholds takes the first. A grid is a choice that moves the figure
+by a pair or two; the exact variant tries every threshold there is.
+Shape suffixes: N pairs, F folds, K thresholds.
+"""
+
+import numpy as np
+
+from .bootstrap import share_interval
+
+FOLDS = 10
+GRIDS = {"grid_0.01": 0.01, "grid_0.001": 0.001, "exact": None}
+
+
+def accuracies(scores_N, is_mate_N, fold_N=None, person_N=None) -> dict:
+    """{"grid_0.01" | "grid_0.001" | "exact": {mean, std, interval}}, of accuracy, shares in [0, 1].
+
+    `scores_N`: cosines; `fold_N`: the fold of each pair, by default as `folds_of` deals them. std is over the folds, as
+    InsightFace prints it; interval [low, high] holds 95 % of what drawing the people (`person_N`; by default the pairs)
+    anew gives, the thresholds kept. Raises ValueError where there are fewer than two folds.
+    """
+    scores_N, is_mate_N = np.asarray(scores_N, np.float64), np.asarray(is_mate_N, bool)
+    fold_N = folds_of(is_mate_N) if fold_N is None else np.unique(fold_N, return_inverse=True)[1]
+    person_N = np.arange(len(scores_N)) if person_N is None else person_N
+    out = {}
+    for name, step in GRIDS.items():
+        correct_N = folded_decisions(scores_N, is_mate_N, fold_N, step) == is_mate_N
+        accuracy_F = np.bincount(fold_N, correct_N) / np.bincount(fold_N)
+        out[name] = {"mean": float(accuracy_F.mean()), "std": float(accuracy_F.std()),
+                     "interval": share_interval(correct_N, person_N)}  # fmt: skip
+    return out
+
+
+def folds_of(is_mate_N, folds: int = FOLDS) -> np.ndarray:
+    """The fold of each pair, int64 (N,): successive pairs, folds of one size give or take a pair, as InsightFace.
+
+    Where such a fold would hold pairs of one kind only, because the list is sorted by kind, genuine and impostor pairs
+    are each dealt so. Raises ValueError for fewer pairs than folds.
+    """
+    is_mate_N = np.asarray(is_mate_N, bool)
+    if min(is_mate_N.sum(), (~is_mate_N).sum()) < folds:
+        raise ValueError(f"{folds} folds want at least {folds} genuine and {folds} impostor pairs, got "
+                         f"{is_mate_N.sum()} and {(~is_mate_N).sum()}")
+    fold_N = _successive(len(is_mate_N), folds)
+    if len(np.unique(2 * fold_N + is_mate_N)) < 2 * folds:
+        for kind in (is_mate_N, ~is_mate_N):
+            fold_N[kind] = _successive(kind.sum(), folds)
+    return fold_N
+
+
+def _successive(pairs, folds):
+    sizes = [len(part) for part in np.array_split(np.arange(pairs), folds)]
+    return np.repeat(np.arange(folds), sizes)
+
+
+def folded_decisions(scores_N, is_mate_N, fold_N, step=None) -> np.ndarray:
+    """Whether each pair is accepted, bool (N,), by the threshold that is best on all other folds.
+
+    `step`: of InsightFace's grid of squared distances; None tries every threshold, half-way between two scores.
+    """
+    folds = fold_N.max() + 1
+    if folds < 2:
+        raise ValueError("want at least two folds: the threshold of a fold is found on the others")
+    distance_N = 2 - 2 * scores_N
+    if step is None:
+        tried = np.unique(distance_N)
+        threshold_K = np.append((tried[:-1] + tried[1:]) / 2, tried[-1] + 1)
+        threshold_K = np.append(tried[0] - 1, threshold_K)
+    else:
+        threshold_K = np.arange(0, 4, step)
+    right_FK = np.stack([_right(distance_N[fold_N == fold], is_mate_N[fold_N == fold], threshold_K)
+                         for fold in range(folds)])  # fmt: skip
+    best_F = (right_FK.sum(0) - right_FK).argmax(1)
+    return distance_N < threshold_K[best_F][fold_N]
+
+
+def _right(distance_N, is_mate_N, threshold_K):
+    """How many pairs each threshold decides rightly, int64 (K,)."""
+    accepted_genuine_K = np.searchsorted(np.sort(distance_N[is_mate_N]), threshold_K)
+    accepted_impostor_K = np.searchsorted(np.sort(distance_N[~is_mate_N]), threshold_K)
+    return accepted_genuine_K + np.count_nonzero(~is_mate_N) - accepted_impostor_K

@@ -1,0 +1,147 @@
+"""How far would a figure move had other people been scored? Intervals by drawing the people anew (bootstrap).
+
+People are drawn, not pairs, for the pairs of one person stand or fall together. A person drawn w times weighs w in
+genuine pairs, and w v in impostor pairs with a person drawn v times. The threshold is found anew in each draw; as it
+lies among the highest impostors, only those are kept, and of too many an even sample.
+Shape suffixes: N genuine pairs, K impostor pairs kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .crossing import Crossing
+from .roc import Roc
+
+DRAWS = 200
+KEPT = 2**16  # impostor pairs, and genuine pairs, kept for a FAR: about 16,000 set the threshold, to 1 % of the FAR
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scored pairs to draw people anew from.
+
+    `people`: how many there are; genuine pairs, the score and person of each; the highest impostor pairs, falling,
+    with both persons of each. `kept`: the share of the impostor pairs down to the last that are here; `total(weight)`:
+    what all impostor pairs together weigh, where each person weighs `weight`.
+    """
+
+    people: int
+    genuine_N: np.ndarray
+    genuine_person_N: np.ndarray
+    impostor_K: np.ndarray
+    impostor_people_2K: np.ndarray
+    total: Callable[[np.ndarray], float]
+    kept: float = 1.0
+
+
+def tar_interval(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> list[float]:
+    """[low, high]: the middle 95 % of TAR at `far` over `draws` draws of the people; of several folds, of their mean.
+
+    The folds number the same people in the same way.
+    """
+    weights = _weights(folds[0].people, draws)
+    found = [np.mean([_tar(sample, weight, far) for sample in folds]) for weight in weights]
+    return np.quantile(found, [0.025, 0.975]).tolist()
+
+
+def _tar(sample, weight, far):
+    """TAR at `far` where each person weighs `weight`."""
+    accepted = np.cumsum(weight[sample.impostor_people_2K].prod(0))
+    allowed = far * sample.total(weight) * sample.kept
+    first_refused = np.searchsorted(accepted, allowed, side="right")
+    above = sample.genuine_N > sample.impostor_K[min(first_refused, len(sample.impostor_K) - 1)]
+    of_genuine = weight[sample.genuine_person_N]
+    return (of_genuine * above).sum() / max(of_genuine.sum(), 1)
+
+
+def pair_sample(score_N: np.ndarray, is_mate_N: np.ndarray, people_2N: np.ndarray | None) -> Sample:
+    """A Sample of a list of pairs. `people_2N`: both persons of each pair; None draws pairs instead of people."""
+    if people_2N is None:
+        people_2N = np.arange(len(score_N))[None]
+    people = int(people_2N.max()) + 1
+    impostor = np.flatnonzero(~is_mate_N)
+    impostor = impostor[np.argsort(score_N[impostor])[::-1]]
+    people_2K = people_2N[:, impostor]
+    return Sample(people, score_N[is_mate_N], people_2N[0, is_mate_N], score_N[impostor], people_2K,
+                  lambda weight: weight[people_2K].prod(0).sum())  # fmt: skip
+
+
+def share_interval(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) -> list[float]:
+    """[low, high]: the middle 95 % of the share of hits when the people are drawn anew; hit n belongs to a person."""
+    people, person_N = np.unique(person_N, return_inverse=True)
+    hits, tries = np.bincount(person_N, hit_N), np.bincount(person_N)
+    found = [(weight * hits).sum() / (weight * tries).sum() for weight in _weights(len(people), draws)]
+    return np.quantile(found, [0.025, 0.975]).tolist()
+
+
+def _weights(people, draws):
+    """How often each of `people` persons is drawn, draw after draw."""
+    rng = np.random.default_rng(0)
+    for _ in range(draws):
+        yield np.bincount(rng.integers(people, size=people), minlength=people)
+
+
+def samples(crossing: Crossing, roc: Roc, gallery_id, probe_id, far: Sequence[float], people) -> dict[float, Sample]:
+    """{far: Sample} of all gallery x probe pairs, by one more pass; `roc` must be able to measure every FAR.
+
+    `people`: the identities to draw from, each once and in order; those of the gallery and the probes are among them.
+    """
+    if not far:
+        return {}
+    of_gallery, of_probe = (np.searchsorted(people, ids).astype(np.int32) for ids in (gallery_id, probe_id))
+    enrolled, looked_up = (np.bincount(of, minlength=len(people)) for of in (of_gallery, of_probe))
+    tails = {f: _Tail(roc, f) for f in far}
+    genuine = [], []
+    rng, of_column = np.random.default_rng(0), of_gallery[crossing.gallery_order]
+    for first, score_PG in crossing.blocks():
+        row, column = crossing.mates(first, len(score_PG))
+        mate = score_PG[row, column].cpu().numpy()
+        drawn = rng.random(len(mate)) * crossing.genuine < KEPT
+        genuine[0].append(mate[drawn])
+        genuine[1].append(of_probe[first + row.cpu().numpy()[drawn]])
+        score_PG[row, column] = -torch.inf
+        _keep_highest(tails.values(), score_PG, of_column, of_probe[first : first + len(score_PG)], rng)
+
+    def total(weight):
+        return (weight @ enrolled) * (weight @ looked_up) - (weight**2) @ (enrolled * looked_up)
+
+    score_N, person_N = map(np.concatenate, genuine)
+    return {f: Sample(len(people), score_N, person_N, *tail.falling(), total, tail.kept) for f, tail in tails.items()}
+
+
+class _Tail:
+    """The highest impostor pairs: of few ten times as many as FAR `far` lets through, of many an even sample of four.
+
+    That many, for a draw's weights move the threshold, and the fewer people there are the further.
+    """
+
+    def __init__(self, roc, far):
+        let_through = far * roc.impostors
+        wanted = 100 + int(max(min(10 * let_through, KEPT), 4 * let_through))
+        k = np.searchsorted(roc.impostors_K, min(roc.impostors, wanted))
+        self.floor = roc.threshold_K[k]
+        self.kept = min(1.0, KEPT / roc.impostors_K[k])
+        self._scores, self._people_2 = [], []
+
+    def add(self, scores, people_2, rng):
+        keep = (scores >= self.floor) & (rng.random(len(scores)) < self.kept)
+        self._scores.append(scores[keep])
+        self._people_2.append(people_2[:, keep])
+
+    def falling(self):
+        scores = np.concatenate(self._scores)
+        order = np.argsort(scores)[::-1]
+        return scores[order], np.concatenate(self._people_2, axis=1)[:, order]
+
+
+def _keep_highest(tails, score_PG, of_column, of_row, rng):
+    """Hands each tail the impostor pairs of a block that may belong to it."""
+    lowest = min(tail.floor for tail in tails)
+    place = (score_PG.flatten() >= lowest).nonzero().squeeze(1)
+    scores, place = score_PG.flatten()[place].cpu().numpy(), place.cpu().numpy()
+    row, column = np.divmod(place, score_PG.shape[1])
+    for tail in tails:
+        tail.add(scores, np.stack([of_column[column], of_row[row]]), rng)

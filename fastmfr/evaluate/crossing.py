@@ -1,0 +1,99 @@
+"""Every gallery image against every probe, block by block: the curve, and the rank of each probe's mate.
+
+Up to 2**24 pairs the curve is exact; beyond, scores are counted into a Histogram, and memory no longer grows with them.
+Shape suffixes: G gallery, P probes (in a block: fewer), D embedding.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .histogram import Histogram
+from .roc import Roc, exact_roc, refuse_one_kind
+
+EXACT = 2**24  # pairs of which every score is kept
+BLOCK = 2**22  # scores held at once beyond: 16 MB
+
+
+class Crossing:
+    """The scores (cosines) of all gallery x probe pairs; rows of gallery_GD and probe_PD need not be of unit length.
+
+    In float64 where exact, and on a GPU, where TF32, if switched on, would round cosines to 1e-3; else float32.
+    """
+
+    def __init__(self, gallery_GD, gallery_id, probe_PD, probe_id):
+        self.exact = len(gallery_GD) * len(probe_PD) <= EXACT
+        order = np.argsort(gallery_id, kind="stable")
+        self.gallery_order = order  # column of score_PG -> number in the gallery
+        self._gallery_id = gallery_id[order]
+        self._gallery_GD = unit(gallery_GD, self.exact)[torch.from_numpy(order)]
+        self._probe_PD = unit(probe_PD, self.exact)
+        self._first_P = np.asarray(np.searchsorted(self._gallery_id, probe_id))
+        self.mates_P = np.searchsorted(self._gallery_id, probe_id, side="right") - self._first_P
+
+    @property
+    def genuine(self) -> int:
+        return int(self.mates_P.sum())
+
+    @property
+    def pairs(self) -> int:
+        return len(self._gallery_id) * len(self._probe_PD)
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(number of the first probe, score_PG) of successive probes, each against the whole gallery."""
+        probes = len(self._probe_PD) if self.exact else max(1, BLOCK // len(self._gallery_id))
+        for first in range(0, len(self._probe_PD), probes):
+            yield first, self._probe_PD[first : first + probes] @ self._gallery_GD.T
+
+    def mates(self, first: int, probes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(row, column) in score_PG of every genuine pair of the block that starts at probe `first`, row by row."""
+        count_P = self.mates_P[first : first + probes]
+        row = np.repeat(np.arange(probes), count_P)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(count_P) - count_P, count_P)
+        device = self._gallery_GD.device
+        column = self._first_P[first : first + probes][row] + within
+        return torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)
+
+    def ranks(self) -> np.ndarray:
+        """For each probe, how many strangers score at least what its best mate does, int64 (P,); -1 without a mate.
+
+        A tie with a stranger counts against the mate, so that a collapsed model finds no one.
+        """
+        blocks = ((score_PG, *self.mates(first, len(score_PG))) for first, score_PG in self.blocks())
+        return np.concatenate([_ranks(*block) for block in blocks])
+
+    def roc_and_ranks(self) -> tuple[Roc, np.ndarray]:
+        """The curve and the ranks, in one pass; ValueError where there are no pairs of one kind."""
+        refuse_one_kind(self.genuine, self.pairs)
+        counts = Histogram()
+        curve, ranks = None, []
+        for first, score_PG in self.blocks():
+            row, column = self.mates(first, len(score_PG))
+            ranks.append(_ranks(score_PG, row, column))
+            if self.exact:
+                is_mate_PG = np.zeros(score_PG.shape, bool)
+                is_mate_PG[row.cpu(), column.cpu()] = True
+                curve = exact_roc(score_PG.cpu().numpy(), is_mate_PG)
+            else:
+                counts.add(score_PG, score_PG[row, column])
+        return curve or counts.roc(), np.concatenate(ranks)
+
+
+def _ranks(score_PG, row, column) -> np.ndarray:
+    """Strangers at or above the best mate of each probe, -1 where it has no mate; (row, column) are the mates."""
+    genuine = score_PG[row, column]
+    best_P = score_PG.new_full((len(score_PG),), torch.inf).scatter_reduce(0, row, genuine, "amax", include_self=False)
+    above_P = (score_PG >= best_P[:, None]).sum(1)
+    mates_P = torch.bincount(row, minlength=len(score_PG))
+    mates_above_P = torch.bincount(row[genuine >= best_P[row]], minlength=len(score_PG))
+    return torch.where(mates_P > 0, above_P - mates_above_P, -1).cpu().numpy()
+
+
+def unit(rows_ND, exact=True) -> torch.Tensor:
+    """Rows at unit length, on their device: in float64 if `exact` or on a GPU, else in float32."""
+    if not isinstance(rows_ND, torch.Tensor):
+        rows_ND = torch.from_numpy(np.array(rows_ND, np.float64))  # a copy: torch warns of arrays it may not write
+    rows_ND = rows_ND.detach()
+    return F.normalize(rows_ND.double() if exact or rows_ND.is_cuda else rows_ND.float())

@@ -1,0 +1,87 @@
+"""From encoded images to unit embeddings, and which images could not be decoded."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fastmfr.decode import ImageStream, Preprocess
+
+MIRRORS = ("concat", "sum", "none")
+
+
+def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device, *, mirror: str = "concat",
+          normalise: bool = True) -> torch.Tensor:  # fmt: skip
+    """Embedding of the images in `batches`, an iterable of image_B3HW: float32 (N, D or 2 D) on `device`, unit rows.
+
+    `mirror`: "concat" puts the backbone's outputs for an image and for its mirror image side by side (N, 2 D), as the
+    MFR paper tests; "sum" adds them, as InsightFace does; "none" leaves the mirror out. `normalise`: to unit length,
+    after that. Runs in eval mode and leaves every module's training flag as it was. Raises ValueError if there is no
+    image, or for an embedding that is not finite.
+    """
+    if mirror not in MIRRORS:
+        raise ValueError(f"want mirror out of {', '.join(MIRRORS)}, got {mirror!r}")
+    flags = [(module, module.training) for module in backbone.modules()]
+    rows = []
+    try:
+        backbone.eval()
+        with torch.inference_mode():
+            for image_B3HW in batches:
+                embedding_BD = _embed_batch(backbone, image_B3HW.to(device, non_blocking=True), mirror)
+                rows.append(F.normalize(embedding_BD) if normalise else embedding_BD)
+    finally:
+        for module, training in flags:
+            module.training = training
+    if not rows:
+        raise ValueError("there is no image to embed; want at least one batch of images")
+    embedding_ND = torch.cat(rows)
+    broken = (~embedding_ND.isfinite().all(1)).nonzero()
+    if len(broken):
+        raise ValueError(f"the embeddings of {len(broken)} of {len(embedding_ND)} images are not finite, the first "
+                         f"that of image {broken[0].item()}; the backbone's weights or the images hold NaN or infinity")
+    return embedding_ND
+
+
+def _embed_batch(backbone, image_B3HW, mirror):
+    embedding_BD = backbone(image_B3HW).float()
+    if mirror == "none":
+        return embedding_BD
+    mirrored_BD = backbone(image_B3HW.flip(-1)).float()
+    return embedding_BD + mirrored_BD if mirror == "sum" else torch.cat([embedding_BD, mirrored_BD], dim=1)
+
+
+def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_images: int = 256, mirror: str = "concat",
+                 normalise: bool = True, progress=None, **decoding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
+    """(embedding_ND, bad) of all images of a domain in their order, decoded `batch_images` at a time, unchanged.
+
+    bad {image number: reason}: images that could not be decoded; another image's embedding stands in their row.
+    `domain`: anything ImageStream takes. `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them.
+    `progress` is called with (images done, images in all), first with 0.
+    """
+    batch_images = min(batch_images, domain.images)
+    batches = -(-domain.images // batch_images)
+
+    def requests(batch):
+        image_B = np.arange(batch * batch_images, (batch + 1) * batch_images)
+        return np.zeros(batch_images, np.int64), image_B.clip(max=domain.images - 1)  # the last batch is filled up
+
+    def images(stream):
+        if progress:
+            progress(0, domain.images)
+        for batch, image_B3HW in stream:
+            yield image_B3HW
+            if progress:
+                progress(min((batch + 1) * batch_images, domain.images), domain.images)
+
+    with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, last=batches,
+                     device=str(device), **decoding) as stream:
+        embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise)[: domain.images]
+        bad = dict(stream.bad)
+    return embedding_ND, _by_number(domain, bad) if bad else {}
+
+
+def _by_number(domain, bad):
+    """{image number: reason} for {"domain/key": reason}."""
+    keys = ((image, f"{domain.name}/{domain.key(image)}") for image in range(domain.images))
+    return {image: bad[key] for image, key in keys if key in bad}

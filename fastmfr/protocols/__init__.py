@@ -1,0 +1,24 @@
+"""Who is trained on and who is scored: source and target domains, gallery and probe, pairs, templates.
+
+    sides.py      source and target domains; people held out; every domain left out once
+    gallery.py    gallery and probe images drawn from a domain's people
+    paper.py      GFR-R I to IV and GFR-V: which domains, and how many people and images the paper has of each
+    images.py     the images that lists name: files, or the encoded images of a .bin
+    lists.py      gallery.txt and probe.txt, by folds too; pairs.txt, plain or as LFW and RFW write it
+    bins.py       LFW-type .bin: pairs of encoded images, unpickled without running anything
+    templates.py  IJB-style templates and the pairs of them
+"""
+
+from .bins import read_bin
+from .gallery import GalleryProbe, gallery_probe
+from .images import EncodedImages, ImageFiles
+from .lists import PairList, read_folds, read_pairs
+from .paper import PaperProtocol, paper_protocol
+from .sides import Protocol, hold_out, leave_each_out, leave_one_out
+from .templates import TemplateSet, read_templates
+
+__all__ = [
+    "EncodedImages", "GalleryProbe", "ImageFiles", "PairList", "PaperProtocol", "Protocol", "TemplateSet",
+    "gallery_probe", "hold_out", "leave_each_out", "leave_one_out", "paper_protocol", "read_bin", "read_folds",
+    "read_pairs", "read_templates",
+]  # fmt: skip

@@ -1,0 +1,171 @@
+"""Text files that say what is compared: gallery and probe lists, and lists of pairs. Lines with # are comments.
+
+    gallery.txt, probe.txt       path<TAB>identity, or path alone, whose folder is then the identity
+    gallery_1.txt, probe_1.txt   the same in folds; also vis_gallery_1.txt with nir_probe_1.txt (CASIA NIR-VIS 2.0)
+    pairs.txt, *_pairs.txt       path path 0|1 [fold]; or name number number, and name number name number (LFW, RFW)
+
+Columns are apart by tabs or, where a line has none, by spaces. Paths are relative to the list, or to a folder
+above it where only that holds its first images.
+Shape suffix: N pairs.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .gallery import GalleryProbe
+from .images import ImageFiles, find_image
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Pairs of images, by number: first and second int64 (N,), is_mate bool (N,).
+
+    `fold`: int64 (N,), or None for ten folds in order. `people`: int64 (2, N), both persons, where they are known.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    is_mate: np.ndarray
+    fold: np.ndarray | None = None
+    people: np.ndarray | None = None
+
+    def without(self, images: Collection[int]) -> "PairList":
+        """The list without the pairs that hold one of these images, such as those that could not be decoded."""
+        gone = np.fromiter(images, np.int64, len(images))
+        kept = ~(np.isin(self.first, gone) | np.isin(self.second, gone))
+        return PairList(self.first[kept], self.second[kept], self.is_mate[kept],
+                        None if self.fold is None else self.fold[kept],
+                        None if self.people is None else self.people[:, kept])  # fmt: skip
+
+
+class Numbers(dict):
+    """Numbers for names, in the order in which they are first met."""
+
+    def __missing__(self, name):
+        self[name] = len(self)
+        return self[name]
+
+
+def read_folds(folder, name: str | None = None) -> tuple[ImageFiles, tuple[GalleryProbe, ...]]:
+    """(images, folds) of the gallery and probe lists in `folder`, or in its folder `protocols`; one fold if unnumbered.
+
+    Raises ValueError where a list has no partner, names no image, or names a gallery and no probe.
+    """
+    folder = Path(folder)
+    lists = folder_lists(folder)
+    if not lists:
+        raise ValueError(f"{folder} holds no gallery.txt with a probe.txt, nor folds of them (gallery_1.txt, ...)")
+    images, people = Numbers(), Numbers()
+    folds = []
+    for gallery, probe in lists:
+        rows = [_read_listed(path, people, images) for path in (gallery, probe)]
+        folds.append(GalleryProbe(*rows[0], *rows[1]))
+    root = image_root(lists[0][0], list(images))
+    return ImageFiles(name or folder.resolve().name, root, list(images)), tuple(folds)
+
+
+def folder_lists(folder: Path) -> list[tuple[Path, Path]]:
+    """The (gallery, probe) lists of a folder, by fold; empty where there are none."""
+    for place in (folder, folder / "protocols"):
+        by_fold: dict[int, dict[str, Path]] = {}
+        for path in sorted(place.glob("*.txt")):
+            if found := re.fullmatch(r"(?:[a-z]+_)?(gallery|probe)(?:_(\d+))?\.txt", path.name, re.IGNORECASE):
+                by_fold.setdefault(int(found[2] or 0), {})[found[1].lower()] = path
+        for fold, lists in by_fold.items():
+            if len(lists) < 2:
+                raise ValueError(f"{place} holds {lists.popitem()[1].name} without its partner; a fold "
+                                 f"{fold or ''} wants a gallery list and a probe list".replace("  ", " "))
+        if by_fold:
+            return [(by_fold[fold]["gallery"], by_fold[fold]["probe"]) for fold in sorted(by_fold)]
+    return []
+
+
+def _read_listed(path, people, images):
+    """(image numbers, identity numbers), int64, of a list of `path [identity]`."""
+    rows = []
+    for number, line in lines(path):
+        entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
+        entry, label = (entry.strip(), label.strip()) if entry.strip() else (line, "")
+        entry = entry.replace("\\", "/")
+        label = label or Path(entry).parent.name
+        if not label:
+            raise ValueError(f"line {number} of {path} names no identity: want path<TAB>identity, or a path in the "
+                             f"identity's folder, got {line[:100]!r}")
+        rows.append((images[entry], people[label]))
+    if not rows:
+        raise ValueError(f"{path} names no image")
+    image, identity = np.array(rows, np.int64).T
+    return image, identity
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that is neither empty nor a comment; ValueError where the file is no text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} should be a text file of lines, but it is not: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.strip("\r\n ")
+
+
+def image_root(listing: Path, entries: list[str]) -> Path:
+    """The folder that a list's entries are relative to: the list's own, or one of two above that holds any of ten."""
+    folder = listing.resolve().parent
+    above = (folder, *folder.parents[:2])
+    return next((root for root in above if any(find_image(root, entry) for entry in entries[:10])), folder)
+
+
+def read_pairs(path, name: str | None = None, root=None) -> tuple[ImageFiles, PairList]:
+    """(images, pairs) of the list of pairs at `path`; images lie below `root`, by default as the module says.
+
+    Raises ValueError with the line that is not as wanted, or where there is no line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no list of pairs {path}")
+    images, rows, folds = Numbers(), [], 0
+    for number, line in lines(path):
+        columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
+        if not rows and len(columns) <= 2 and all(column.isdecimal() for column in columns):
+            folds = int(columns[0]) if len(columns) == 2 else 0  # LFW's header: folds, and pairs of each kind in one
+            continue
+        try:
+            first, second, is_mate, fold = _pair(columns)
+        except (ValueError, IndexError):
+            raise ValueError(f"line {number} of {path} is no pair: want `path path 0|1 [fold]`, `name number number` "
+                             f"or `name number name number`, got {line[:100]!r}") from None
+        rows.append((images[first], images[second], is_mate, fold))
+    if not rows:
+        raise ValueError(f"{path} names no pair")
+    first_N, second_N, is_mate_N, fold_N = np.array(rows, np.int64).T
+    if folds:
+        fold_N = np.arange(len(rows)) * folds // len(rows)
+    entries = list(images)
+    pairs = PairList(first_N, second_N, is_mate_N.astype(bool), None if fold_N.min() < 0 else fold_N,
+                     _people(entries, first_N, second_N, is_mate_N.astype(bool)))  # fmt: skip
+    return ImageFiles(name or path.stem, Path(root) if root else image_root(path, entries), entries), pairs
+
+
+def _pair(columns):
+    """(first path, second path, whether of one person, fold or -1) of a line's columns."""
+    if len(columns) in (3, 4) and columns[1].isdecimal():
+        name, other = columns[0], columns[0] if len(columns) == 3 else columns[2]
+        first, second = (f"{who}/{who}_{int(k):04d}.jpg" for who, k in ((name, columns[1]), (other, columns[-1])))
+        return first, second, len(columns) == 3, -1
+    first, second, flag, *fold = columns
+    if flag not in ("0", "1") or len(fold) > 1:
+        raise ValueError
+    return first.replace("\\", "/"), second.replace("\\", "/"), flag == "1", int(fold[0]) if fold else -1
+
+
+def _people(entries, first_N, second_N, is_mate_N):
+    """Both persons of each pair, int64 (2, N), where the images' folders are people; None where they are not."""
+    people = Numbers()
+    person = np.array([people[str(Path(entry).parent)] for entry in entries], np.int64)
+    people_2N = np.stack([person[first_N], person[second_N]])
+    return people_2N if np.array_equal(people_2N[0] == people_2N[1], is_mate_N) else None

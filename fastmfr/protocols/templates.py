@@ -1,0 +1,85 @@
+"""IJB-style templates: images grouped into media (a video, a photograph), media into templates, templates compared.
+
+A folder holds, itself or in `meta/`, one `*tid_mid.txt` with lines `image template medium` and one
+`*template_pair_label.txt` with lines `template template 0|1`, as IJB-B and IJB-C come; the images, aligned crops, lie
+in `loose_crop/`, `images/` or the folder itself.
+Shape suffixes: N images in templates, M media, T templates.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .images import ImageFiles, find_image
+from .lists import Numbers, PairList, lines
+
+LISTS = {"images": "*tid_mid.txt", "pairs": "*template_pair_label.txt"}
+
+
+@dataclass(frozen=True)
+class TemplateSet:
+    """image, medium int64 (N,): the medium of each image listed; template_of_medium int64 (M,); pairs of templates."""
+
+    image: np.ndarray
+    medium: np.ndarray
+    template_of_medium: np.ndarray
+    templates: int
+    pairs: PairList
+
+    def without(self, images: Collection[int]) -> "TemplateSet":
+        """The set without these images, and without the pairs of templates that are left with none."""
+        kept = ~np.isin(self.image, np.fromiter(images, np.int64, len(images)))
+        held = np.unique(self.template_of_medium[self.medium[kept]])
+        empty = np.setdiff1d(np.arange(self.templates), held)
+        return replace(self, image=self.image[kept], medium=self.medium[kept], pairs=self.pairs.without(empty.tolist()))
+
+
+def find_template_lists(folder) -> dict[str, Path] | None:
+    """{"images": path, "pairs": path} of the lists in `folder` or its `meta/`; None where there are none."""
+    for place in (Path(folder), Path(folder) / "meta"):
+        found = {kind: next(iter(sorted(place.glob(pattern))), None) for kind, pattern in LISTS.items()}
+        lists = {kind: path for kind, path in found.items() if path}
+        if len(lists) == len(LISTS):
+            return lists
+    return None
+
+
+def read_templates(folder, name: str | None = None) -> tuple[ImageFiles, TemplateSet]:
+    """(images, templates) of the folder. Raises ValueError where lists are missing, or a line is not as wanted."""
+    folder = Path(folder)
+    found = find_template_lists(folder)
+    if not found:
+        raise ValueError(f"{folder} holds no templates: looked for {' and '.join(LISTS.values())}, also in meta/")
+    images, templates, media = Numbers(), Numbers(), Numbers()
+    image, medium = [], []
+    for entry, template, of in _rows(found["images"], "image template medium"):
+        image.append(images[entry])
+        medium.append(media[templates[template], of])
+    first, second, is_mate = [], [], []
+    for a, b, flag in _rows(found["pairs"], "template template 0|1"):
+        if a not in templates or b not in templates or flag not in ("0", "1"):
+            raise ValueError(f"{found['pairs']} compares {a} with {b} ({flag}); want templates of "
+                             f"{found['images'].name}, and 0 or 1")
+        first.append(templates[a])
+        second.append(templates[b])
+        is_mate.append(flag == "1")
+    places = (folder / "loose_crop", folder / "images", folder)
+    root = next((place for place in places if find_image(place, next(iter(images)))), folder)
+    pairs = PairList(np.array(first), np.array(second), np.array(is_mate))
+    return ImageFiles(name or folder.resolve().name, root, list(images)), TemplateSet(
+        np.array(image), np.array(medium), np.array([template for template, _ in media]), len(templates), pairs)
+
+
+def _rows(path, wanted):
+    """The three columns of each line; ValueError where there are others, or no line."""
+    empty = True
+    for number, line in lines(path):
+        columns = line.split()
+        if len(columns) != 3:
+            raise ValueError(f"line {number} of {path} is not `{wanted}`: {line[:100]!r}")
+        empty = False
+        yield columns
+    if empty:
+        raise ValueError(f"{path} has no line `{wanted}`")

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+import torch
+from evaluation_fakes import class_folder, lfw_bin
+
+from fastmfr.__main__ import main
+from fastmfr.backbone import build
+from fastmfr.checkpoint import save_weights
+from fastmfr.config import parse
+from fastmfr.domains import open_domain
+from fastmfr.split import Settings, write_lists
+
+SMALL = ["--model.width=0.0625", "--data.size=16", "--device=cpu", "--threads=1", "--evaluate.far=[0.1,0.01]"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of a network nobody trained."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    config, _ = parse(["--config", "mfr", "--data.sources.a", "a", *SMALL])
+    (folder / "config.yaml").write_text(config.to_yaml())
+    save_weights(build("mfr28", width=0.0625, image_size=16), folder / "mfr.safetensors")
+    return folder
+
+
+def test_scores_a_runs_model_on_every_set_that_is_there(run, tmp_path, capsys):
+    write_lists(open_domain(class_folder(tmp_path / "faces")), Settings(scored=6), tmp_path / "lists")
+    lfw_bin(tmp_path / "lfw.bin")
+    (tmp_path / "sets.yaml").write_text("lfw: lfw.bin\nlists: lists\ngone: nowhere\n")
+    out = tmp_path / "found.json"
+    assert main(["evaluate", str(run), "--sets", str(tmp_path / "sets.yaml"), "--set", f"faces={tmp_path / 'faces'}",
+                 "--out", str(out)]) == 0  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "skipped gone: there is no" in said
+    assert "lfw: FAR 0.01 needs at least 100 impostor pairs, there are 30" in said
+    found = json.loads(out.read_text())
+    assert found["weights"] == str(run / "mfr.safetensors")
+    assert list(found["sets"]) == ["lfw", "lists", "faces"]
+    assert found["environment"]["versions"]["torch"]
+    assert list(found["sets"]["lfw"]["tar_at_far"]) == ["0.1", "0.01"]
+    assert found["sets"]["lists"]["gallery"] == 6
+
+
+def test_weights_alone_take_their_settings_from_a_recipe_and_options(run, tmp_path, capsys):
+    weights = tmp_path / "backbone.safetensors"
+    weights.write_bytes((run / "mfr.safetensors").read_bytes())
+    faces = class_folder(tmp_path / "faces")
+    assert main(["evaluate", str(weights), "--set", f"faces={faces}"]) == 1
+    assert "no config.yaml lies beside" in capsys.readouterr().err
+    typed = ["evaluate", str(weights), "--set", f"faces={faces}", "--config", "mfr", *SMALL]
+    assert main([*typed, "--mirror", "none"]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["sets"]["faces"]["mirror"] == "none"
+    with pytest.raises(SystemExit, match="2"):
+        main([*typed, "--model.widht", "1"])
+    assert "did you mean --model.width?" in capsys.readouterr().err
+
+
+def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_path, capsys):
+    write_lists(open_domain(class_folder(tmp_path / "faces")), Settings(scored=6), tmp_path / "lists")
+    out = tmp_path / "found.json"
+    assert main(["evaluate", str(run), "--protocol", "gfr-v", "--set", f"meglass={tmp_path / 'lists'}",
+                 "--set", f"other={tmp_path / 'faces'}", "--out", str(out)]) == 0  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "skipped multi-pie: no --set multi-pie=PATH was given" in said
+    assert "meglass is not of the paper's size" in said
+    found = json.loads(out.read_text())["sets"]
+    assert list(found) == ["meglass"]
+    assert "1e-06" in found["meglass"]["tar_at_far"]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["{run}"], "there is nothing to score on"),
+    (["{run}", "--set", "faces"], "want --set NAME=PATH, got 'faces'"),
+    (["{tmp}", "--set", "a=b"], "neither a file of weights nor a run folder"),
+    (["{run}", "--set", "a={tmp}/none"], "no set could be scored"),
+    (["{run}", "--sets", "{tmp}/list.yaml"], "should hold lines NAME: PATH"),
+])
+def test_refuses_with_a_sentence(run, tmp_path, capsys, argv, message):
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    assert main(["evaluate", *(word.format(run=run, tmp=tmp_path) for word in argv)]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (run / "evaluation.json").exists()
