@@ -20,24 +20,29 @@ def tile(name, weight_dtype=torch.bfloat16):
 
 
 def products(name, C, sides, columns):
-    """(FLOPs, bytes through L2) of a pass: `sides` products over D, then `columns` that make a gradient's slab."""
+    """(FLOPs, what they count for, bytes through L2) of a pass: `sides` products over D, then `columns` of a slab.
+
+    A product of 64 x n reads 64 + n rows of shared memory, 128 bytes a cycle, which below n = 64 takes longer than it.
+    """
     shape = tile(name)
     count = -(-B // shape.rows) * -(-C // shape.classes)
     slabs = -(-D // shape.slab) if columns else 1
-    whole = columns and shape.depth >= D  # the block that stays is read once, and one tile serves both products
-    moving = shape.classes if name.startswith("rows") else shape.rows
-    each = moving if whole else (shape.rows + shape.classes) * max(1, sides - 1) + moving * columns / max(1, slabs)
-    return count * slabs * 2 * shape.rows * shape.classes * (sides * D + columns * min(D, shape.slab)), (
-        count * slabs * each * D * 2)  # fmt: skip
+    moving, staying = shape.rows, shape.classes
+    if not name.startswith("classes"):
+        moving, staying = staying, moving
+    whole = shape.depth >= D  # the block that stays is read once, and one tile of the other serves all products
+    each = moving if whole else (moving + staying) * max(1, sides - 1) + moving * columns / slabs
+    first, second = (2 * count * slabs * moving * staying * size for size in (sides * D, columns * min(D, shape.slab)))
+    return first + second, first / min(1, 2 * moving / (64 + moving)) + second, count * slabs * each * D * 2
 
 
 def passes(C):
-    """{what: [(FLOPs, L2 bytes, memory bytes), ...]}, one for each kernel."""
+    """{what: [(FLOPs, what they count for, L2 bytes, memory bytes), ...]}, one for each kernel."""
     weights, gradient = 2 * C * D, 4 * C * D
     forward = (*products("forward", C, 1, 0), weights)
     dx = (*products("rows", C, 1, 1), weights)
     dw = (*products("classes", C, 1, 1), weights + gradient)
-    project = (0, 0, weights + 2 * gradient)
+    project = (0, 0, 0, weights + 2 * gradient)
     return {
         "forward": [forward],
         "forward and backward": [forward, dx, dw, project],
@@ -45,8 +50,8 @@ def passes(C):
             (*products("mean", C, 3, 0), 2 * weights),
             (*products("rows twice", C, 3, 2), 2 * weights),
             (*products("classes twice", C, 3, 2), 2 * weights + gradient),
-            (0, 0, 3 * weights + gradient),  # the tangent at unit rows
-            (0, 0, weights + 4 * gradient),  # what the normalisation adds
+            (0, 0, 0, 3 * weights + gradient),  # the tangent at unit rows
+            (0, 0, 0, weights + 4 * gradient),  # what the normalisation adds
         ],
     }
 
@@ -57,12 +62,12 @@ def main():
     print("|---|---|---|---|---|---|---|---|")
     for C in (10_000, 100_000, 1_000_000):
         for (what, kernels), floor in zip(passes(C).items(), (2, 8, 16), strict=True):
-            times = [(flops / PRODUCTS, l2 / L2, memory / MEMORY) for flops, l2, memory in kernels]
+            times = [(flops / PRODUCTS, l2 / L2, memory / MEMORY) for _, flops, l2, memory in kernels]
             total, limits = sum(map(max, times)), [sum(column) for column in zip(*times, strict=True)]
             bound = ("products", "L2", "memory")[limits.index(max(limits))]
             sums = [sum(column) / 1e9 for column in zip(*kernels, strict=True)]
             share = floor * B * C * D / PRODUCTS / total
-            print(f"| {C:,} | {what} | {sums[0]:,.0f} | {sums[1]:.1f} | {sums[2]:.2f} | {1e3 * total:.3f} | {bound} "
+            print(f"| {C:,} | {what} | {sums[0]:,.0f} | {sums[2]:.1f} | {sums[3]:.2f} | {1e3 * total:.3f} | {bound} "
                   f"| {100 * share:.0f} % |")  # fmt: skip
 
 

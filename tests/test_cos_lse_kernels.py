@@ -7,10 +7,9 @@ from fastmfr.kernels.cos_lse.double_backward import double_backward
 from fastmfr.kernels.cos_lse.forward import forward
 from fastmfr.kernels.inverse_norm import _launch as launch_inverse_norm
 from fastmfr.kernels.inverse_norm import inverse_norm, inverse_norm_ref
-from helpers import assert_as_accurate
+from helpers import DEVICE, assert_as_accurate
 from torch.nn import functional as F
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the kernels run in Triton's interpreter
 if DEVICE == "cpu":
     triton_interpreter.repair()
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -23,10 +22,9 @@ SHAPES = [
     (5, 33, 10),  # likewise, ragged in the columns
     (1, 2, 1),
 ]
-
-
 # What a tile computes past the last row or identity may overflow before it is left out.
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
+OVERFLOW = "ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning"
+pytestmark = [pytest.mark.kernel, pytest.mark.filterwarnings(OVERFLOW)]
 
 
 class Problem:

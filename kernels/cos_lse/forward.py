@@ -20,6 +20,7 @@ from .tiles import (
     floats,
     kept_at,
     load_label,
+    load_tile,
     on_device,
     precision,
     products,
@@ -36,6 +37,8 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
                    DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Share `program_id(1)` of the identities for a block of rows; a maximum is kept where `peak_ptr` is given."""
     LOWEST: tl.constexpr = -1e30
+    WHOLE: tl.constexpr = DEPTH >= D  # the block of x then stays, and only identities pass by
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     first, split = tl.program_id(0) * ROWS, tl.program_id(1)  # blocks of rows run fastest: L2 serves them one w tile
     row, class_ = tl.arange(0, ROWS), tl.arange(0, CLASSES)
     b = first + row
@@ -45,12 +48,17 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
     peak = tl.full((ROWS,), LOWEST, tl.float32)
     k = tl.arange(0, DEPTH)
     x_at = tile_at(x_ptr, first, row, B, k, D)
+    if WHOLE:
+        x = load_tile(x_at, k, D, DEPTH == D, dtype)
     last = tl.minimum((split + 1) * share, C)
-    for start in range(split * share, last, CLASSES):
+    for start in tl.range(split * share, last, CLASSES, disable_licm=True):
         c = start + class_
         w_at = tile_at(w_ptr, start, class_, last, k, D)
         z = tl.zeros((ROWS, CLASSES), tl.float32)
-        z = products(z, x_at, w_at, D, DEPTH, x_ptr.dtype.element_ty, PRECISION)
+        if WHOLE:
+            z = tl.dot(x, tl.trans(load_tile(w_at, k, D, DEPTH == D, dtype)), z, input_precision=PRECISION)
+        else:
+            z = products(z, x_at, w_at, D, DEPTH, dtype, PRECISION)
         is_true = c[None, :] == label[:, None]
         true_dot += tl.sum(tl.where(is_true, z, 0.0), 1)
         factor = scale_log2e
