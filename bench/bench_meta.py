@@ -1,39 +1,162 @@
-"""What the meta step costs beside an ordinary step on the same images (28-layer net, 56 px, halves of one size)."""
+"""What the exact meta step costs beside ordinary steps on the same images: time, memory, operations and its error.
 
+`ordinary` is forward and backward of the backbone and the losses on all images of a split, at one point, by autograd.
+Every contender's times_ordinary is the median over the rounds of its time over that.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import peers_meta
 import pytest
 import torch
+from conftest import peak_bytes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmfr.backbone import build
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
+from fastmfr.meta.autograd import AutogradEngine
+from fastmfr.meta.by_operator import OperatorEngine
 
-SPLITS, PAIRS, SIZE = 3, 16, 56
-
-
-def batches(device):
-    gen = torch.Generator().manual_seed(0)
-
-    def batch(domain_B):
-        gallery, probe = (torch.randn(PAIRS, 3, SIZE, SIZE, generator=gen) for _ in range(2))
-        return PairBatch(gallery.to(device), probe.to(device), domain_B.to(device))
-
-    return [(batch(torch.arange(PAIRS) % 2), batch(torch.zeros(PAIRS, dtype=torch.long))) for _ in range(SPLITS)]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LOSSES = MfrLosses(domain_alignment=1 / 4096)
+SMOOTH = replace(LOSSES, tau_p=2.0, tau_n=-2.0)  # every pair is mined: rounding moves none across a threshold
+ALPHA, GAMMA = 0.01, 0.5
+# Width, image size, pairs of meta-train (of two domains) and of meta-test: a small paper-like step, the quickstart's.
+SIZES = {"56px": (0.5, 56, 16, 8), "quickstart": (0.25, 48, 32, 32)}
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_meta_batch_beside_an_ordinary_step(compare, order):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = build("mfr28").to(device=device, memory_format=torch.channels_last)
-    splits, losses = batches(device), MfrLosses(domain_alignment=1 / 4096)
+def batch(gen, pairs, size, domains=1):
+    gallery, probe = (torch.randn(pairs, 3, size, size, generator=gen).to(DEVICE) for _ in range(2))
+    gallery, probe = (images.contiguous(memory_format=torch.channels_last) for images in (gallery, probe))
+    return PairBatch(gallery, probe, (torch.arange(pairs) % domains).to(DEVICE))
 
-    def meta():
-        return meta_gradient(backbone, splits, alpha=0.01, gamma=0.5, order=order, losses=losses)
 
-    def ordinary():
-        for split in splits:
-            for pairs in split:
-                embedding = backbone(torch.cat([pairs.gallery_B3HW, pairs.probe_B3HW]))
-                total = losses(*embedding.chunk(2), pairs.domain_B).total
-                torch.autograd.grad(total, list(backbone.parameters()))
+def network(width):
+    torch.manual_seed(0)
+    return build("mfr28", width=width).to(DEVICE, memory_format=torch.channels_last)
 
-    compare(meta, {"ordinary": ordinary}, rounds=7, order=order, splits=SPLITS, pairs=PAIRS, size=SIZE)
+
+def ordinary(backbone, batches):
+    """The function that takes a plain gradient on each of the batches."""
+
+    def steps():
+        for pairs in batches:
+            embedding = backbone(torch.cat([pairs.gallery_B3HW, pairs.probe_B3HW]))
+            total = LOSSES(*embedding.chunk(2), pairs.domain_B).total
+            torch.autograd.grad(total, list(backbone.parameters()))
+
+    return steps
+
+
+class Count(TorchDispatchMode):
+    """Counts ATen operations that do work: no views, which launch nothing."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += func.namespace == "aten" and not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def doubled(pairs):
+    return PairBatch(pairs.gallery_B3HW.double(), pairs.probe_B3HW.double(), pairs.domain_B)
+
+
+def relative(got, truth):
+    """Length of the difference beside that of the truth."""
+    pairs = [(one.double() - other, other) for one, other in zip(got, truth, strict=True)]
+    lengths = [torch.stack([part.norm() for part in parts]).norm() for parts in zip(*pairs, strict=True)]
+    return (lengths[0] / lengths[1]).item()
+
+
+def hv_errors(width, train):
+    """Error of H v along one v against autograd in float64, with PReLUs of slope 1 that are not trained.
+
+    At any other slope a value that rounds to the other side of 0 moves H v by about 1e-3, by whichever way it comes.
+    """
+
+    def product(make, dtype, *memory):
+        backbone, pairs = network(width), train if dtype == torch.float32 else doubled(train)
+        for module in backbone.modules():
+            if isinstance(module, torch.nn.PReLU):
+                module.weight.requires_grad_(False).fill_(1)
+        backbone = backbone.to(dtype)
+        parameters = {name: value for name, value in backbone.named_parameters() if value.requires_grad}
+        gen = torch.Generator().manual_seed(1)
+        v = [torch.randn(value.shape, generator=gen).to(value) for value in parameters.values()]
+        engine = make(backbone, list(parameters), SMOOTH, "batch", *memory)
+        return engine.train(list(parameters.values()), pairs, pairs.domain_B, twice=True)[-1](v)
+
+    truth = product(AutogradEngine, torch.float64)
+    return {
+        "rop kept": relative(product(OperatorEngine, torch.float32, "kept"), truth),
+        "rop streaming": relative(product(OperatorEngine, torch.float32, "streaming"), truth),
+        "autograd": relative(product(AutogradEngine, torch.float32), truth),
+    }
+
+
+def beside_ordinary(extra_info, contenders):
+    """Adds to each contender's figures: times_ordinary, peak memory and operations."""
+    for name, function in contenders.items():
+        with Count() as count:
+            peak = peak_bytes(function)
+        extra_info[name] |= {
+            "times_ordinary": round(extra_info[name]["times_ours"], 3),
+            "peak_megabytes": peak // 2**20,
+            "operations": count.operations,
+        }
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func's own, in jvp
+@pytest.mark.parametrize("size", SIZES)
+def test_one_exact_split(compare, benchmark, size):
+    width, pixels, train_pairs, test_pairs = SIZES[size]
+    gen, backbone = torch.Generator().manual_seed(0), network(width)
+    train, test = batch(gen, train_pairs, pixels, 2), batch(gen, test_pairs, pixels)
+
+    def ours(backbone=backbone, split=(train, test), **settings):
+        return meta_gradient(backbone, [split], alpha=ALPHA, gamma=GAMMA, losses=LOSSES, **settings)
+
+    gradients = {
+        "rop kept": lambda: ours(engine="rop", memory="kept").grad.values(),
+        "rop streaming": lambda: ours(engine="rop", memory="streaming").grad.values(),
+        "autograd": lambda: ours(engine="autograd").grad.values(),
+    }
+    for name, make in peers_meta.PEERS.items():
+        gradients[name] = partial(make(backbone, LOSSES, ALPHA, GAMMA), train, test)
+    first = {"first order, rop": lambda: ours(order=1, engine="rop"),
+             "first order, autograd": lambda: ours(order=1, engine="autograd")}  # fmt: skip
+    steps = ordinary(backbone, (train, test))
+    compare(steps, first | gradients, rounds=7, absent=", ".join(peers_meta.ABSENT), size=size,
+            images=f"{2 * train_pairs} meta-train, {2 * test_pairs} meta-test")  # fmt: skip
+    info = benchmark.extra_info
+    beside_ordinary(info, {"ours": steps} | first | gradients)
+    info["ordinary"] = info.pop("ours")
+    truth = ours(network(width).double(), (doubled(train), doubled(test)), engine="autograd").grad.values()
+    for name, gradient in gradients.items():
+        info[name]["gradient_error"] = relative(gradient(), truth)
+    for name, error in hv_errors(width, train).items():
+        info[name]["hv_error"] = error
+
+
+@pytest.mark.parametrize("domains", [3, 4, 8])
+def test_a_whole_rotation_that_shares_per_domain(compare, benchmark, domains):
+    """Figures are per split: N splits a call, beside one ordinary step on the images of a split."""
+    width, pixels, _, pairs = SIZES["56px"]
+    gen, backbone = torch.Generator().manual_seed(0), network(width)
+    batches = [(batch(gen, pairs, pixels), batch(gen, pairs, pixels)) for _ in range(domains)]
+
+    def shared(memory):
+        return lambda: meta_gradient(
+            backbone, batches, alpha=ALPHA, gamma=GAMMA, losses=MfrLosses(domain_alignment=0), engine="rop",
+            memory=memory, batch_norm="per_domain", sharing="per_domain",
+        )  # fmt: skip
+
+    steps = ordinary(backbone, (batch(gen, (domains - 1) * pairs, pixels), batches[0][1]))
+    contenders = {f"rop {memory}": shared(memory) for memory in ("kept", "streaming")}
+    compare(steps, contenders, rounds=3, units=dict.fromkeys(contenders, domains), domains=domains,
+            images=f"{2 * pairs} a domain for meta-train, as many for meta-test")  # fmt: skip
+    beside_ordinary(benchmark.extra_info, {"ours": steps} | contenders)
+    benchmark.extra_info["ordinary"] = benchmark.extra_info.pop("ours")

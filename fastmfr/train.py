@@ -219,7 +219,7 @@ def main(argv=None) -> int:
         logbook.console.print(final_table(results))
         if bad := results["bad_images"]:
             some = "; ".join(f"{key} ({reason})" for key, reason in list(bad.items())[:3])
-            logbook.warn(f"unreadable images, for which others stood in: {len(bad)}, all listed in "
+            logbook.warn(f"unreadable images, replaced in training and left out of scores: {len(bad)}, all listed in "
                          f"{folder / 'bad_images.tsv'}: {some}{' ...' if len(bad) > 3 else ''}")
         logbook.say(f"report    {page}")
     return 0

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = {"config", "protocols", "runtime"}
-DATA = {"domains", "sampler", "decode", "synthetic", "pack", "_native"}
-MATHS = {"backbone", "collectives", "head", "losses", "optim", "kernels"}
+DATA = {"domains", "sampler", "decode", "synthetic", "pack", "split", "_native"}
+MATHS = {"backbone", "collectives", "head", "losses", "optim", "rop", "kernels"}
 ABOVE = {"meta", "evaluate", "checkpoint"}
 MAY = {
     **{name: GROUND for name in GROUND},

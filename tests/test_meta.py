@@ -1,5 +1,7 @@
 """The meta-gradient against an explicit Hessian, central differences and hand-made special cases, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from fastmfr.meta import PairBatch, meta_gradient
 
 ALPHA, GAMMA = 0.2, 0.3
 LOSSES = MfrLosses(tau_p=2.0, tau_n=-2.0, scale=3.0)  # every pair is mined, so no mask flips under a difference
+APART = replace(LOSSES, domain_alignment=0.0)
 
 
 def network(batch_norm=True):
@@ -208,7 +211,12 @@ def test_refuses_a_backbone_without_a_double_backward():
     ({"order": 3}, "want order 0"),
     ({"alpha": -1.0}, "alpha >= 0"),
     ({"gamma": 1.5}, r"gamma in \[0, 1\]"),
-    ({"engine": "magic"}, "got 'magic'"),
+    ({"engine": "magic"}, "engine out of auto, autograd, rop, got 'magic'"),
+    ({"engine": "rop"}, "the operation `Softplus` at node .* has no R-operator here"),
+    ({"memory": "none"}, "got 'none'"),
+    ({"sharing": "all"}, "got 'all'"),
+    ({"sharing": "per_domain", "losses": APART}, "needs statistics that do not mix domains, got batch_norm 'batch'"),
+    ({"sharing": "per_domain", "batch_norm": "frozen"}, "want the weight domain_alignment 0, got 1"),
     ({"batch_norm": "group"}, "got 'group'"),
 ])  # fmt: skip
 def test_refuses_settings_outside_their_range(setting, sentence):

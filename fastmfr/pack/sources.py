@@ -113,7 +113,10 @@ def _visible(folder):
 
 
 def _list_list(path, identities):
-    """A text file of lines `path<TAB>label`, or `path label` where no tab is; paths are relative to the file."""
+    """A text file of lines `path<TAB>label`, or `path label` where no tab is; paths are relative to the file.
+
+    Empty lines and those that begin with # are skipped.
+    """
     source = _Files(path, path.parent)
     try:
         text = path.read_text(encoding="utf-8")
@@ -121,7 +124,7 @@ def _list_list(path, identities):
         raise ValueError(f"{path} is no source: want a class folder, a .tar or .parquet file, or a text file of lines "
                          "`path<TAB>label`, got a file that is none of these") from error
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+        if not line.strip() or line.startswith("#"):
             continue
         file, _, label = line.rpartition("\t") if "\t" in line else line.rstrip().rpartition(" ")
         if not file.strip() or not label.strip():

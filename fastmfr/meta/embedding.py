@@ -1,0 +1,51 @@
+"""Which images share their batch statistics, and how much each loss pulls on their embeddings.
+
+Shape suffixes: B = pairs, D = embedding, H W = image.
+"""
+
+import torch
+
+from fastmfr.losses import MfrLosses, MfrTerms
+
+LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
+
+
+class Groups:
+    """The images of a PairBatch in groups that go through the backbone as one batch each: all, or those of a domain.
+
+    `images`: of each group (2 rows, 3, H, W), its galleries before its probes.
+    """
+
+    def __init__(self, pairs, per_domain):
+        if per_domain:  # unique() synchronises the host: the price of statistics by domain when eager
+            rows = [(pairs.domain_B == domain).nonzero().squeeze(1) for domain in pairs.domain_B.unique()]
+            halves = [(pairs.gallery_B3HW[group], pairs.probe_B3HW[group]) for group in rows]
+            self.back = torch.cat(rows).argsort()
+        else:
+            halves, self.back = [(pairs.gallery_B3HW, pairs.probe_B3HW)], None
+        self.images = [torch.cat(half) for half in halves]
+
+    def join(self, embeddings):
+        """(gallery_BD, probe_BD) in the order of the pairs, out of one embedding of each group."""
+        if self.back is None:
+            return embeddings[0].chunk(2)
+        halves = zip(*(embedding.chunk(2) for embedding in embeddings), strict=True)
+        gallery_BD, probe_BD = (torch.cat(half)[self.back] for half in halves)
+        return gallery_BD, probe_BD
+
+
+def norm(tensors):
+    """Length of all tensors as one vector."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])))
+
+
+def pulls(terms: MfrTerms, losses: MfrLosses, embeddings):
+    """(3,): length of the gradient of each weighted loss of LOSSES on the embeddings. Costs no pass of the body."""
+    lengths = []
+    for name in LOSSES:
+        loss = getattr(terms, name)
+        if loss.requires_grad:
+            lengths.append(norm(torch.autograd.grad(getattr(losses, name) * loss, embeddings, retain_graph=True)))
+        else:  # one domain, nothing to align
+            lengths.append(torch.zeros_like(loss))
+    return torch.stack(lengths)

@@ -1,0 +1,32 @@
+"""What the meta step takes and gives. Shape suffixes: B = pairs, H W = image."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs: row i of `gallery_B3HW` and of `probe_B3HW` show one person, who is of domain `domain_B[i]`."""
+
+    gallery_B3HW: Tensor
+    probe_B3HW: Tensor
+    domain_B: Tensor
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """`grad`: {parameter name: tensor}, the mean over the splits. `losses`, `norms`: {name: (splits,)}, detached.
+
+    losses: hard_pair, soft_classification, domain_alignment, total of meta-train; the same with _test at theta';
+    positives and negatives, the sizes of the mined sets. norms: meta_train = |grad L_S|, meta_test = |v|,
+    alpha_hv_over_v = alpha |H v| / |v| (0 for order below 2; where splits share their Hessians, that of all splits
+    together), share_NAME = the part of the gradient on the meta-train embeddings that loss NAME supplies.
+    `engine`: "rop" or "autograd", whichever was taken; `reason`: why it was not the R-operator, or "".
+    """
+
+    grad: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    engine: str
+    reason: str

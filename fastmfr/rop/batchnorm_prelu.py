@@ -1,0 +1,120 @@
+"""BatchNorm followed by PReLU (or by nothing) as one operation: forward, backward, tangent and second backward.
+
+Per channel, over its n elements, with r = 1 / sqrt(var + eps), g = weight, a = slope, <h> = the mean of h:
+
+    forward   xh = r (x - mean)          z = g xh + bias                 y = m z,  m = 1 where z > 0, a elsewhere
+    backward  dz = m dy                  dx = g r u                      u = dz - <dz> - xh <xh dz>
+    tangent   xh' = r (x' - <x'> - xh <xh x'>)      z' = g xh' + g' xh + bias'      y' = m z' + a' z where z <= 0
+    second    dz' = m dy' + a' dy where z <= 0
+              dx' = g r (dz' - <dz'> - xh <xh dz'>) + (g' r - g r r <xh x'>) u - g r (xh <xh' dz> + xh' <xh dz>)
+              dg' = sum(xh dz' + xh' dz)            dbias' = sum(dz')    da' = sum(z dy' + z' dy where z <= 0)
+
+A prime is the derivative along the direction (x', g', bias', a'). The tangent of the normalisation is its own backward
+operator, which is why x' goes through it. With running statistics mean and r are constants: all <> terms fall away.
+
+`ctx` carries what one call leaves for the next, as in torch.autograd.Function; the four are called in this order.
+Shapes: x, y and their like (B, C, ...) in any memory format; weight, bias (C,); slope (C,), (1,) or None for no PReLU.
+"""
+
+from functools import lru_cache
+
+import torch
+
+_aten = torch.ops.aten
+
+
+def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum, eps):
+    """y. `running`: (mean, variance) or (None, None); with `batch_statistics` they are updated, else they are used."""
+    ctx.x, ctx.weight, ctx.slope = x, weight, slope
+    ctx.eps, ctx.batch_statistics = eps, batch_statistics
+    z, ctx.mean, ctx.r = _aten.native_batch_norm(x, weight, bias, *running, batch_statistics, momentum, eps)
+    if not batch_statistics:
+        ctx.mean, ctx.r = running[0], torch.rsqrt(running[1] + eps)
+    if slope is None:
+        return z
+    ctx.z = z
+    return torch.prelu(z, slope)
+
+
+def backward(ctx, dy):
+    """dx, and the gradients of weight, bias and slope (None without one)."""
+    ctx.dy, ctx.dz, dslope = dy, dy, None
+    if ctx.slope is not None:
+        ctx.dz = _times_m(ctx, dy)
+        dslope = _dot(dy, ctx.z.clamp_max(0)).sum_to_size(ctx.slope.shape)
+    dx, ctx.xh_dz, ctx.sum_dz = _normalisation_backward(ctx, ctx.dz, ctx.weight)
+    return dx, ctx.xh_dz, ctx.sum_dz, dslope
+
+
+def tangent(ctx, xd, weight_d, bias_d, slope_d):
+    """y' along (x', weight', bias', slope')."""
+    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, None)
+    ctx.weight_d, ctx.bias_d, ctx.slope_d = weight_d, bias_d, slope_d
+    zd = _z_tangent(ctx)
+    if ctx.slope is None:
+        return zd
+    return _times_m(ctx, zd).addcmul_(ctx.z.clamp_max(0), _wide(slope_d, zd))
+
+
+def second_backward(ctx, dyd):
+    """dx', and the derivatives of the gradients of weight, bias and slope (None without one)."""
+    dzd, dslope_d = dyd, None
+    if ctx.slope is not None:
+        dy_below = ctx.dy - _where_above(ctx, ctx.dy)
+        dzd = _times_m(ctx, dyd).addcmul_(dy_below, _wide(ctx.slope_d, dyd))
+        dslope_d = _dot(dyd, ctx.z.clamp_max(0)) + _dot(dy_below, _z_tangent(ctx))
+        dslope_d = dslope_d.sum_to_size(ctx.slope.shape)
+    dxd, xh_dzd, dbias_d = _normalisation_backward(ctx, dzd, ctx.weight)
+    xhd_dz = _dot(ctx.dz, ctx.xhd)
+    gain, gain_d = ctx.weight * ctx.r, ctx.weight_d * ctx.r
+    if ctx.batch_statistics:
+        per_element = -ctx.x.shape[1] / ctx.x.numel()  # turns sums into means, taken off
+        gain_d.addcmul_(gain * ctx.r, ctx.xh_xd, value=per_element)
+        on_x = (gain_d * ctx.xh_dz).addcmul_(gain, xhd_dz).mul_(ctx.r)
+        constant = (gain_d * ctx.sum_dz).addcmul_(on_x, ctx.mean, value=-1)
+        dxd.addcmul_(ctx.x, _wide(on_x, dxd), value=per_element)
+        dxd.addcmul_(ctx.xhd, _wide(gain.mul_(ctx.xh_dz), dxd), value=per_element)
+        dxd.add_(_wide(constant, dxd), alpha=per_element)
+    dxd.addcmul_(ctx.dz, _wide(gain_d, dxd))
+    return dxd, xh_dzd + xhd_dz, dbias_d, dslope_d
+
+
+def _where_above(ctx, values):
+    """`values` where z > 0, else 0."""
+    return _aten.threshold_backward(values, ctx.z, 0)
+
+
+def _times_m(ctx, values):
+    """Through PReLU: where z <= 0, `values` times the slope. Faster on a CPU than torch.where and PReLU's own."""
+    return torch.lerp(_where_above(ctx, values), values, _wide(ctx.slope, values))
+
+
+def _wide(value_C, like):
+    """Per-channel values, shaped to go with a whole tensor."""
+    return value_C.view(1, -1, *(1,) * (like.ndim - 2))
+
+
+def _normalisation_backward(ctx, dz, weight):
+    """(dx, sum(xh dz), sum(dz)) of z = weight * xh + bias."""
+    running = (None, None) if ctx.batch_statistics else (ctx.mean, ctx.r.square().reciprocal())
+    return _aten.native_batch_norm_backward(
+        dz, ctx.x, weight, *running, ctx.mean, ctx.r, ctx.batch_statistics, 0.0, [True, True, True]
+    )
+
+
+def _dot(a, b):
+    """Sum of a * b per channel in one reading: BatchNorm's weight gradient, where mean is 0 and r is 1."""
+    constants = _zeros_and_ones(b.shape[1], b.dtype, b.device)
+    return _aten.native_batch_norm_backward(a, b, None, None, None, *constants, True, 0.0, [False, True, False])[1]
+
+
+@lru_cache
+def _zeros_and_ones(channels, dtype, device):
+    return torch.zeros(channels, dtype=dtype, device=device), torch.ones(channels, dtype=dtype, device=device)
+
+
+def _z_tangent(ctx):
+    scale_C = ctx.weight_d * ctx.r
+    shift_C = torch.addcmul(ctx.bias_d, scale_C, ctx.mean, value=-1)
+    zd = torch.addcmul(_wide(shift_C, ctx.x), ctx.x, _wide(scale_C, ctx.x))
+    return zd.addcmul_(ctx.xhd, _wide(ctx.weight, zd))

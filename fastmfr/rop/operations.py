@@ -1,0 +1,208 @@
+"""The operations a network may be made of, each with forward, backward, tangent and second backward.
+
+For y = f(x, w) and a loss with gradient dy: backward gives dx and dw; tangent gives y', the derivative of y along
+(x', w'); second backward gives dx' and dw', the derivatives of dx and dw along the same direction. dw' collected over a
+whole network is H w' (Pearlmutter, "Fast exact multiplication by the Hessian", 1994).
+
+Methods take a `ctx`, where an operation keeps what its later methods need. `P` and `V` map names to parameters and to
+their direction. `sums` is a Sums. x' is None, and dx not wanted, where nothing that is trained comes before: then
+`input_varies` is False.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmfr.rop import batchnorm_prelu
+
+_aten = torch.ops.aten
+
+
+class Sums:
+    """Gradients by parameter name, summed where a parameter serves twice; names that are not wanted are ignored."""
+
+    def __init__(self, wanted):
+        self.wanted, self.by_name = frozenset(wanted), {}
+
+    def add(self, name, value):
+        if name in self.wanted:
+            self.by_name[name] = self.by_name[name] + value if name in self.by_name else value
+
+
+class Operation:
+    """One step of a network. `parameters`: the names of those it reads. It takes one input, but for Add.
+
+    forward(ctx, P, x) -> y               backward(ctx, P, dy, sums) -> dx
+    tangent(ctx, P, V, x') -> y'          second_backward(ctx, P, V, dy', sums) -> dx'
+    """
+
+    input_varies = True
+    parameters: tuple[str, ...] = ()
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Any]
+    tangent: Callable[..., Tensor]
+    second_backward: Callable[..., Any]
+
+
+class _Bilinear(Operation, ABC):
+    """y = W x + bias, linear in W and in x: y' = W x' + W' x + bias', dx' = W^T dy' + W'^T dy, dW' alike."""
+
+    def __init__(self, module, names):
+        self.weight, self.bias = names[module.weight], names.get(module.bias)
+        self.parameters = tuple(name for name in (self.weight, self.bias) if name)
+
+    @abstractmethod
+    def _apply(self, x, weight, bias) -> Tensor:
+        """W x + bias."""
+
+    @abstractmethod
+    def _transpose(self, dy, x, weight, wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(W^T dy, the gradient of W, the gradient of the bias), each only where `wanted`."""
+
+    def forward(self, ctx, P, x):
+        ctx.x = x
+        return self._apply(x, P[self.weight], P.get(self.bias))
+
+    def backward(self, ctx, P, dy, sums):
+        ctx.dy = dy
+        return self._collect(sums, *self._transpose(dy, ctx.x, P[self.weight], self._wanted(sums)))
+
+    def tangent(self, ctx, P, V, xd):
+        ctx.xd = xd
+        yd = self._apply(ctx.x, V[self.weight], V.get(self.bias))
+        return yd if xd is None else yd.add_(self._apply(xd, P[self.weight], None))
+
+    def second_backward(self, ctx, P, V, dyd, sums):
+        wanted = self._wanted(sums)
+        dxd, dweight_d, dbias_d = self._transpose(dyd, ctx.x, P[self.weight], wanted)
+        if self.input_varies:
+            more = self._transpose(ctx.dy, ctx.xd, V[self.weight], (True, wanted[1], False))
+            for value, addend in ((dxd, more[0]), (dweight_d, more[1])):
+                if value is not None and addend is not None:
+                    value.add_(addend)
+        return self._collect(sums, dxd, dweight_d, dbias_d)
+
+    def _wanted(self, sums):
+        return self.input_varies, self.weight in sums.wanted, self.bias in sums.wanted
+
+    def _collect(self, sums, dx, dweight, dbias):
+        sums.add(self.weight, dweight)
+        sums.add(self.bias, dbias)
+        return dx
+
+
+class Convolution(_Bilinear):
+    """nn.Conv2d, padded with zeros."""
+
+    def __init__(self, module, names):
+        super().__init__(module, names)
+        self.geometry, self.groups = (module.stride, module.padding, module.dilation), module.groups
+
+    def _apply(self, x, weight, bias):
+        return torch.conv2d(x, weight, bias, *self.geometry, self.groups)
+
+    def _transpose(self, dy, x, weight, wanted):
+        return _aten.convolution_backward(
+            dy, x, weight, [weight.shape[0]], *self.geometry, False, [0, 0], self.groups, wanted
+        )
+
+
+class Linear(_Bilinear):
+    """nn.Linear."""
+
+    def _apply(self, x, weight, bias):
+        return F.linear(x, weight, bias)
+
+    def _transpose(self, dy, x, weight, wanted):
+        rows_dy, rows_x = dy.flatten(0, -2), x.flatten(0, -2)
+        return (
+            dy @ weight if wanted[0] else None,
+            rows_dy.T @ rows_x if wanted[1] else None,
+            rows_dy.sum(0) if wanted[2] else None,
+        )
+
+
+class BatchNorm(Operation):
+    """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads it, if one does."""
+
+    def __init__(self, module, prelu, names):
+        self.module = module
+        self.weight, self.bias = names.get(module.weight), names.get(module.bias)
+        self.slope = names[prelu.weight] if prelu else None
+        self.parameters = tuple(name for name in (self.weight, self.bias, self.slope) if name)
+
+    def _values(self, values, x, weight):
+        """weight, bias, slope out of P or V; what the module does not have is a constant: `weight`, and no bias."""
+        channels = x.shape[1]
+        return (
+            x.new_full((channels,), weight) if self.weight is None else values[self.weight],
+            x.new_zeros(channels) if self.bias is None else values[self.bias],
+            None if self.slope is None else values[self.slope],
+        )
+
+    def forward(self, ctx, P, x):
+        module, momentum = self.module, 0.0
+        running = module.running_mean, module.running_var
+        batch_statistics = ctx.statistics != "running" or running[0] is None
+        if ctx.statistics == "tracked" and running[0] is not None:
+            module.num_batches_tracked.add_(1)
+            momentum = 1 / module.num_batches_tracked.item() if module.momentum is None else module.momentum
+        elif batch_statistics:
+            running = None, None
+        return batchnorm_prelu.forward(
+            ctx, x, *self._values(P, x, 1.0), running=running, batch_statistics=batch_statistics, momentum=momentum,
+            eps=module.eps,
+        )  # fmt: skip
+
+    def backward(self, ctx, P, dy, sums):
+        return self._collect(sums, *batchnorm_prelu.backward(ctx, dy))
+
+    def tangent(self, ctx, P, V, xd):
+        xd = torch.zeros_like(ctx.x) if xd is None else xd
+        return batchnorm_prelu.tangent(ctx, xd, *self._values(V, xd, 0.0))
+
+    def second_backward(self, ctx, P, V, dyd, sums):
+        return self._collect(sums, *batchnorm_prelu.second_backward(ctx, dyd))
+
+    def _collect(self, sums, dx, *gradients):
+        for name, gradient in zip((self.weight, self.bias, self.slope), gradients, strict=True):
+            sums.add(name, gradient)
+        return dx
+
+
+class PReLU(Operation):
+    """nn.PReLU by itself: y' = m x' + a' x below 0, with the slope a of channel or whole."""
+
+    def __init__(self, module, names):
+        self.slope = names[module.weight]
+        self.parameters = (self.slope,)
+
+    def _multiply(self, ctx, slope, values, above):
+        """`values` times the slope where x <= 0, times `above` (0 or 1) elsewhere."""
+        slope = slope.view(1, -1, *(1,) * (values.ndim - 2))
+        return torch.where(ctx.x > 0, above * values, slope * values)
+
+    def _slope_gradient(self, ctx, P, values):
+        below = torch.where(ctx.x > 0, 0.0, values)
+        return below.sum([dim for dim in range(below.ndim) if dim != 1]).sum_to_size(P[self.slope].shape)
+
+    def forward(self, ctx, P, x):
+        ctx.x = x
+        return torch.prelu(x, P[self.slope])
+
+    def backward(self, ctx, P, dy, sums):
+        ctx.dy = dy
+        sums.add(self.slope, self._slope_gradient(ctx, P, dy * ctx.x))
+        return self._multiply(ctx, P[self.slope], dy, 1)
+
+    def tangent(self, ctx, P, V, xd):
+        ctx.xd = torch.zeros_like(ctx.x) if xd is None else xd
+        return self._multiply(ctx, P[self.slope], ctx.xd, 1) + self._multiply(ctx, V[self.slope], ctx.x, 0)
+
+    def second_backward(self, ctx, P, V, dyd, sums):
+        sums.add(self.slope, self._slope_gradient(ctx, P, dyd * ctx.x + ctx.dy * ctx.xd))
+        return self._multiply(ctx, P[self.slope], dyd, 1) + self._multiply(ctx, V[self.slope], ctx.dy, 0)

@@ -1,0 +1,93 @@
+"""The operations without parameters: linear maps J, fixed but for ReLU's kink, so tangents go the ways of values."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmfr.rop.operations import Operation
+
+
+class _Fixed(Operation):
+    """y = J x, with `_jvp` for J x' and `_vjp` for J^T dy."""
+
+    _jvp: Callable[..., Tensor]
+    _vjp: Callable[..., Any]
+
+    def tangent(self, ctx, P, V, *xd):
+        return self._jvp(ctx, *xd)
+
+    def backward(self, ctx, P, dy, sums):
+        return self._vjp(ctx, dy)
+
+    def second_backward(self, ctx, P, V, dyd, sums):
+        return self._vjp(ctx, dyd)
+
+
+class ReLU(_Fixed):
+    """max(x, 0)."""
+
+    def forward(self, ctx, P, x):
+        ctx.y = torch.relu(x)
+        return ctx.y
+
+    def _jvp(self, ctx, xd):
+        return torch.ops.aten.threshold_backward(xd, ctx.y, 0)
+
+    def _vjp(self, ctx, dy):
+        return torch.ops.aten.threshold_backward(dy, ctx.y, 0)
+
+
+class Mean(_Fixed):
+    """The mean over the dimensions `dim`, in ascending order and counted from 0."""
+
+    def __init__(self, dim, keepdim):
+        self.dim, self.keepdim = dim, keepdim
+
+    def forward(self, ctx, P, x):
+        ctx.shape = x.shape
+        return x.mean(self.dim, self.keepdim)
+
+    def _jvp(self, ctx, xd):
+        return xd.mean(self.dim, self.keepdim)
+
+    def _vjp(self, ctx, dy):
+        for dim in () if self.keepdim else self.dim:
+            dy = dy.unsqueeze(dim)
+        return (dy / math.prod(ctx.shape[dim] for dim in self.dim)).expand(ctx.shape)
+
+
+class Flatten(_Fixed):
+    """All dimensions from `start` to `end` made one."""
+
+    def __init__(self, start, end):
+        self.start, self.end = start, end
+
+    def forward(self, ctx, P, x):
+        ctx.shape = x.shape
+        return x.flatten(self.start, self.end)
+
+    def _jvp(self, ctx, xd):
+        return xd.flatten(self.start, self.end)
+
+    def _vjp(self, ctx, dy):
+        return dy.reshape(ctx.shape)
+
+
+class Add(_Fixed):
+    """The sum of two tensors, of one shape or of shapes that broadcast."""
+
+    def forward(self, ctx, P, x, other):
+        ctx.shapes = x.shape, other.shape
+        return x + other
+
+    def _jvp(self, ctx, *xd):
+        if None in xd:  # one of the two is fixed
+            (moving,) = (value for value in xd if value is not None)
+            return moving.expand(torch.broadcast_shapes(*ctx.shapes))
+        return xd[0] + xd[1]
+
+    def _vjp(self, ctx, dy):
+        return tuple(dy.sum_to_size(shape) for shape in ctx.shapes)

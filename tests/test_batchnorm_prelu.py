@@ -1,0 +1,90 @@
+"""BatchNorm + PReLU: the reference against autograd twice in float64, the kernels against the reference."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastmfr.kernels.batchnorm_prelu import fused
+from helpers import DEVICE, assert_as_accurate
+from torch.nn import functional as F
+
+from fastmfr.rop import batchnorm_prelu as reference
+
+pytestmark = pytest.mark.kernel
+# 4-d beside 2-d; channels below, at and above one block; pixels that do not fill a tile, or several shares
+SHAPES = [(3, 5, 3, 3), (2, 64, 5, 4), (5, 70, 4, 4), (7, 6), (130, 3)]
+SLOPES = ["each", "one", "none"]
+
+
+def inputs(shape, slope, dtype=torch.float32, device=DEVICE):
+    gen = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=gen, dtype=torch.float64)  # noqa: E731
+    C = shape[1]
+    x = 3 * draw(*shape) + 40  # far from zero, as sums of squares do not like it
+    layer, moving = ([draw(C), draw(C), {"each": draw(C), "one": draw(1), "none": None}[slope]] for _ in range(2))
+    running = [draw(C) + 40, draw(C).square() + 1]
+    tensors = [x, *layer, *moving, *running, *(draw(*shape) for _ in range(3))]
+    x, *rest = [None if one is None else one.to(device, dtype) for one in tensors]
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    return x, rest[:3], rest[3:6], rest[6:8], rest[8:]
+
+
+def all_four(module, arguments, batch_statistics, tracked=True):
+    """Everything the four functions give, and the running statistics after."""
+    x, layer, moving, running, (dy, xd, dyd) = arguments
+    ctx, running = SimpleNamespace(), [one.clone() for one in running] if tracked else [None, None]
+    y = module.forward(ctx, x, *layer, running=running, batch_statistics=batch_statistics, momentum=0.1, eps=1e-5)
+    results = [y, *module.backward(ctx, dy), module.tangent(ctx, xd, *moving), *module.second_backward(ctx, dyd)]
+    return [one for one in [*results, *running] if one is not None]
+
+
+def by_autograd(arguments, batch_statistics):
+    x, layer, moving, running, (dy, xd, dyd) = arguments
+    running = [one.clone() for one in running]
+    values = [one.detach().requires_grad_() for one in (x, *layer) if one is not None]
+    dy = dy.detach().requires_grad_()
+
+    def function(x, weight, bias, slope=None):
+        z = F.batch_norm(x, *(one.clone() for one in running), weight, bias, batch_statistics, 0.1, 1e-5)
+        return z if slope is None else F.prelu(z, slope)
+
+    y = function(*values)
+    first = torch.autograd.grad(y, values, dy, create_graph=True)
+    directions = [one for one in (xd, *moving) if one is not None]
+    # y' by differentiating the gradient's dependence on dy; the derivative of `first` along (x', ...; dy') likewise
+    along = sum((g * d).sum() for g, d in zip(first, directions, strict=True))
+    y_d, *curved = torch.autograd.grad(along, [dy, *values], retain_graph=True, materialize_grads=True)
+    again = torch.autograd.grad(y, values, dyd)
+    return [y, *first, y_d, *(h + a for h, a in zip(curved, again, strict=True))]
+
+
+@pytest.mark.parametrize("batch_statistics", [True, False])
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("shape", [(3, 5, 3, 3), (7, 6)])
+def test_the_reference_is_what_autograd_twice_gives(shape, slope, batch_statistics):
+    arguments = inputs(shape, slope, torch.float64, "cpu")
+    got = all_four(reference, arguments, batch_statistics, tracked=not batch_statistics)
+    for mine, theirs in zip(got, by_autograd(arguments, batch_statistics), strict=False):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("batch_statistics", [True, False])
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernels_are_as_accurate_as_pytorch(shape, slope, batch_statistics):
+    got, ref = (all_four(module, inputs(shape, slope), batch_statistics) for module in (fused, reference))
+    truth = all_four(reference, inputs(shape, slope, torch.float64), batch_statistics)
+    assert len(got) == len(ref)
+    for mine, theirs, exact in zip(got, ref, truth, strict=True):
+        assert_as_accurate(mine, theirs, exact, 3e-6 * exact.abs().max().item())
+
+
+def test_kernels_keep_their_inputs_and_repeat_themselves():
+    arguments = inputs(SHAPES[1], "each")
+    first, second = all_four(fused, arguments, True), all_four(fused, arguments, True)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    for kept, fresh in zip(arguments, inputs(SHAPES[1], "each"), strict=True):
+        for one, other in zip([kept] if isinstance(kept, torch.Tensor) else kept,
+                              [fresh] if isinstance(fresh, torch.Tensor) else fresh, strict=True):  # fmt: skip
+            assert torch.equal(one, other)
