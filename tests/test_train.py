@@ -209,7 +209,8 @@ def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, ca
             Image.fromarray(pixels).save(tmp_path / "mine" / f"p{person}" / f"{number}.png")
     (tmp_path / "mine" / "p3" / "1.png").write_bytes(b"no picture at all")
     assert main([*small, "--data.targets.mine", str(tmp_path / "mine")]) == 0
-    assert "unreadable images, replaced in training and left out of scores: 1, all listed in" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "unreadable images, replaced in training and left out of scores: 1, all listed in" in said
     folder = only_run(tmp_path)
     assert list(json.loads((folder / "results.json").read_text())["bad_images"]) == ["mine/p3/1.png"]
     assert (folder / "bad_images.tsv").read_text() == "mine/p3/1.png\tneither JPEG nor PNG\n"
