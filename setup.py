@@ -31,7 +31,10 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["fastmfr*"]), "fastmfr.recipes", "fastmfr.kernels", "fastmfr.kernels.cos_lse"],
+    packages=[
+        *find_packages(include=["fastmfr*"]), "fastmfr.recipes", "fastmfr.kernels", "fastmfr.kernels.batchnorm_prelu",
+        "fastmfr.kernels.cos_lse",
+    ],  # fmt: skip
     ext_modules=[Extension("fastmfr._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -4,6 +4,7 @@ Shape suffixes: B = batch or pairs, H W = image.
 """
 
 import math
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 
@@ -16,9 +17,10 @@ from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
 from fastmfr.optim import apply_gradient, meta_rates, pretrain_rate, set_rate, sgd
-from fastmfr.sampler import GroupedDomainSampler
+from fastmfr.sampler import GroupedDomainSampler, Pairs
 
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
+ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method
 
 
 class NonFiniteLoss(RuntimeError):
@@ -47,9 +49,9 @@ def check_batches(sources, config):
             f"{domains[0].name}. Add sources, or set meta.steps to 0"
         )
     if meta.steps:
-        sampler = _sampler(sources, config, meta.batch_identities, per_domain=meta.per_domain)
-        for left_out in range(len(domains)):
-            sampler.split(0, left_out)
+        splits = Splits(sources, config)
+        for i in range(splits.of_a_step):
+            splits.pairs(i)
 
 
 def image_opener(sources, config, device, decoding, logbook):
@@ -78,6 +80,36 @@ def _images(*pairs):
     domain = [part for pair in pairs for part in (pair.domain, pair.domain)]
     image = [part for pair in pairs for part in (pair.gallery, pair.probe)]
     return np.concatenate(domain), np.concatenate(image)
+
+
+class Splits:
+    """The splits of all meta steps, one after the other: `of_a_step` in each, a pure function of their number i."""
+
+    def __init__(self, sources, config):
+        settings, self._domains, self._seed = config.meta, len(sources.domains), config.seed
+        self._one = settings.method == "mldg"
+        self.of_a_step = 1 if self._one else self._domains
+        identities = settings.batch_identities
+        self._sampler = _sampler(sources, config, identities, per_domain=settings.per_domain)
+        self._everyone = None
+        if settings.sharing == "per_domain":
+            self._everyone = _sampler(sources, config, identities * self._domains)
+
+    def left_out(self, i):
+        """Number of the domain that split i tests on."""
+        if self._one:
+            return int(np.random.default_rng([self._seed, i]).integers(self._domains))
+        return i % self._domains
+
+    def pairs(self, i):
+        """(train, test) Pairs of split i; where domains share their gradients, both of the domain left out."""
+        step, domain = i // self.of_a_step, self.left_out(i)
+        train, test = self._sampler.split(step, domain)
+        if self._everyone is not None:
+            everyone = self._everyone.batch(step)
+            mine = everyone.domain == domain
+            train = Pairs(*(getattr(everyone, field.name)[mine] for field in fields(Pairs)))
+        return train, test
 
 
 def pretrain(backbone, sources, config, open_images, device, logbook, checkpoints, watch=lambda steps: None):
@@ -125,17 +157,16 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
 
 def meta_train(backbone, sources, config, open_images, device, logbook, checkpoints, watch=lambda steps: None):
     """Trains the backbone, in place, by MFR, one optimizer step a meta-batch; the rest as in `pretrain`."""
-    settings, domains = config.meta, len(sources.domains)
-    sampler = _sampler(sources, config, settings.batch_identities, per_domain=settings.per_domain)
+    settings, splits = config.meta, Splits(sources, config)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = checkpoints.resume(backbone, optimizer)
     logbook.rewind("meta", first)
     backbone.train()
-    requests = lambda i: _images(*sampler.split(*divmod(i, domains)))  # noqa: E731
-    batch_images = len(requests(0)[0])
-    shares, splits = [], {"first": first * domains, "last": settings.steps * domains}
+    requests = lambda i: _images(*splits.pairs(i))  # noqa: E731
+    batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step
+    shares, numbers = [], {"first": first * of_a_step, "last": settings.steps * of_a_step}
     with (
-        open_images(requests, batch_images=batch_images, **splits) as stream,
+        open_images(requests, batch_images=batch_images, **numbers) as stream,
         logbook.progress("meta", first, settings.steps) as meter,
     ):
         images = iter(stream)
@@ -146,20 +177,23 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
             )  # fmt: skip
             result = meta_gradient(
                 backbone,
-                (_split(image_B3HW, sampler.split(*divmod(i, domains))) for i, image_B3HW in islice(images, domains)),
+                (_split(image_B3HW, splits.pairs(i)) for i, image_B3HW in islice(images, of_a_step)),
                 alpha=rates.alpha,
                 gamma=settings.gamma,
-                order=settings.order,
+                order=ORDERS[settings.method],
                 losses=_losses(settings, rates),
-                batch_norm=settings.batch_norm,
+                **{name: getattr(settings, name) for name in ("engine", "memory", "batch_norm", "sharing")},
             )
             set_rate(optimizer, rates.beta)
             apply_gradient(backbone, result.grad, optimizer)
 
-            _refuse_non_finite(result, sources, step)
+            if step == first:
+                logbook.say(f"engine {result.engine}{f': {result.reason}' if result.reason else ''}")
+            left_out = [sources.domains[splits.left_out(step * of_a_step + i)].name for i in range(of_a_step)]
+            _refuse_non_finite(result, left_out, step)
             gradient_norm = torch.stack([value.norm() for value in result.grad.values()]).norm()
             values = {name: value.double().mean() for name, value in {**result.losses, **result.norms}.items()}
-            seen = (step + 1 - first) * batch_images * domains
+            seen = (step + 1 - first) * batch_images * of_a_step
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {values['total_test']:.3f}")
             logbook.record(
                 "meta", step, loss=values["total_test"], gradient_norm=gradient_norm, **values, **vars(rates),
@@ -203,13 +237,13 @@ def _blame_rows(loss_B, pairs, sources, step):
     )
 
 
-def _refuse_non_finite(result, sources, step):
+def _refuse_non_finite(result, left_out, step):
     """Raises NonFiniteLoss for the first split and loss that is NaN or infinite, or whose gradient is."""
     for name, value_by_split in {**result.losses, **result.norms}.items():
-        for domain, value in zip(sources.domains, value_by_split.tolist(), strict=True):
+        for domain, value in zip(left_out, value_by_split.tolist(), strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLoss(
-                    f"{name} is not finite at meta step {step}, in the split that leaves out {domain.name}; the state "
+                    f"{name} is not finite at meta step {step}, in the split that leaves out {domain}; the state "
                     "before is in checkpoints/. Lower meta.alpha and meta.beta, or the largest loss's weight"
                 )
 

@@ -4,11 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastmfr.kernels.batchnorm_prelu import fused
+from fastmfr.kernels.batchnorm_prelu import fused, reference
 from helpers import DEVICE, assert_as_accurate
 from torch.nn import functional as F
-
-from fastmfr.rop import batchnorm_prelu as reference
 
 pytestmark = pytest.mark.kernel
 # 4-d beside 2-d; channels below, at and above one block; pixels that do not fill a tile, or several shares

@@ -15,7 +15,7 @@ def sentence(capsys, *argv):
 def test_the_defaults_are_the_papers():
     config, meta = Config(), Meta()
     assert (meta.alpha, meta.beta, meta.gamma, meta.batch_identities, meta.scale) == (4e-4, 4e-4, 0.5, 128, 64.0)
-    assert (meta.tau_p, meta.tau_n, meta.decay_every, meta.order, meta.mining) == (0.3, 0.04, 1000, 2, "threshold")
+    assert (meta.tau_p, meta.tau_n, meta.decay_every, meta.method, meta.mining) == (0.3, 0.04, 1000, "mfr", "threshold")
     assert (meta.hard_pair, meta.soft_classification, meta.domain_alignment) == (1.0, 1.0, 1.0)
     assert (meta.momentum, meta.weight_decay, meta.batch_norm) == (0.9, 5e-4, "batch")
     assert (config.seed, config.data.size, config.data.mean, config.data.std) == (2019, 120, 127.5, 128.0)
@@ -30,8 +30,8 @@ def test_without_arguments_the_recipe_is_quickstart():
 
 
 def test_options_override_the_recipe():
-    config, _ = parse(["--meta.order", "1", "--data.synthetic.images=7", "--evaluate.far", "[0.1, 0.01]"])
-    assert config.meta.order == 1
+    config, _ = parse(["--meta.method", "first_order", "--data.synthetic.images=7", "--evaluate.far", "[0.1, 0.01]"])
+    assert config.meta.method == "first_order"
     assert config.data.synthetic.images == 7
     assert config.evaluate.far == (0.1, 0.01)
 
@@ -56,20 +56,22 @@ def test_help_lists_every_section(capsys):
         parse(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for option in ("data.sources", "pretrain.steps", "meta.order", "evaluate.far", "resume", "print_config"):
+    for option in ("data.sources", "pretrain.steps", "meta.method", "evaluate.far", "resume", "print_config"):
         assert f"--{option}" in text
-    assert "2 exact, 1 first order, 0 no look-ahead" in " ".join(text.split())
+    assert "every domain left out once, exact second order" in " ".join(text.split())
 
 
 def test_a_wrong_name_is_answered_with_the_nearest(capsys):
-    assert "no option --meta.ordr; did you mean --meta.order?" in sentence(capsys, "--meta.ordr", "1")
-    assert "did you mean --meta.order?" in sentence(capsys, "--order", "1")
+    assert "no option --meta.metod; did you mean --meta.method?" in sentence(capsys, "--meta.metod", "mldg")
+    assert "did you mean --meta.method?" in sentence(capsys, "--method", "mldg")
     assert "no option --zzz (" in sentence(capsys, "--zzz")
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["--meta.order", "7"], "want meta.order out of 0, 1, 2, got 7"),
-    (["--meta.order", "x"], 'the option "meta.order": Expected a int. Got value: x'),
+    (["--meta.method", "maml"], "want meta.method out of 'mfr', 'first_order', 'no_meta', 'mldg', got 'maml'"),
+    (["--meta.steps", "x"], 'the option "meta.steps": Expected a int. Got value: x'),
+    (["--meta.sharing", "per_domain"], "want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0"),
+    (["--meta.sharing", "per_domain", "--meta.method", "mldg"], "one split a step has nothing to share"),
     (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
     (["--meta.batch_norm", "group"], "got 'group'"),
     (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', got 'gpu'"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from PIL import Image
 
 from fastmfr import synthetic
+from fastmfr.config import parse
 from fastmfr.decode.pipeline import Vetting
+from fastmfr.domains import open_domain
 from fastmfr.logbook import Logbook
-from fastmfr.stages import NonFiniteLoss
+from fastmfr.stages import NonFiniteLoss, Splits
 from fastmfr.train import main
 
 DOMAINS = ("studio", "street", "nir")
@@ -61,6 +64,32 @@ def stopped_and_resumed(argv, tmp_path, monkeypatch, stop):
     folder = only_run(tmp_path)
     assert main(["--resume", str(folder)]) == 0
     return folder
+
+
+@pytest.mark.parametrize(("method", "splits", "curved"), [
+    ("mfr", 2, True), ("first_order", 2, False), ("no_meta", 2, False), ("mldg", 1, True)])  # fmt: skip
+def test_the_methods_are_one_switch(method, splits, curved, small, faces, tmp_path, capsys):
+    assert main([*small, "--pretrain.steps=0", "--meta.method", method, "--data.size=24"]) == 0
+    steps = records(only_run(tmp_path), "meta")
+    assert len(steps) == 3
+    assert all((step["alpha_hv_over_v"] > 0) == curved for step in steps)
+    sources = SimpleNamespace(domains=[open_domain(faces[name]) for name in DOMAINS[:2]])
+    drawn = Splits(sources, parse([*small, "--meta.method", method])[0])
+    assert drawn.of_a_step == splits
+    assert {drawn.left_out(i) for i in range(20)} == {0, 1}
+    assert "engine rop" in " ".join(capsys.readouterr().out.split())
+
+
+def test_domains_share_their_gradients(small, faces, tmp_path):
+    sharing = ["--meta.sharing=per_domain", "--meta.batch_norm=per_domain", "--meta.domain_alignment=0"]
+    assert main([*small, "--pretrain.steps=0", *sharing]) == 0
+    assert all(step["alpha_hv_over_v"] > 0 for step in records(only_run(tmp_path), "meta"))
+    sources = SimpleNamespace(domains=[open_domain(faces[name]) for name in DOMAINS[:2]])
+    splits = Splits(sources, parse([*small, *sharing])[0])
+    for i in range(6):
+        train, test = splits.pairs(i)
+        assert set(train.domain) == set(test.domain) == {i % 2}
+        assert len(train.domain) == len(test.domain) == 6
 
 
 @pytest.mark.slow

@@ -145,8 +145,16 @@ class Meta:
     """people in each half of a split, two images of each"""
     per_domain: bool = False
     """batch_identities from each meta-train domain instead of from their union"""
-    order: int = 2
-    """2 exact, 1 first order, 0 no look-ahead (alpha = 0)"""
+    method: str = "mfr"
+    """'mfr': every domain left out once, exact second order; 'first_order': without the Hessian; 'no_meta': without the
+    look-ahead, alpha = 0; 'mldg': exact, but one domain left out a step, at random"""
+    engine: str = "auto"
+    """H v by the R-operator ('rop'), by 'autograd' used twice, or 'auto': the R-operator where it covers the network"""
+    memory: str = "auto"
+    """of the R-operator: state 'kept' for H v, made again ('streaming'), or 'auto': kept where there is room"""
+    sharing: str = "none"
+    """'per_domain' takes each domain's gradient once for all splits: faster, but no loss then crosses domains; wants
+    batch_norm 'per_domain' or 'frozen', and domain_alignment 0"""
     alpha: float = 4e-4
     """inner step size"""
     beta: float = 4e-4
@@ -185,7 +193,16 @@ class Meta:
     def __post_init__(self):
         _require(self.steps >= 0, f"want meta.steps >= 0, got {self.steps}")
         _require(self.batch_identities >= 2, f"want meta.batch_identities >= 2, got {self.batch_identities}")
-        _one_of("meta.order", self.order, (0, 1, 2))
+        _one_of("meta.method", self.method, ("mfr", "first_order", "no_meta", "mldg"))
+        _one_of("meta.engine", self.engine, ("auto", "autograd", "rop"))
+        _one_of("meta.memory", self.memory, ("auto", "kept", "streaming"))
+        _one_of("meta.sharing", self.sharing, ("none", "per_domain"))
+        if self.sharing != "none":
+            _require(self.method != "mldg", "want meta.sharing 'none' where meta.method is 'mldg': one split a step "
+                     "has nothing to share")  # fmt: skip
+            _require(self.batch_norm != "batch" and not self.domain_alignment, "meta.sharing 'per_domain' takes each "
+                     "domain by itself: want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0, got "
+                     f"{self.batch_norm!r} and {self.domain_alignment:g}")  # fmt: skip
         _require(self.alpha >= 0 and self.beta >= 0, f"want alpha, beta >= 0, got {self.alpha} and {self.beta}")
         _require(0 <= self.gamma <= 1, f"want meta.gamma in [0, 1], got {self.gamma}")
         _require(self.decay_every >= 1, f"want meta.decay_every >= 1, got {self.decay_every}")

@@ -21,39 +21,48 @@ MAX_TRIES = 1000  # so many bad images in a row are no accident: the domain is n
 
 
 class Found(NamedTuple):
-    """A good image: its number in its domain, its encoded bytes (uint8 array), its (width, height)."""
+    """A good image: its number in its domain, its encoded bytes (uint8 array), what its size lacks."""
 
     image: int
     encoded: np.ndarray
-    size: tuple[int, int]
+    need: int
 
 
 class Reader:
     """Encoded images of several domains, bad ones replaced; `bad` maps "domain/key" to the reason, of those met here.
 
     `verdicts`: what other readers found is taken as found, and they learn what is found here. `vet(encoded)`, if given,
-    raises ValueError for an image that cannot be decoded; it is asked where no verdict is known.
+    raises ValueError for an image that cannot be decoded; it is asked where no verdict is known. `size`: the pixels a
+    side that images are to have.
     """
 
-    def __init__(self, domains, verdicts, vet=None):
+    def __init__(self, domains, verdicts, size, vet=None):
         self.domains, self.bad = domains, {}
-        self._verdicts, self._vet = verdicts, vet
+        self._verdicts, self._size, self._vet = verdicts, size, vet
+        self._known = [np.zeros(domain.images, np.uint8) for domain in domains]  # what a good image needs, plus 1
 
     def read(self, domain_B, image_B):
-        """The images `image_B` of the domains `domain_B`, or their substitutes: a list of Found, one for each slot.
+        """(encoded, need_B, found_B) of the images `image_B` of the domains `domain_B`, or of their substitutes.
 
         Raises ValueError where a thousand images in a row are bad.
         """
-        found = {}
+        encoded, need_B, found_B = [None] * len(image_B), np.empty(len(image_B), np.uint8), image_B.copy()
         for domain in np.unique(domain_B).tolist():
             slots = np.flatnonzero(domain_B == domain)
+            images = image_B[slots]
+            known = self._known[domain][images] * (self._verdicts.of(self.domains[domain], images) != BAD)
             try:  # in one call, which lets a domain on a slow disk read ahead
-                encoded = self.domains[domain].jpegs(image_B[slots])
+                read = self.domains[domain].jpegs(images)
             except (ValueError, OSError):  # one of them cannot be read at all, so each for itself
-                encoded = [None] * len(slots)
-            for slot, image, data in zip(slots.tolist(), image_B[slots].tolist(), encoded, strict=True):
-                found[slot] = self._checked(domain, image, data) or self._substitute(domain, image)
-        return [found[slot] for slot in range(len(found))]
+                read, known = [None] * len(slots), np.zeros_like(known)
+            need_B[slots] = known - 1
+            for slot, data in zip(slots.tolist(), read, strict=True):
+                encoded[slot] = data
+            for slot in slots[known == 0].tolist():  # met for the first time, or bad
+                image = int(image_B[slot])
+                found = self._checked(domain, image, encoded[slot]) or self._substitute(domain, image)
+                found_B[slot], encoded[slot], need_B[slot] = found
+        return encoded, need_B, found_B
 
     def reject(self, domain, image, reason):
         """Never give this image again, and report it."""
@@ -67,11 +76,12 @@ class Reader:
             return self._meet(self.domains[domain], image)
         try:
             encoded = self.domains[domain].jpeg(image) if encoded is None else encoded
-            found = Found(image, encoded, checked_size(encoded))
+            (need,) = needed([checked_size(encoded)], self._size).tolist()
             if self._vet and verdict == UNKNOWN:
                 self._vet(encoded)
                 self._verdicts.accept(self.domains[domain], image)
-            return found
+            self._known[domain][image] = need + 1
+            return Found(image, encoded, need)
         except (ValueError, OSError) as error:
             return self.reject(domain, image, str(error))
 
@@ -104,7 +114,7 @@ class Batch(NamedTuple):
     need_B: np.ndarray  # what their sizes lack, see pipeline.needed
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
-    found_B: list[int]  # as read
+    found_B: np.ndarray  # as read
 
 
 class Source:
@@ -114,9 +124,9 @@ class Source:
     stream early: DALI calls a few batches ahead of the user, who must get those before the error.
     """
 
-    def __init__(self, reader, requests, size, *, batch_images, first, last):
+    def __init__(self, reader, requests, *, batch_images, first, last):
         self.reader, self.ahead, self.error = reader, {}, None
-        self._requests, self._size, self._images = requests, size, batch_images
+        self._requests, self._images = requests, batch_images
         self._first, self._last = first, last
 
     def __call__(self, call):
@@ -133,6 +143,5 @@ class Source:
 
     def fetch(self, domain_B, image_B):
         """The batch of these images, bad ones replaced."""
-        found = self.reader.read(domain_B, image_B)
-        need_B = needed([size for _, _, size in found], self._size)
-        return Batch([data for _, data, _ in found], need_B, domain_B, image_B, [i for i, _, _ in found])
+        encoded, need_B, found_B = self.reader.read(domain_B, image_B)
+        return Batch(encoded, need_B, domain_B, image_B, found_B)

@@ -34,9 +34,8 @@ class Decoding(Batches):
         self._vetting = Vetting(self._device, decoder)
         # A stream dropped without being closed: DALI's graph is a cycle, which holds the source, the reader and this.
         weakref.finalize(self, self._vetting.close).atexit = False
-        self._reader = Reader(domains, verdicts or Verdicts(), self._vetting if vet else None)
-        self._source = Source(self._reader, requests, preprocess.size, batch_images=batch_images, first=first,
-                              last=last)  # fmt: skip
+        self._reader = Reader(domains, verdicts or Verdicts(), preprocess.size, self._vetting if vet else None)
+        self._source = Source(self._reader, requests, batch_images=batch_images, first=first, last=last)
         self.bad = self._reader.bad
         self._build = partial(build_pipeline, size=preprocess.size, device=self._device, decoder=decoder)
         self._pipeline = self._build(self._source, images=batch_images, threads=threads, prefetch=prefetch)
@@ -82,7 +81,7 @@ class Decoding(Batches):
                     with self._borrowing():
                         images.append(pixels(pipeline).clone())
                 except RuntimeError as error:
-                    self._reader.reject(int(batch.domain_B[slot]), alone.found_B[0], decoding_failure(error))
+                    self._reader.reject(int(batch.domain_B[slot]), int(alone.found_B[0]), decoding_failure(error))
         return torch.cat(images)
 
     @contextmanager

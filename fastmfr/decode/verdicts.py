@@ -20,7 +20,7 @@ class Verdicts:
         self.bad, self._report, self._known = {}, report, {}
 
     def of(self, domain, image):
-        """UNKNOWN, GOOD (decoded alone before) or BAD; a domain is known by the object, not by its name."""
+        """UNKNOWN, GOOD (decoded alone before) or BAD of an image, or of several; a domain is known by the object."""
         return self._of_all(domain)[image]
 
     def accept(self, domain, image):
