@@ -32,9 +32,10 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[
-        *find_packages(include=["fastmfr*"]), "fastmfr.recipes", "fastmfr.kernels", "fastmfr.kernels.batchnorm_prelu",
-        "fastmfr.kernels.cos_lse",
-    ],  # fmt: skip
+        *find_packages(include=["fastmfr*"]),
+        "fastmfr.recipes",
+        *("fastmfr.kernels" + part for part in ("", ".batchnorm_prelu", ".cos_lse")),
+    ],
     ext_modules=[Extension("fastmfr._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )
