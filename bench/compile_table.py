@@ -39,9 +39,11 @@ from triton.runtime.jit import JITFunction
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of one program; a multiprocessor has 1 KiB more
 B, C = 1000, 100_003  # ragged on purpose: nothing about them can be assumed
-BF16, FP32 = torch.bfloat16, torch.float32
-CONFIGURATIONS = ((BF16, BF16, 512), (BF16, BF16, 256), (BF16, FP32, 512), (FP32, FP32, 512))  # embeddings, weights, D
-_TYPES = {BF16: "bf16", torch.float16: "fp16", FP32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CONFIGURATIONS = (  # embeddings, weights, D
+    (BF16, BF16, 512), (BF16, BF16, 256), (BF16, FP32, 512), (FP16, FP16, 512), (FP32, FP32, 512),
+)  # fmt: skip
+_TYPES = {BF16: "bf16", FP16: "fp16", FP32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")  # become HMMA, HGMMA and UTCMMA
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _SIZES = {"num_warps": 4, "num_stages": 3, "maxnreg": None, "enable_fp_fusion": True}  # Triton's own where not given
