@@ -44,14 +44,25 @@ def _launch(weight_CD, eps=1e-12):
     return out_C
 
 
+@torch.library.custom_op("fastmfr::inverse_norm", mutates_args=())
+def _operator(weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if weight.is_cuda and weight.dtype != torch.float64:
+        with torch.cuda.device(weight.device):
+            return _launch(weight, eps)
+    return inverse_norm_ref(weight, eps)
+
+
+@_operator.register_fake
+def _(weight, eps):
+    return weight.new_empty(weight.shape[:1], dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
 def inverse_norm(weight_CD, eps=1e-12):
     """One over the length of each row of weights (C, D) of any floating dtype: (C,), float32, or float64 of float64.
 
-    A row shorter than `eps` counts as that long. Raises ValueError where `weight_CD` is not a matrix.
+    A row shorter than `eps` counts as that long. Not differentiable, see above. Raises ValueError where `weight_CD` is
+    not a matrix.
     """
     if weight_CD.ndim != 2:
         raise ValueError(f"want weights (C, D), got {tuple(weight_CD.shape)}")
-    if weight_CD.is_cuda and weight_CD.dtype != torch.float64:
-        with torch.cuda.device(weight_CD.device):
-            return _launch(weight_CD, eps)
-    return inverse_norm_ref(weight_CD, eps)
+    return _operator(weight_CD.detach(), eps)
