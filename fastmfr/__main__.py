@@ -1,8 +1,7 @@
-"""python -m fastmfr COMMAND: train and evaluate models, pack, split and inspect data, write a run's report again."""
+"""python -m fastmfr COMMAND: train and evaluate models, pack, split and inspect data, report and compare runs."""
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
 USAGE = """usage: python -m fastmfr COMMAND ...
 
@@ -11,7 +10,7 @@ USAGE = """usage: python -m fastmfr COMMAND ...
   pack SOURCE... OUT   class folders, lists, tar or Parquet files into one RecordIO folder
   inspect DOMAIN...    what is in a domain: people, images, damage, duplicates, contact sheets
   split FOLDER ...     share the people of a folder out into train, gallery and probe lists
-  report RUN...        write report.html of each run folder again
+  report RUN...        write a run's report again; compare several runs on one page
 """
 
 # imported when asked for: training takes seconds to import, and each has a main(arguments) that gives the exit status
@@ -21,20 +20,8 @@ MODULES = {
     "pack": "fastmfr.pack.command",
     "inspect": "fastmfr.inspect.command",
     "split": "fastmfr.split",
+    "report": "fastmfr.report.command",
 }
-
-
-def report(folders) -> int:
-    """Writes each run's report and prints where it lies; 1 if one is no run folder."""
-    from fastmfr.report import write_report
-
-    for folder in folders:
-        try:
-            print(write_report(Path(folder)))
-        except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    return 0
 
 
 def main(argv=None) -> int:
@@ -42,8 +29,6 @@ def main(argv=None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in MODULES:
         return import_module(MODULES[command]).main(rest)
-    if command == "report" and rest:
-        return report(rest)
     asked = command in ("--help", "-h")
     print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

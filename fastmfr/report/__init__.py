@@ -1,7 +1,8 @@
 """What a run leaves to read: report.html with its pictures, tables for the console and for papers.
 
-folder.py reads the run, tables.py and plots.py make its parts, page.py joins them. A run that was stopped half-way is
-reported as far as it came, and the page says what is missing.
+folder.py reads the run, tables.py and plots.py make its parts, page.py joins them; compare/ does the same for several
+runs, and axes.py and markup.py hold what both draw and write with. A run that was stopped half-way is reported as far
+as it came, and the page says what is missing. command.py is python -m fastmfr report.
 """
 
 from pathlib import Path

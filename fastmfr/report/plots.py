@@ -11,18 +11,28 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .axes import (
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    OTHERS,
+    draw_roc,
+    draw_series,
+    grid,
+    lowest_far,
+    percent,
+    save,
+    set_roc_axes,
+    set_scale,
+    write_title,
+)
 from .tables import base_of, fars, short, targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-BLUE, GREY, ORANGE, GREEN = "#1f49c7", "#8b9099", "#d9730d", "#2f8f6b"
-OTHERS = (ORANGE, GREEN, "#8a4fa8", "#b3413b", "#5b7f95")
-INK, FAINT = "#23262d", "#e6e8ec"
-DPI = 160
-SMOOTH_FROM = 60  # points; shorter series are drawn as they are
-
 
 class Line(NamedTuple):
     """One curve of a training panel: the field `name` of the records of `stage`."""
@@ -73,22 +83,19 @@ def roc_plot(results: dict, path: Path) -> Path:
     """One panel a target: TAR over FAR on a log axis, every model's TAR written at the coarsest measured FAR."""
     shown = targets(results)
     width, height = (6.6, 4.6) if len(shown) == 1 else (4.7, 3.7)
-    figure, axes = _grid(len(shown), columns=2, width=width, height=height)
-    lowest = min(_lowest_far(found) for scored in shown.values() for found in scored["models"].values())
+    figure, axes = grid(len(shown), columns=2, width=width, height=height)
+    lowest = min(lowest_far(found) for scored in shown.values() for found in scored["models"].values())
     for ax, (target, scored) in zip(axes, shown.items(), strict=True):
+        set_roc_axes(ax, lowest)
         colours = _colours(scored["models"])
         for model, found in scored["models"].items():
-            far, tar = (np.array(found.get("roc", {}).get(axis, [])) for axis in ("far", "tar"))
             main = model != base_of(scored["models"])
-            ax.plot(far[far > 0], tar[far > 0], color=colours[model], lw=2 if main else 1.6, zorder=3 if main else 2,
-                    drawstyle="steps-post")
-        ax.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.005), xlabel="FAR, impostor pairs accepted")
-        ax.yaxis.set_major_formatter(_percent)
-        _title(ax, target, "never seen in training" if scored.get("unseen") else "other people of a source domain")
+            draw_roc(ax, found, color=colours[model], lw=2 if main else 1.6, zorder=3 if main else 2)
+        write_title(ax, target, "never seen in training" if scored.get("unseen") else "other people of a source domain")
         _write_tars(ax, scored["models"], colours, fars(results))
     for ax in axes[::2]:
         ax.set_ylabel("TAR, genuine pairs accepted")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def training_plot(metrics: list[dict], path: Path) -> Path | None:
@@ -96,10 +103,10 @@ def training_plot(metrics: list[dict], path: Path) -> Path | None:
     panels = [panel for panel in PANELS if any(len(series(metrics, line)[0]) for line in panel.lines)]
     if not panels:
         return None
-    figure, axes = _grid(len(panels), columns=3, width=3.3, height=2.3)
+    figure, axes = grid(len(panels), columns=3, width=3.3, height=2.3)
     for ax, panel in zip(axes, panels, strict=True):
         _draw_panel(ax, panel, metrics)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def contact_sheet(images_by_domain: Mapping[str, np.ndarray], path: Path | str) -> None:
@@ -138,37 +145,18 @@ def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict]) -> None:
     curves = {line: found for line in panel.lines if len((found := series(metrics, line))[0])}
     stages = sorted({line.stage for line in curves})
     for line, (steps, values) in curves.items():
-        _draw_series(ax, steps / (max(steps[-1], 1) if len(stages) > 1 else 1), values, line.colour)
-    _set_scale(ax, panel.scale, np.concatenate([*(values for _, values in curves.values()), panel.band]))
+        draw_series(ax, steps / (max(steps[-1], 1) if len(stages) > 1 else 1), values, line.colour)
+    set_scale(ax, panel.scale, np.concatenate([*(values for _, values in curves.values()), panel.band]))
     if panel.band:
         ax.axhspan(panel.band[0], panel.band[1], color=GREEN, alpha=0.12, lw=0)
-    ax.yaxis.set_major_formatter(_percent if panel.percent else "{x:.5g}")
+    ax.yaxis.set_major_formatter(percent if panel.percent else "{x:.5g}")
     if len(stages) > 1:  # stages differ in length, so each is drawn from its start to its end
-        ax.xaxis.set_major_formatter(_percent)
+        ax.xaxis.set_major_formatter(percent)
         ax.set_xlabel("part of the stage")
     else:
         ax.locator_params(axis="x", integer=True)
         ax.set_xlabel(f"{stages[0]} step")
-    _title(ax, panel.title, words=[(line.label, line.colour) for line in curves])
-
-
-def _draw_series(ax: "Axes", steps: np.ndarray, values: np.ndarray, colour: str) -> None:
-    if len(steps) < SMOOTH_FROM:
-        ax.plot(steps, values, color=colour, lw=1.6, marker="o", ms=2.6)
-        return
-    ax.plot(steps, values, color=colour, lw=0.7, alpha=0.3)
-    width = len(values) // 30 | 1
-    smooth = np.convolve(np.pad(values, width // 2, mode="edge"), np.ones(width) / width, mode="valid")
-    ax.plot(steps, smooth, color=colour, lw=1.8)
-
-
-def _set_scale(ax: "Axes", scale: str, values: np.ndarray) -> None:
-    positive = values[values > 0]  # the band is among them, so that it is in sight
-    if scale == "log" and len(positive) and positive.max() > 10 * positive.min():
-        ax.set_yscale("log", nonpositive="mask")
-        ax.yaxis.set_minor_formatter("")
-    elif scale != "near":
-        ax.set_ylim(min(0, values.min()), 1.1 * max(values.max(), 1e-12))
+    write_title(ax, panel.title, words=[(line.label, line.colour) for line in curves])
 
 
 def _write_tars(ax: "Axes", models: dict, colours: dict[str, str], names: Iterable[str]) -> None:
@@ -192,48 +180,3 @@ def _colours(models: dict) -> dict[str, str]:
     others = iter(OTHERS * len(models))
     fixed = {base_of(models): GREY, "mfr": BLUE}
     return {model: fixed.get(model) or next(others) for model in models}
-
-
-def _lowest_far(found: dict) -> float:
-    return max(min([0.1, *(far for far in found.get("roc", {}).get("far", []) if far > 0)]), 1e-6)
-
-
-def _grid(count: int, columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
-    """`count` panels in rows of at most `columns`, with thin grids; the unused places stay empty."""
-    from matplotlib.figure import Figure
-
-    columns = min(count, columns)
-    lines = math.ceil(count / columns)
-    figure = Figure(figsize=(width * columns, height * lines), dpi=DPI, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
-    for ax in axes[count:]:
-        ax.remove()
-    for ax in axes[:count]:
-        ax.grid(color=FAINT, lw=0.7)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(GREY)
-        ax.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=8.5)
-        ax.xaxis.label.set(color=INK, size=9)
-        ax.yaxis.label.set(color=INK, size=9)
-    return figure, axes[:count]
-
-
-def _title(ax: "Axes", title: str, subtitle: str = "", words: Iterable[tuple[str, str]] = ()) -> None:
-    """The panel's title at its left, the names of its lines in their colours at its right, or a subtitle."""
-    ax.annotate(title, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=INK,
-                fontsize=9.5, fontweight="bold", parse_math=False)
-    right, before = [*words, (subtitle, GREY)], None
-    for word, colour in reversed([(word, colour) for word, colour in right if word]):
-        place, shift = (("axes fraction", "axes fraction"), 0) if before is None else ((before, "axes fraction"), -7)
-        before = ax.annotate(word, (before is None, 1), (shift, 6), xycoords=place, textcoords="offset points",
-                             color=colour, fontsize=8.3, ha="right", parse_math=False)
-
-
-def _percent(share: float, _position: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    figure.savefig(path, facecolor="white")
-    return path

@@ -1,0 +1,31 @@
+"""python -m fastmfr report RUN...: write a run's report again, or compare several runs on one page."""
+
+import argparse
+import sys
+from datetime import datetime
+
+from . import write_report
+from .compare import write_comparison
+
+
+def main(argv=None) -> int:
+    """Run the command line and print the page's path; the exit status is 0, or 1 with a sentence on what went wrong."""
+    options = _parser().parse_args(argv)
+    try:
+        if len(options.runs) == 1 and options.out is None:
+            print(write_report(options.runs[0]))
+        else:
+            print(write_comparison(options.runs, options.out or f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}"))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m fastmfr report", allow_abbrev=False,
+                                     description="Write the report of one run again, or compare several on one page.")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a folder that a training run wrote")
+    parser.add_argument("--out", metavar="FOLDER",
+                        help="where the comparison goes (default: runs/compare-..., by date and time)")
+    return parser

@@ -1,0 +1,84 @@
+"""The page that compares runs, self-contained; all text from files escaped."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from ..markup import document, folded, footnote, picture, warnings
+from ..tables import columns, listed
+from .runs import Comparison, Entry
+from .table import MOST_SETTINGS, Cell, Row, reading, rows, told_apart
+
+CAPTIONS = {
+    "roc": ("ROC", "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
+                   "better. Solid: what a run is about; dashed: its other models; grey: a model that every run holds. "
+                   "Dotted: the false accept rates of the table."),
+    "training": ("Training", "Pale: every step; strong: running mean. The shaded band marks where the second-order "
+                             "term is strong enough to matter and weak enough to be stable."),
+}
+
+
+def page(compared: Comparison, pictures: Mapping[str, Path]) -> str:
+    """The comparison as HTML text; `pictures` names PNG files as roc and training, those that there are."""
+    names = listed(list(compared.runs))
+    parts = [f'<p class="run">fastmfr runs {escape(names)}</p>', f"<h1>{escape(headline(compared))}</h1>",
+             warnings(compared.notes)]
+    if compared.unseen:
+        parts += ["<h2>Scores</h2>", _scores(compared), *map(footnote, reading(compared))]
+    parts += ["<h2>What differs</h2>", _settings(compared)]
+    parts += [picture(heading, pictures[name], caption) for name, (heading, caption) in CAPTIONS.items()
+              if name in pictures]
+    parts += ["<h2>How they were run</h2>"]
+    parts += [folded(f"Settings of {escape(name)}", run.config) for name, run in compared.runs.items()]
+    parts += [folded(f"Environment of {escape(name)}", run.environment) for name, run in compared.runs.items()]
+    return document(names, parts)
+
+
+def headline(compared: Comparison) -> str:
+    """How many runs there are and what sets them apart, in one line."""
+    names, count = list(compared.differing), len(compared.differing)
+    told = f" that differ in {listed(names) if count <= MOST_SETTINGS else f'{count} settings'}" if count else ""
+    return f"{len(compared.runs)} runs{told}"
+
+
+def _scores(compared: Comparison) -> str:
+    titles = "".join(f"<th>{title}</th>" for title in columns(compared.results()))
+    bodies: dict[str, list[str]] = {}
+    for row in rows(compared):
+        lines = bodies.setdefault(row.target, [])
+        lines.append(_row(compared, row, first=not lines))
+    body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
+    return ('<div class="scroll"><table class="runs"><thead><tr><th>Target</th><th>Run</th><th>Model</th>'
+            f"{titles}</tr></thead>{body}</table></div>")
+
+
+def _row(compared: Comparison, row: Row, first: bool) -> str:
+    seen = "<small>never seen</small>" if compared.unseen[row.target] else ""
+    target = escape(row.target) + seen if first else ""
+    cells = [target, _owners(compared, row.entry), escape(row.entry.model or "-"), *map(_cell, row.cells)]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _owners(compared: Comparison, entry: Entry) -> str:
+    """The runs that hold a model, one a line, each with the settings that set it apart."""
+    if len(entry.runs) == len(compared.runs):
+        return compared.owners(entry)
+    small = {run: f"<small>{escape(told)}</small>" for run, told in told_apart(compared).items()}
+    return "".join(f"<div>{escape(run)}{small.get(run, '')}</div>" for run in entry.runs)
+
+
+def _cell(cell: Cell) -> str:
+    value = f"<b>{cell.value}</b>" if cell.best else cell.value
+    return value + (f"<small>{cell.interval}</small>" if cell.interval else "")
+
+
+def _settings(compared: Comparison) -> str:
+    if not compared.differing:
+        return footnote("No setting, as far as config.yaml could be read.")
+    head = "".join(f"<th>{escape(name)}</th>" for name in compared.runs)
+    lines = []
+    for name, values in compared.differing.items():
+        cells = "".join(f"<td>{escape(values.get(run, '-'))}</td>" for run in compared.runs)
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    return (f'<div class="scroll"><table class="settings"><thead><tr><th>Setting</th>{head}</tr></thead>'
+            f"<tbody>{''.join(lines)}</tbody></table></div>")

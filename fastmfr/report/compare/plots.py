@@ -1,0 +1,134 @@
+"""ROC and training curves of several runs laid over each other.
+
+A run keeps its colour in all panels. In the ROC, what a run is about is drawn solid, its other models dashed, and a
+model that every run holds grey. Earlier runs are drawn wider, so that they show below later ones that are equal.
+"""
+
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..axes import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    OTHERS,
+    draw_roc,
+    draw_series,
+    grid,
+    lowest_far,
+    percent,
+    save,
+    set_roc_axes,
+    set_scale,
+    write_title,
+)
+from ..plots import PANELS, Line, Panel, series
+from ..tables import fars, targets
+from .runs import Comparison, Entry
+from .table import told_apart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = (BLUE, *OTHERS, "#c2588f", "#2aa3b8", "#8a7a1f", "#5a3e2b", "#9ab32f", INK)  # repeated beyond twelve runs
+KEY_WIDTH, KEY_LINE = 6.5, 0.2  # inches: at least as wide as long names, and the height of one
+NOTED = 4  # models not scored that a panel names
+
+
+def roc_plot(compared: Comparison, path: Path) -> Path | None:
+    """One panel a target, TAR over FAR on a log axis, a dot at each FAR measured; None where nothing was scored."""
+    shown = targets(compared.results())
+    if not shown:
+        return None
+    figure, axes = grid(len(shown), columns=2, width=4.9, height=3.8)
+    lowest = min(lowest_far(found) for scored in shown.values() for found in scored["models"].values())
+    styles = {entry: _style(compared, entry) for entry in compared.entries if entry.model}
+    for ax, (target, scored) in zip(axes, shown.items(), strict=True):
+        set_roc_axes(ax, lowest)
+        for entry, style in styles.items():
+            found = entry.figures.get(target, {})
+            draw_roc(ax, found, **style)
+            measured = [(float(far), entry["tar"]) for far, entry in found.get("tar_at_far", {}).items()
+                        if "tar" in entry]
+            ax.plot(*np.array(measured).reshape(-1, 2).T, "o", color=style["color"], ms=4, zorder=style["zorder"])
+        for far in fars(compared.results()):
+            ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
+        write_title(ax, target, "never seen in training" if scored["unseen"] else "other people of a source domain")
+        missing = [compared.full_name(entry) for entry in styles if target not in entry.figures]
+        if missing:
+            more = [f"and {len(missing) - NOTED} more"] if len(missing) > NOTED else []
+            ax.text(0.97, 0.04, "\n".join(["not scored here:", *missing[:NOTED], *more]), transform=ax.transAxes,
+                    color=GREY, ha="right", fontsize=8, parse_math=False)
+    for ax in axes[::2]:
+        ax.set_ylabel("TAR, genuine pairs accepted")
+    _write_key(figure, [(_label(compared, entry.runs, compared.full_name(entry)), style)
+                        for entry, style in styles.items()])
+    return save(figure, path)
+
+
+def training_plot(compared: Comparison, path: Path) -> Path | None:
+    """A panel for each curve that any run's metrics hold, the runs in it over each other; None if there is none."""
+    found = {(panel, line): {name: series(run.metrics, line) for name, run in compared.runs.items()}
+             for panel in PANELS for line in panel.lines}
+    shown = {curve: {name: drawn for name, drawn in by_run.items() if len(drawn[0])} for curve, by_run in found.items()}
+    shown = {curve: by_run for curve, by_run in shown.items() if by_run}
+    if not shown:
+        return None
+    colours, widths = _colours(compared), _widths(compared)
+    figure, axes = grid(len(shown), columns=3, width=3.5, height=2.3)
+    for ax, ((panel, line), by_run) in zip(axes, shown.items(), strict=True):
+        for name, (steps, values) in by_run.items():
+            draw_series(ax, steps, values, colours[name], widths[name])
+        _set_training_axes(ax, panel, line, np.concatenate([values for _, values in by_run.values()]))
+    _write_key(figure, [(_label(compared, (name,), name), {"color": colour, "lw": 2})
+                        for name, colour in colours.items()])
+    return save(figure, path)
+
+
+def _set_training_axes(ax, panel: Panel, line: Line, values: np.ndarray) -> None:
+    set_scale(ax, panel.scale, np.concatenate([values, panel.band]))
+    if panel.band:
+        ax.axhspan(panel.band[0], panel.band[1], color=GREEN, alpha=0.12, lw=0)
+    ax.yaxis.set_major_formatter(percent if panel.percent else "{x:.5g}")
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel(f"{line.stage} step")
+    write_title(ax, panel.title, line.label if line.label != line.stage else "")
+
+
+def _label(compared: Comparison, runs: tuple[str, ...], name: str) -> str:
+    settings = told_apart(compared).get(runs[0]) if len(runs) == 1 else None
+    return f"{name} ({settings})" if settings else name
+
+
+def _write_key(figure: "Figure", named: list[tuple[str, dict]]) -> None:
+    """The names of the lines and their styles, above all panels, which keep their size."""
+    from matplotlib.lines import Line2D
+
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, KEY_WIDTH), height + KEY_LINE * len(named))
+    handles = [Line2D([], [], label=name, **style) for name, style in named]
+    legend = figure.legend(handles=handles, loc="outside upper left", frameon=False, fontsize=9,
+                           labelcolor="linecolor")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _colours(compared: Comparison) -> dict[str, str]:
+    return dict(zip(compared.runs, islice(cycle(COLOURS), len(compared.runs)), strict=True))
+
+
+def _widths(compared: Comparison) -> dict[str, float]:
+    count = len(compared.runs)
+    return dict(zip(compared.runs, np.linspace(min(0.6 + 0.9 * count, 3.2), 1.5, count).tolist(), strict=True))
+
+
+def _style(compared: Comparison, entry: Entry) -> dict:
+    if entry.main:
+        colour, width = _colours(compared)[entry.runs[0]], _widths(compared)[entry.runs[0]]
+        return {"color": colour, "lw": width, "ls": "-", "zorder": 2}
+    colour = GREY if len(entry.runs) == len(compared.runs) else _colours(compared)[entry.runs[0]]
+    return {"color": colour, "lw": 1.4, "ls": "--", "zorder": 3}

@@ -1,0 +1,215 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fastmfr.evaluate import verification
+from fastmfr.report.command import main
+from fastmfr.report.compare import compare, markdown_table, write_comparison
+from fastmfr.report.compare.plots import COLOURS
+from fastmfr.report.compare.table import rows, told_apart
+
+CONFIG = {"folder": "runs", "seed": 1, "data": {"sources": {"studio": "synthetic:studio"}}, "meta": {"alpha": 0.3}}
+
+
+def model(tar=0.5, interval=(0.4, 0.6), **more):
+    """Scores by hand, as results.json holds them: TAR at FAR 1e-2 with its interval."""
+    entry = {"tar": tar} | ({"interval": list(interval)} if interval else {})
+    return {"tar_at_far": {"0.01": entry}, "rank1": 0.3, "rank1_interval": [0.2, 0.4], "auc": 0.9, "eer": 0.1} | more
+
+
+def curve(distance):
+    """Scores of a model with its ROC, whose genuine pairs lie `distance` standard deviations above the impostors."""
+    is_mate = np.arange(1200) < 200
+    found = verification(np.random.default_rng(0).normal(size=1200) + distance * is_mate, is_mate, (1e-2, 1e-5))
+    return found | {"tar_at_far": {str(far): entry for far, entry in found["tar_at_far"].items()}}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a run folder from its models by target; a target named with a star was trained on."""
+
+    def make(name, scores, config=CONFIG, steps=3):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        targets = {target.strip("*"): {"unseen": "*" not in target, "models": models}
+                   for target, models in scores.items()}
+        if targets:
+            (folder / "results.json").write_text(json.dumps({"targets": targets}))
+        lines = [{"stage": "meta", "step": step, "hard_pair": -step / 10, "hard_pair_test": 0.5, "alpha_hv_over_v": 0.2}
+                 for step in range(steps)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / "environment.json").write_text("{}")
+        return folder
+
+    return make
+
+
+def best(*models):
+    """For each of the models, one a run, whether its TAR is the one in bold."""
+    compared = compare(models)
+    return [row.cells[0].best for row in rows(compared)]
+
+
+def colours_of(path):
+    with Image.open(path) as image:
+        values, counts = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
+    return {f"#{r:02x}{g:02x}{b:02x}": count for (r, g, b), count in zip(values.tolist(), counts, strict=True)}
+
+
+def test_two_runs_give_one_self_contained_page_in_a_folder_of_its_own(make_run, tmp_path):
+    first = make_run("first", {"nir": {"base": curve(1), "mfr": curve(1.5)}, "studio*": {"mfr": curve(2)}})
+    second = make_run("second", {"nir": {"base": curve(1), "mfr": curve(2)}, "studio*": {"mfr": curve(3)}},
+                      CONFIG | {"seed": 2})  # fmt: skip
+    page = write_comparison([first, second], tmp_path / "new" / "out")
+    text = page.read_text()
+    assert {path.name for path in page.parent.iterdir()} == {"report.html", "roc.png", "training.png", "table.md"}
+    assert not (first / "report.html").exists()
+    assert text.count("data:image/png;base64,") == 2
+    assert not re.search(r"https?:|<script|<link|url\(", text)
+    for shown in ("2 runs that differ in seed", "<td>every run</td><td>base</td>", "<small>seed 2</small>",
+                  "never seen", "Trained on, and scored on other people: studio.", "FAR 1e-05 needs at least"):
+        assert shown in text
+    for picture in ("roc.png", "training.png"):
+        drawn = colours_of(page.parent / picture)
+        assert drawn["#1f49c7"] > 200
+        assert drawn["#d9730d"] > 200
+        assert drawn.get("#2f8f6b", 0) == 0
+
+
+def test_a_run_without_a_target_has_a_gap_there_and_a_line_that_says_so(make_run, tmp_path):
+    whole = make_run("whole", {"nir": {"mfr": model(0.7)}, "glasses": {"mfr": model(0.6)}})
+    part = make_run("part", {"nir": {"mfr": model(0.5)}})
+    text = write_comparison([whole, part], tmp_path / "out").parent.joinpath("table.md").read_text()
+    assert "| glasses | part | mfr | - | - | - | - |" in text
+    assert "| glasses | whole | mfr | 60.0 (40.0 to 60.0) | 30.0 (20.0 to 40.0) | 90.00 | 10.00 |" in text
+    assert "part: there are no scores of mfr on glasses" in text
+
+
+def test_a_run_that_was_stopped_before_it_was_scored_is_shown_beside_the_others(make_run, tmp_path):
+    whole, stopped = make_run("whole", {"nir": {"mfr": curve(2)}}), make_run("stopped", {})
+    page = write_comparison([whole, stopped], tmp_path / "out")
+    assert "stopped: results.json is missing, so this run has not been scored" in page.read_text()
+    assert "| nir | stopped | - | - | - |" in (page.parent / "table.md").read_text()
+    assert colours_of(page.parent / "training.png")["#d9730d"] > 200
+
+
+def test_a_dozen_runs_have_a_colour_each(make_run, tmp_path):
+    runs = []
+    for place in range(12):
+        runs.append(make_run(f"run{place}", {}))
+        line = {"stage": "pretrain", "step": place, "loss": float(place)}  # a dot of its own
+        (runs[-1] / "metrics.jsonl").write_text(json.dumps(line))
+    drawn = colours_of(write_comparison(runs, tmp_path / "out").parent / "training.png")
+    assert len(set(COLOURS)) == 12
+    assert min(drawn.get(colour, 0) for colour in COLOURS) > 10
+
+
+def test_runs_of_which_none_was_scored_still_show_their_curves(make_run, tmp_path):
+    page = write_comparison([make_run("a", {}), make_run("b", {})], tmp_path / "out")
+    assert not (page.parent / "roc.png").exists()
+    assert "Scores" not in page.read_text()
+    assert page.read_text().count("data:image/png;base64,") == 1
+
+
+@pytest.mark.parametrize(("scores", "want"), [
+    ([(0.9, (0.8, 0.95)), (0.5, (0.4, 0.6))], [True, False]),
+    ([(0.5, (0.4, 0.6)), (0.9, (0.61, 0.95))], [False, True]),
+    ([(0.9, (0.6, 0.95)), (0.5, (0.4, 0.6))], [False, False]),  # they touch
+    ([(0.9, (0.8, 0.95)), (0.85, (0.7, 0.9)), (0.1, (0.0, 0.2))], [False, False, False]),  # the next best is too near
+    ([(0.9, ()), (0.5, (0.4, 0.6))], [False, False]),  # older results, without intervals
+    ([(0.9, (0.8, 0.95)), (0.5, ())], [False, False]),
+])
+def test_only_a_lead_beyond_the_intervals_is_bold(make_run, scores, want):
+    runs = [make_run(str(place), {"nir": {"mfr": model(*score)}}) for place, score in enumerate(scores)]
+    assert best(*runs) == want
+
+
+def test_a_lower_error_rate_is_the_better_one(make_run):
+    runs = [make_run(name, {"nir": {"mfr": model(eer=eer, eer_interval=[eer - 0.01, eer + 0.01])}})
+            for name, eer in (("low", 0.1), ("high", 0.2))]  # fmt: skip
+    assert [row.cells[-1].best for row in rows(compare(runs))] == [True, False]
+    assert "**10.00 (9.0 to 11.0)**" in markdown_table(compare(runs))
+
+
+def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
+    old = {"tar_at_far": {"0.01": {"tar": 0.5}}, "rank1": 0.25}
+    page = write_comparison([make_run("old", {"nir": {"mfr": old}}), make_run("new", {"nir": {"mfr": model()}})],
+                            tmp_path / "out")  # fmt: skip
+    assert "| nir | old | mfr | 50.0 | 25.0 | - | - |" in (page.parent / "table.md").read_text()
+
+
+def test_only_the_settings_that_differ_are_shown(make_run):
+    other = CONFIG | {"folder": "elsewhere", "meta": {"alpha": 0.1, "order": [1, None]}}
+    compared = compare([make_run("a", {}), make_run("b", {}, other), make_run("c", {})])
+    assert compared.differing == {"meta.alpha": {"a": "0.3", "b": "0.1", "c": "0.3"}, "meta.order": {"b": "[1, null]"}}
+    assert told_apart(compared)["b"] == "meta.alpha 0.1 and meta.order [1, null]"
+
+
+def test_settings_that_cannot_be_read_are_named_and_not_compared(make_run):
+    broken, whole = make_run("broken", {}), make_run("whole", {})
+    (broken / "config.yaml").write_text("a: [")
+    compared = compare([broken, whole])
+    assert "broken: config.yaml cannot be read, so its settings are not compared." in compared.notes
+    assert compared.differing == {}
+
+
+def test_many_settings_are_counted_in_the_headline(make_run, tmp_path):
+    runs = [make_run(name, {}, {f"s{n}": name for n in range(5)}) for name in "ab"]
+    text = write_comparison(runs, tmp_path / "out").read_text()
+    assert "<h1>2 runs that differ in 5 settings</h1>" in text
+    assert "<tr><td>s4</td><td>a</td><td>b</td></tr>" in text
+
+
+def test_targets_that_are_not_the_same_in_all_runs_are_named(make_run):
+    few, many = model(genuine=10, impostors=1000), model(genuine=20, impostors=4000)
+    notes = compare([make_run("a", {"nir*": {"mfr": few}}), make_run("b", {"nir": {"mfr": many}})]).notes
+    assert "nir was trained on in a only, on other people; elsewhere it is unseen." in notes
+    assert any("not scored on the same pairs" in note and "20 genuine and 4,000 impostor" in note for note in notes)
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(make_run):
+    compared = compare([make_run("x/run", {}), make_run("y/run", {})])
+    assert list(compared.runs) == ["x/run", "y/run"]
+
+
+def test_text_from_files_cannot_reach_the_page_as_markup(make_run, tmp_path):
+    evil = "<script>$x_"
+    runs = [make_run(f"{name}<i>", {evil: {evil: curve(2)}}, {evil: name + evil}) for name in "ab"]
+    text = write_comparison(runs, tmp_path / "out").read_text()
+    assert "<script" not in text
+    assert "<i>" not in text
+    assert text.count("&lt;script&gt;$x_") > 5
+
+
+def test_refuses_what_cannot_be_compared(make_run, tmp_path):
+    run, other = make_run("run", {}), make_run("other", {})
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match="want two runs or more to compare, got 1"):
+        write_comparison([run], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"want every run once, got .*run several times"):
+        write_comparison([run, other, run], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"photos is no run: it holds none of config.yaml, metrics.jsonl and"):
+        write_comparison([run, tmp_path / "photos"], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="there is no run folder"):
+        write_comparison([run, tmp_path / "none"], tmp_path / "out")
+    with pytest.raises(ValueError, match="is one of the runs compared"):
+        write_comparison([run, other], other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_one_run_again_and_compares_several(make_run, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runs = [str(make_run(name, {"nir": {"mfr": model()}})) for name in ("a", "b")]
+    assert main(runs[:1]) == 0
+    assert capsys.readouterr().out == f"{runs[0]}/report.html\n"
+    assert main([*runs, "--out", "there"]) == 0
+    assert capsys.readouterr().out == "there/report.html\n"
+    assert main(runs) == 0
+    assert re.fullmatch(r"runs/compare-\d{8}-\d{6}/report.html\n", capsys.readouterr().out)
+    assert main(["nowhere", runs[0]]) == 1
+    assert "error: there is no run folder nowhere" in capsys.readouterr().err
