@@ -1,18 +1,16 @@
 """What ships compiles for every architecture as tests/compile_budget.toml demands; no GPU is needed for that."""
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import COMPILING, TABLE, compiling
 
-pytestmark = pytest.mark.slow  # some 240 kernels are compiled: a minute and a half on two cores
-HERE = Path(__file__).parent
-TABLE = HERE.parent / "bench/compile_table.py"
-BUDGET = tomllib.loads((HERE / "compile_budget.toml").read_text())
+pytestmark = pytest.mark.slow  # some 330 kernels are compiled: a minute and a half on two cores
+BUDGET = tomllib.loads(Path(__file__).with_name("compile_budget.toml").read_text())
 SPILLING = """
 import json
 from compile_table import BF16, compiled, shipped
@@ -24,19 +22,12 @@ print(json.dumps(compiled(launch._replace(constants=absurd))))
 """
 
 
-def run(tmp_path_factory, *arguments):
-    """A process in which kernels are compiled, not interpreted, with nothing left from an earlier one."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, cwd=TABLE.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return run(tmp_path_factory, TABLE, "--json")
+def rows(request):
+    """The whole table; conftest has had it made since the tests were collected."""
+    process, folder = request.config.stash[COMPILING]
+    assert process.wait() == 0, Path(folder.name, "errors").read_text()
+    return json.loads(Path(folder.name, "table.json").read_text())
 
 
 def excess(row):
@@ -66,7 +57,10 @@ def test_the_table_covers_every_kernel_on_every_architecture(rows):
     assert {(row["kernel"], row["arch"]) for row in rows} == wanted
 
 
-def test_a_kernel_that_spills_is_found(tmp_path_factory):
-    row = run(tmp_path_factory, "-c", SPILLING)
+def test_a_kernel_that_spills_is_found(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SPILLING], env=compiling(tmp_path), cwd=TABLE.parent,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
     assert row["stack"] > 0
     assert any("bytes of stack" in one for one in excess(row))
