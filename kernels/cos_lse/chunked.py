@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PLAIN_SCALE = 80.0  # up to here exp(z), summed over 1e7 identities, stays within float32: no running maximum
+PLAIN_SCALE = 80.0  # up to here a sum of exp(z) needs no running maximum: 1e7 cosines of 0.9 stay within float32
 _LOGITS = 1 << 20  # of one chunk: a CPU's cache keeps them from one pass over them to the next
 
 
