@@ -1,8 +1,8 @@
 """cos_lse forward in Triton: the sum of exp(z) over all but the true identity, and the true cosine.
 
 A program keeps a block of rows and walks a share of the identities; what the shares make is joined in a fixed order.
-Up to scale 80 sums need no maximum: exp(z) of 1e7 identities stays within float32 if all their cosines are 0.9, at scale
-64 if all are 1. Above, each row carries its running maximum along.
+Up to scale 80 sums need no maximum: exp(z) of 1e7 identities stays within float32 if all their cosines are 0.9, at
+scale 64 if all are 1. Above, each row carries its running maximum along.
 Shape suffixes: B = batch, C = identities, D = embedding, S = shares of the identities.
 """
 
