@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launching import FUSED
+
 _ROWS = 8  # of one program
 _COLUMNS = 256  # of these that it holds at a time
 
@@ -39,7 +41,7 @@ def _launch(weight_CD, eps=1e-12):
     out_C = torch.empty(C, dtype=torch.float32, device=weight_CD.device)
     if C:
         inverse_norm_kernel[(triton.cdiv(C, _ROWS),)](
-            out_C, weight_CD.contiguous(), eps, C, D, _ROWS, _COLUMNS, enable_fp_fusion=True
+            out_C, weight_CD.contiguous(), eps, C, D, _ROWS, _COLUMNS, **FUSED
         )
     return out_C
 

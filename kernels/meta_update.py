@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launching import FUSED
+
 _BLOCK = 1024
 _CHUNK = 1 << 17  # parameters the CPU takes at a time: they stay in its cache from one operation to the next
 
@@ -89,12 +91,12 @@ def _blocks(flat_P):
 
 def _launch_look_ahead(out_P, theta_P, g_P, alpha):
     _look_ahead[_blocks(theta_P)](out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK,
-                                 enable_fp_fusion=True)  # fmt: skip
+                                 **FUSED)  # fmt: skip
 
 
 def _launch_add_split(total_P, g_P, v_P, hv_P, alpha, gamma):
     _add_split[_blocks(total_P)](total_P, g_P, v_P, hv_P, float(alpha), float(gamma), len(total_P), _BLOCK,
-                                enable_fp_fusion=True)  # fmt: skip
+                                **FUSED)  # fmt: skip
 
 
 def _launch_meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum,
@@ -102,7 +104,7 @@ def _launch_meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gam
     squares = torch.empty(_blocks(theta_P), device=theta_P.device)
     _meta_sgd[_blocks(theta_P)](theta_P, momentum_P, squares, total_P, g_P, v_P, hv_P, float(alpha), float(gamma),
                                 1 / splits, float(rate), float(momentum), float(weight_decay), len(theta_P),
-                                _BLOCK, enable_fp_fusion=True)  # fmt: skip
+                                _BLOCK, **FUSED)  # fmt: skip
     return squares.sum()
 
 

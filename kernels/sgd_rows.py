@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-_EPS = 1e-12  # as in F.normalize
+from .inverse_norm import inverse_norm_ref
+from .launching import FUSED
+
 _ELEMENTS = 2048  # of one program
 _CHUNK = 1 << 18  # elements the CPU takes at a time: they stay in its cache from one operation to the next
 
@@ -24,7 +26,7 @@ def sgd_rows_ref(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *,
         weight, velocity = weight_CD[at], momentum_CD[at]  # copies where rows are named, else views
         velocity.mul_(momentum).add_(grad_ND[start : start + size].add(weight, alpha=weight_decay))
         weight.add_(velocity, alpha=-rate)
-        inverse_norm_C[at] = 1 / weight.norm(dim=1).clamp_min(_EPS)
+        inverse_norm_C[at] = inverse_norm_ref(weight)
         if row_N is not None:
             weight_CD[at], momentum_CD[at] = weight, velocity
 
@@ -44,7 +46,7 @@ def _update(weight_ptr, grad_ptr, momentum_ptr, inverse_norm_ptr, row_ptr, N, ra
     tl.store(momentum_ptr + at, velocity, mask=inside)
     tl.store(weight_ptr + at, weight, mask=inside)
     norm = tl.sqrt(tl.sum(weight * weight, 1))
-    tl.store(inverse_norm_ptr + c, 1 / tl.maximum(norm, 1e-12), mask=n < N)
+    tl.store(inverse_norm_ptr + c, 1 / tl.maximum(norm, 1e-12), mask=n < N)  # as inverse_norm does
 
 
 def _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate, momentum, weight_decay):
@@ -53,7 +55,7 @@ def _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate
     if N:
         _update[(triton.cdiv(N, rows),)](weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N, N, float(rate),
                                          float(momentum), float(weight_decay), D, padded, rows,
-                                         enable_fp_fusion=True)  # fmt: skip
+                                         **FUSED)  # fmt: skip
 
 
 @torch.no_grad()

@@ -6,10 +6,11 @@ Shape suffixes: N = images of all domains, one domain after the other, B = image
 """
 
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import torch
+
+from fastmfr.runtime import available_bytes
 
 from .batches import Batches, check_whole, checked_device, checked_request
 from .finish import Finish
@@ -167,11 +168,7 @@ def _free_gpu(device):
 
 
 def _available_host(_):
-    """Bytes that programs can have without swapping, as Linux estimates them."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return available_bytes()
 
 
 def _bytes(count):

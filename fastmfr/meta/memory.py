@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from fastmfr.runtime import available_bytes
+
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
@@ -11,8 +13,7 @@ def free_bytes(device) -> int:
     """What torch has not taken of a GPU (other processes are not seen), or what Linux and the container leave free."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    free = available_bytes()
     try:
         limit, taken = ((_CONTROL_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:  # no container, or an old kernel's layout

@@ -34,6 +34,7 @@ from .tables import base_of, fars, short, targets
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
 class Line(NamedTuple):
     """One curve of a training panel: the field `name` of the records of `stage`."""
 

@@ -6,11 +6,11 @@ Tensors are seen as matrices, pixels x channels, channels last. Sums are float32
 Shape suffixes: N = pixels of all images, C = channels, P = programs, K = sums.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
+
+from ..launching import FUSED, multiprocessors, on_device
 
 _ROWS, _CHANNELS, _WARPS = 16, 32, 4  # of one tile: larger ones take so many registers that few programs run beside
 _PER_MULTIPROCESSOR = 4  # programs that make sums
@@ -230,13 +230,6 @@ def _second(dxd_ptr, sum_ptr, first_sum_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, d
     tl.store(dxd_ptr + at, weight * r * dzd + gain_d * u, mask=inside)
 
 
-@functools.cache
-def _programs(device):
-    if device.type != "cuda":
-        return 2  # in the interpreter
-    return _PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _last(tensor):
     """The tensor with its channels last in memory."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.contiguous()
@@ -245,18 +238,20 @@ def _last(tensor):
 def _sums(kernel, count, x, pointers, sizes, *flags):
     """The `count` sums per channel (K, C) that a kernel makes in shares of the pixels, joined in a fixed order."""
     (N, C), device = sizes, x.device
-    share = triton.cdiv(triton.cdiv(N, _programs(device)), _ROWS) * _ROWS
+    share = triton.cdiv(triton.cdiv(N, _PER_MULTIPROCESSOR * multiprocessors(device)), _ROWS) * _ROWS
     P = triton.cdiv(N, share)
     partial_PKC = torch.empty((P, count, C), device=device)
-    kernel[P, triton.cdiv(C, _CHANNELS)](partial_PKC, *pointers, N, C, share, *flags, _ROWS, _CHANNELS,
-                                         num_warps=_WARPS, enable_fp_fusion=True)  # fmt: skip
+    with on_device(x):
+        kernel[P, triton.cdiv(C, _CHANNELS)](partial_PKC, *pointers, N, C, share, *flags, _ROWS, _CHANNELS,
+                                             num_warps=_WARPS, **FUSED)  # fmt: skip
     return partial_PKC.sum(0)
 
 
 def _each(kernel, out, pointers, sizes, *flags):
     N, C = sizes
-    kernel[triton.cdiv(N, _ROWS), triton.cdiv(C, _CHANNELS)](out, *pointers, N, C, *flags, _ROWS, _CHANNELS,
-                                                             num_warps=_WARPS, enable_fp_fusion=True)  # fmt: skip
+    with on_device(out):
+        kernel[triton.cdiv(N, _ROWS), triton.cdiv(C, _CHANNELS)](out, *pointers, N, C, *flags, _ROWS, _CHANNELS,
+                                                                 num_warps=_WARPS, **FUSED)  # fmt: skip
     return out
 
 

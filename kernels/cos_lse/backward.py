@@ -10,6 +10,7 @@ Shape suffixes: B = batch, C = identities, D = embedding, S = shares of the iden
 import triton
 import triton.language as tl
 
+from ..launching import on_device
 from .normalisation import project_kernel, whole_rows
 from .tiles import (
     LOG2E,
@@ -20,7 +21,6 @@ from .tiles import (
     lift,
     load_label,
     load_tile,
-    on_device,
     precision,
     products,
     shares,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launching import on_device
 from .normalisation import bend_kernel, project_kernel, tangent_kernel, whole_rows
 from .tiles import (
     LOG2E,
@@ -20,7 +21,6 @@ from .tiles import (
     lift,
     load_label,
     load_tile,
-    on_device,
     precision,
     shares,
     tile_at,

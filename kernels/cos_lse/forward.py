@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launching import FUSED, on_device
 from .chunked import PLAIN_SCALE
 from .tiles import (
-    FUSED,
     KEPT_MULTIPLE,
     LOG2E,
     choose,
@@ -21,7 +21,6 @@ from .tiles import (
     kept_at,
     load_label,
     load_tile,
-    on_device,
     precision,
     products,
     shares,

@@ -10,7 +10,7 @@ Shape suffixes: C = identities, D = embedding.
 import triton
 import triton.language as tl
 
-from .tiles import FUSED
+from ..launching import FUSED
 
 
 def whole_rows(kernel, *operands, like):

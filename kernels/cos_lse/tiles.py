@@ -3,7 +3,6 @@
 Shape suffixes: B = batch, C = identities, D = embedding.
 """
 
-import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -12,10 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launching import FUSED, multiprocessors
+
 KEPT_MULTIPLE = 128  # columns of what keep="exp" keeps
 MAX_EMBEDDING = 1024
 LOG2E = tl.constexpr(math.log2(math.e))
-FUSED = {"enable_fp_fusion": True}  # a product and a sum may be rounded once: Triton 3.9 warns where it is not told
 
 
 class Tile(NamedTuple):
@@ -118,11 +118,6 @@ def architecture(device):
     return {9: 90, 10: 100}.get(major, 80)
 
 
-@functools.cache
-def multiprocessors(device):
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-
-
 def shares(C, tile, programs, device):
     """(how many shares of the identities, how many in one) that keep all multiprocessors at work, each with `programs`.
 
@@ -141,11 +136,6 @@ def floats(like, *shapes):
 
 def contiguous(*operands):
     return [None if one is None else one.contiguous() for one in operands]
-
-
-def on_device(tensor):
-    """The context to launch in: Triton launches on the current device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def precision(dtype):
