@@ -1,30 +1,110 @@
-"""The machine a run is on: device, threads, seeds, and a record of hardware and versions."""
+"""The machine a run is on: device, threads, seeds, ranks, and a record of hardware and versions."""
 
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import distributed as dist
 
 PACKAGES = ("fastmfr", "triton", "nvidia-dali-cuda130", "numpy")
 
 
 def device_for(wanted: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" names here; auto takes a GPU if there is one, cuda insists."""
+    """The device that "auto", "cpu" or "cuda" names here; auto takes a GPU if there is one, cuda insists.
+
+    Under torchrun each process has the GPU of its LOCAL_RANK, which becomes torch's current one.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "LOCAL_RANK" not in os.environ:
+        return torch.device("cuda")
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= gpus:
+        raise ValueError(f"process {local} of this machine, counted from 0, wants a GPU of its own, but torch sees "
+                         f"{gpus}; start as many with --nproc-per-node {gpus}, or use --device cpu")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def settle(seed: int, threads: int):
-    """Seeds torch and sets its CPU threads (0: all cores). Batches need neither: they are drawn by (seed, step)."""
+    """Seeds torch and sets its CPU threads (0: all cores, which the processes of a machine share under torchrun).
+
+    Batches need neither: they are drawn by (seed, step).
+    """
     torch.manual_seed(seed)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     # MKL picks the code of exp and log at their first call. Made by two threads at once, that call is a race whose
     # result differs in the last bit from run to run, and a training run then goes its own way: so it is made here.
     torch.zeros(1024).exp().log()
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Any]:
+    """The group of the processes that torchrun started, this one among them, as long as the block lasts; else None.
+
+    GPU tensors go by NCCL, CPU tensors and objects by gloo. Ranks other than the first print nothing within the block;
+    what they have to say is `shared`.
+    """
+    if not dist.is_torchelastic_launched():
+        yield None
+        return
+    with ExitStack() as silence:
+        if os.environ["RANK"] != "0":
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        # torchrun notices a rank that died; a time limit would only end ranks that wait while the first one scores
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                                timeout=timedelta(days=7))  # fmt: skip
+        yield dist.group.WORLD
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that did not meet it
+
+
+def place(group) -> tuple[int, int]:
+    """(this process's rank, number of ranks) in a group; (0, 1) where `group` is None."""
+    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+
+def shared(value, group) -> list:
+    """What each rank of the group gives, in the order of ranks; for small values of plain types, for they are pickled.
+
+    All ranks must call it. Where `group` is None, a list of one.
+    """
+    if group is None:
+        return [value]
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group)
+    return values
+
+
+@contextmanager
+def together(group):
+    """All ranks of the group leave the block in the same way: if one raised a sentence, all raise it as a ValueError.
+
+    A sentence is a ValueError, OSError or ImportError. In a block, what one rank alone may raise before something is
+    shared needs a block of its own, or the others wait for that rank. Where `group` is None, nothing is changed.
+    """
+    if group is None:
+        yield
+        return
+    raised = None
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raised = error
+    sentences = [text for text in shared(raised and str(raised), group) if text is not None]
+    if sentences:
+        raise ValueError(sentences[0]) from raised
 
 
 def available_bytes() -> int:
@@ -33,6 +113,13 @@ def available_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def peak_bytes(device) -> int:
+    """The most memory so far: of torch on a GPU, of the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fast_layout(network: torch.nn.Module, device) -> torch.nn.Module:

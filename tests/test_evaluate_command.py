@@ -1,4 +1,8 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -76,9 +80,51 @@ def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_p
     (["{tmp}", "--set", "a=b"], "neither a file of weights nor a run folder"),
     (["{run}", "--set", "a={tmp}/none"], "no set could be scored"),
     (["{run}", "--sets", "{tmp}/list.yaml"], "should hold lines NAME: PATH"),
+    (["{run}", "--set", "a={tmp}/lfw.bin", "--out", "{tmp}/none/found.json"], "No such file or directory"),
 ])
 def test_refuses_with_a_sentence(run, tmp_path, capsys, argv, message):
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    lfw_bin(tmp_path / "lfw.bin")
     assert main(["evaluate", *(word.format(run=run, tmp=tmp_path) for word in argv)]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (run / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_write_what_one_process_writes_and_say_it_once(run, tmp_path, capsys):
+    lfw_bin(tmp_path / "lfw.bin")
+    class_folder(tmp_path / "faces")
+    (tmp_path / "faces/p03/1.jpg").write_bytes(b"no picture")
+    typed = ["evaluate", str(run), "--set", f"lfw={tmp_path / 'lfw.bin'}", "--set", f"faces={tmp_path / 'faces'}",
+             "--set", f"gone={tmp_path / 'nowhere'}", "--evaluate.batch_images", "16"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmfr"]
+    two = subprocess.run([*launch, *typed, "--out", str(tmp_path / "two.json")], capture_output=True, text=True,
+                         check=True)  # fmt: skip
+    assert main([*typed, "--out", str(tmp_path / "one.json")]) == 0
+    one = capsys.readouterr().out
+    for once in ("skipped gone: there is no", "written to", "lfw: FAR 0.01 needs", "lfw 120/120", "faces 36/36"):
+        assert two.stdout.count(once) == one.count(once) == 1
+    found = [json.loads((tmp_path / f"{name}.json").read_text())["sets"] for name in ("one", "two")]
+    assert found[0] == found[1]
+    assert list(found[1]["faces"]["bad_images"]) == ["p03/1.jpg"]
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_on_one_rank_alone_ends_all_with_its_sentence_once(run, tmp_path):
+    """The second rank finds no `a`, and fewer images in `b`."""
+    many, few = class_folder(tmp_path / "many"), class_folder(tmp_path / "few", people=3)
+    typed = [["--set", f"a={many}", "--set", f"b={many}"], ["--set", f"a={tmp_path / 'none'}", "--set", f"b={few}"]]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    torchrun = os.environ | {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                             "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
+    ranks = [subprocess.Popen([sys.executable, "-m", "fastmfr", "evaluate", str(run), *typed[rank]],
+                              env=torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(2)]  # fmt: skip
+    (said, error), second = (process.communicate() for process in ranks)
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert f"skipped a: there is no {tmp_path / 'none'};" in said
+    assert f"skipped b: the ranks find different sets of images at {many}: ('b', 36), ('b', 9); give all" in said
+    assert "error: no set could be scored\n" in error
+    assert not any(word in "".join(second) for word in ("skipped", "error:"))

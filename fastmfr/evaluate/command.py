@@ -17,9 +17,9 @@ from fastmfr.decode import Preprocess, choose_decoder
 from fastmfr.pack.progress import progress_of
 from fastmfr.protocols import paper_protocol
 from fastmfr.protocols.paper import PROTOCOLS, unlike_the_paper
-from fastmfr.runtime import device_for, environment, fast_layout, settle
+from fastmfr.runtime import device_for, environment, fast_layout, joined_ranks, place, settle, shared, together
 
-from .embed import MIRRORS
+from .embed import MIRRORS, embed_domain
 from .sets import open_sets, score_set
 from .table import notes, table_of
 
@@ -31,33 +31,52 @@ what a set may be
                 IJB-style templates, RFW as it comes; or a class folder or RecordIO folder, one image a person enrolled
 protocols score the sets of these names, and say which are missing: gfr-r-1 to 4 indian, african, asian, caucasian;
 gfr-v cacd-vs, casia-nir-vis, multi-pie, meglass, public-ivs
+several GPUs: torchrun --nproc-per-node 8 -m fastmfr evaluate ... shares the images out; the figures are the same
 settings of the model come from config.yaml beside the weights, from --config RECIPE, and from options such as
 --model.name iresnet50 --data.size 112 --data.std 127.5
 """
 
 
 def main(argv=None) -> int:
-    """Run the command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted."""
+    """Run the command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted.
+
+    Under torchrun all ranks embed, and the first one alone scores, prints and writes; all have its exit status.
+    """
+    try:
+        with joined_ranks() as group:
+            status = _run(argv, group)
+            sys.stdout.flush()  # torchrun stops all ranks once one has left with an error; by then all must be said
+            return shared(status, group)[0]
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv, group):
     options, settings = _parser().parse_known_args(argv)
     console = Console(highlight=False)
     try:
-        weights = _weights(options.model)
-        config = _config(weights, options.config, settings)
-        paths = _paths(options)
-        results = _evaluate(weights, config, paths, options, console)
+        with together(group):
+            weights = _weights(options.model)
+            config = _config(weights, options.config, settings)
+            paths = _paths(options)
+        results = _evaluate(weights, config, paths, options, console, group)
+        if place(group)[0] == 0:
+            _write(results, weights, Path(options.out or weights.parent / "evaluation.json"), console)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
-        return 130
+        raise
+    return 0
+
+
+def _write(results, weights, out, console):
     console.print(table_of(results))
     for note in notes(results):
         console.print(note, markup=False, soft_wrap=True)
-    out = Path(options.out or weights.parent / "evaluation.json")
     out.write_text(json.dumps({"weights": str(weights), "environment": environment(), "sets": results}, indent=1))
     console.print(f"written to {out}", markup=False, soft_wrap=True)
-    return 0
 
 
 def _parser():
@@ -116,29 +135,44 @@ def _paths(options):
     return paths
 
 
-def _evaluate(weights, config, paths, options, console):
+def _evaluate(weights, config, paths, options, console, group):
     """{set: what score_set returns} of all sets that can be read; the others are named and skipped."""
     if options.protocol:
         config, paths = _restricted(paper_protocol(options.protocol), config, paths, console)
-    device = device_for(config.device)
-    settle(config.seed, config.threads)
-    backbone = build(config.model.name, config.model.embedding, width=config.model.width,
-                     image_size=config.data.size, dropout=config.model.dropout)  # fmt: skip
-    load_weights(backbone, weights)
-    backbone = fast_layout(backbone, device)
+    with together(group):
+        device = device_for(config.device)
+        settle(config.seed, config.threads)
+        backbone = build(config.model.name, config.model.embedding, width=config.model.width,
+                         image_size=config.data.size, dropout=config.model.dropout)  # fmt: skip
+        load_weights(backbone, weights)
+        backbone = fast_layout(backbone, device)
     chosen = {"seed": config.seed, "probes_per_identity": config.evaluate.probes_per_identity}
     results = {}
     for name, path in paths.items():
         try:
-            for found in open_sets(name, path, **chosen):
+            for found in _opened(open_sets(name, path, **chosen), path, group):
                 if options.protocol and (unlike := _unlike_the_paper(found)):
                     console.print(unlike, markup=False, soft_wrap=True)
-                results[found.name] = _scored(backbone, found, config, device, options.mirror, console)
+                results[found.name] = _scored(backbone, found, config, device, options.mirror, console, group)
         except (ValueError, OSError) as error:
             console.print(f"skipped {name}: {error}", markup=False, soft_wrap=True)
     if not results:
         raise ValueError("no set could be scored")
     return results
+
+
+def _opened(sets, path, group):
+    """The sets one by one, as long as all ranks find the same; a rank with other files would embed other images."""
+    while True:
+        with together(group):
+            found = next(sets, None)
+        held = shared(found and (found.name, found.images.images), group)
+        if len(set(held)) > 1:
+            raise ValueError(f"the ranks find different sets of images at {path}: {', '.join(map(str, held))}; give "
+                             "all machines the same files")
+        if found is None:
+            return
+        yield found
 
 
 def _restricted(protocol, config, paths, console):
@@ -155,12 +189,20 @@ def _unlike_the_paper(found):
     return unlike_the_paper(found.name, *sizes[0]) if sizes else None
 
 
-def _scored(backbone, found, config, device, mirror, console):
+def _scored(backbone, found, config, device, mirror, console, group):
+    """What score_set returns, on the first rank; None on the others, which only embed."""
     data = config.data
     preprocess = Preprocess(size=data.size, mean=data.mean, std=data.std)
     wanted = data.decode if device.type == "cuda" else "cpu"  # the run's choice was made on the machine it ran on
-    decoder, _ = choose_decoder(wanted, [found.images], preprocess, device, data.threads)
-    with progress_of(found.name, console) as progress:
-        return score_set(backbone, found, preprocess, device, far=config.evaluate.far, mirror=mirror,
-                         batch_images=config.evaluate.batch_images, progress=progress, decoder=decoder,
-                         threads=data.threads, vet=data.vet)  # fmt: skip
+    with together(group):
+        decoder, _ = choose_decoder(wanted, [found.images], preprocess, device, data.threads)
+    embedding = {"batch_images": config.evaluate.batch_images, "decoder": shared(decoder, group)[0],  # as measured
+                 "threads": data.threads, "vet": data.vet, "group": group}  # fmt: skip
+    with together(group):
+        if place(group)[0] > 0:
+            embed_domain(backbone, found.images, preprocess, device, mirror=mirror or found.mirror,
+                         normalise=found.templates is None, **embedding)  # fmt: skip
+            return None
+        with progress_of(found.name, console) as progress:
+            return score_set(backbone, found, preprocess, device, far=config.evaluate.far, mirror=mirror,
+                             progress=progress, **embedding)  # fmt: skip

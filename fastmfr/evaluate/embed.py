@@ -1,4 +1,7 @@
-"""From encoded images to unit embeddings, and which images could not be decoded."""
+"""From encoded images to unit embeddings, and which images could not be decoded; shared out over ranks if need be.
+
+Shape suffixes: N images, B images of a batch, D embedding.
+"""
 
 from collections.abc import Iterable
 
@@ -6,22 +9,41 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from fastmfr.collectives import gather_whole
 from fastmfr.decode import ImageStream, Preprocess
+from fastmfr.runtime import place, shared, together
 
 MIRRORS = ("concat", "sum", "none")
 
 
 def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device, *, mirror: str = "concat",
-          normalise: bool = True) -> torch.Tensor:  # fmt: skip
+          normalise: bool = True, group=None) -> torch.Tensor:  # fmt: skip
     """Embedding of the images in `batches`, an iterable of image_B3HW: float32 (N, D or 2 D) on `device`, unit rows.
 
     `mirror`: "concat" puts the backbone's outputs for an image and for its mirror image side by side (N, 2 D), as the
     MFR paper tests; "sum" adds them, as InsightFace does; "none" leaves the mirror out. `normalise`: to unit length,
-    after that. Runs in eval mode and leaves every module's training flag as it was. Raises ValueError if there is no
-    image, or for an embedding that is not finite.
+    after that. `group`: a process group, each rank of which calls this with as many images as the others; all get the
+    rows of all, in the order of ranks. Runs in eval mode and leaves every module's training flag as it was.
+
+    Raises ValueError, on all ranks alike, if there is no image, or for an embedding that is not finite.
     """
     if mirror not in MIRRORS:
         raise ValueError(f"want mirror out of {', '.join(MIRRORS)}, got {mirror!r}")
+    with together(group):
+        embedding_ND = _embed_all(backbone, batches, device, mirror, normalise)
+    if group is not None:
+        images = shared(len(embedding_ND), group)
+        if len(set(images)) > 1:
+            raise ValueError(f"want as many images on every rank of the group, got {', '.join(map(str, images))}")
+        embedding_ND = gather_whole(embedding_ND, group)
+    broken = (~embedding_ND.isfinite().all(1)).nonzero()
+    if len(broken):
+        raise ValueError(f"the embeddings of {len(broken)} of {len(embedding_ND)} images are not finite, the first "
+                         f"that of image {broken[0].item()}; the backbone's weights or the images hold NaN or infinity")
+    return embedding_ND
+
+
+def _embed_all(backbone, batches, device, mirror, normalise):
     flags = [(module, module.training) for module in backbone.modules()]
     rows = []
     try:
@@ -35,12 +57,7 @@ def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device, *,
             module.training = training
     if not rows:
         raise ValueError("there is no image to embed; want at least one batch of images")
-    embedding_ND = torch.cat(rows)
-    broken = (~embedding_ND.isfinite().all(1)).nonzero()
-    if len(broken):
-        raise ValueError(f"the embeddings of {len(broken)} of {len(embedding_ND)} images are not finite, the first "
-                         f"that of image {broken[0].item()}; the backbone's weights or the images hold NaN or infinity")
-    return embedding_ND
+    return torch.cat(rows)
 
 
 def _embed_batch(backbone, image_B3HW, mirror):
@@ -52,19 +69,24 @@ def _embed_batch(backbone, image_B3HW, mirror):
 
 
 def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_images: int = 256, mirror: str = "concat",
-                 normalise: bool = True, progress=None, **decoding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
+                 normalise: bool = True, progress=None, group=None,
+                 **decoding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
     """(embedding_ND, bad) of all images of a domain in their order, decoded `batch_images` at a time, unchanged.
 
     bad {image number: reason}: images that could not be decoded; another image's embedding stands in their row.
     `domain`: anything ImageStream takes. `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them.
-    `progress` is called with (images done, images in all), first with 0.
+    `progress` is called with (images done, images in all), first with 0; the other ranks are taken to be as far.
+    `group`: a process group whose ranks each embed a run of whole batches, the same batches that one process makes; all
+    ranks get all rows and all bad images.
     """
+    rank, ranks = place(group)
     batch_images = min(batch_images, domain.images)
-    batches = -(-domain.images // batch_images)
+    batches = -(-domain.images // (batch_images * ranks))  # of each rank
+    first = rank * batches
 
-    def requests(batch):
+    def requests(batch):  # what lies past the end is the last image again, so that batches and ranks are all filled
         image_B = np.arange(batch * batch_images, (batch + 1) * batch_images)
-        return np.zeros(batch_images, np.int64), image_B.clip(max=domain.images - 1)  # the last batch is filled up
+        return np.zeros(batch_images, np.int64), image_B.clip(max=domain.images - 1)
 
     def images(stream):
         if progress:
@@ -72,13 +94,13 @@ def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_imag
         for batch, image_B3HW in stream:
             yield image_B3HW
             if progress:
-                progress(min((batch + 1) * batch_images, domain.images), domain.images)
+                progress(min((batch + 1 - first) * batch_images * ranks, domain.images), domain.images)
 
-    with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, last=batches,
-                     device=str(device), **decoding) as stream:
-        embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise)[: domain.images]
-        bad = dict(stream.bad)
-    return embedding_ND, _by_number(domain, bad) if bad else {}
+    with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, first=first,
+                     last=first + batches, device=str(device), **decoding) as stream:  # fmt: skip
+        embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise, group=group)
+        bad = {key: reason for found in shared(dict(stream.bad), group) for key, reason in found.items()}
+    return embedding_ND[: domain.images], _by_number(domain, bad) if bad else {}
 
 
 def _by_number(domain, bad):
