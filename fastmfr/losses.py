@@ -10,41 +10,115 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_SHORTEST = 1e-12  # shorter rows are divided by this instead
 
-def _unit_pairs(gallery_BD, probe_BD):
+
+def through_length(dunit_BD, unit_BD, inverse_B1, dinverse_B1=None):
+    """The gradient on rows, from that on their unit rows and, where there is one, on 1 / their lengths.
+
+    `dunit_BD` may be several, (K, B, D).
+    """
+    along_B1 = (dunit_BD * unit_BD).sum(-1, keepdim=True)
+    if dinverse_B1 is not None:
+        along_B1 = torch.addcmul(along_B1, inverse_B1, dinverse_B1)
+    return torch.addcmul(dunit_BD, unit_BD, along_B1, value=-1) * inverse_B1
+
+
+class _UnitRows(torch.autograd.Function):
+    """u = x / |x| and r = 1 / |x|; gradients du and dr on them make r (du - u (u du + r dr)) on x.
+
+    Made of u and r alone, the second derivative passes here again, with half the launches of F.normalize's.
+    """
+
+    @staticmethod
+    def forward(x_BD):
+        inverse_B1 = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True).clamp_min_(_SHORTEST).reciprocal_()
+        return x_BD * inverse_B1, inverse_B1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx, *douts):
+        (dunit_BD, dinverse_B1), (unit_BD, inverse_B1) = douts, ctx.saved_tensors
+        if dunit_BD is None:
+            dunit_BD = torch.zeros_like(unit_BD)
+        return through_length(dunit_BD, unit_BD, inverse_B1, dinverse_B1)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        unit_BD, inverse_B1 = ctx.saved_tensors
+        along_B1 = (unit_BD * tangents[0]).sum(1, keepdim=True)
+        return torch.addcmul(tangents[0], unit_BD, along_B1, value=-1) * inverse_B1, -(inverse_B1**2) * along_B1
+
+
+def unit_pairs(gallery_BD, probe_BD):
+    """(unit rows (2B, D), 1 / their lengths before (2B, 1)): galleries, then probes. ValueError where shapes differ."""
     if gallery_BD.ndim != 2 or gallery_BD.shape != probe_BD.shape:
         raise ValueError(
             f"want gallery and probe embeddings of one shape (B, D), got {tuple(gallery_BD.shape)} and "
             f"{tuple(probe_BD.shape)}"
         )
-    return F.normalize(gallery_BD, dim=1), F.normalize(probe_BD, dim=1)
+    return _UnitRows.apply(torch.cat([gallery_BD, probe_BD]))
 
 
 def mine_by_threshold(cos_BB, tau_p, tau_n):
     """Hard pairs as the paper takes them: genuine below `tau_p`, impostor above `tau_n`. Masks (B,) and (B, B)."""
-    hard_BB = cos_BB > tau_n
-    return cos_BB.diagonal() < tau_p, hard_BB & ~torch.eye(len(cos_BB), dtype=torch.bool, device=cos_BB.device)
+    return cos_BB.diagonal() < tau_p, (cos_BB > tau_n).fill_diagonal_(False)
 
 
 def mine_by_share(cos_BB, share_p, share_n):
     """The hardest `share_p` of the genuine and `share_n` of the impostor pairs; at least one of each, if any."""
     B = len(cos_BB)
     genuine_B = cos_BB.diagonal()
-    positive_B = torch.zeros_like(genuine_B, dtype=torch.bool)
-    positive_B[genuine_B.topk(max(1, round(share_p * B)), largest=False).indices] = True
+    hardest = genuine_B.topk(max(1, round(share_p * B)), largest=False).indices
+    positive_B = torch.zeros_like(genuine_B, dtype=torch.bool).scatter_(0, hardest, True)
     negative_BB = torch.zeros_like(cos_BB, dtype=torch.bool)
     if B > 1:
-        impostor_BB = cos_BB.masked_fill(torch.eye(B, dtype=torch.bool, device=cos_BB.device), -torch.inf)
+        impostor_BB = cos_BB.clone().fill_diagonal_(-torch.inf)
         hardest = impostor_BB.flatten().topk(max(1, round(share_n * B * (B - 1)))).indices
-        negative_BB.view(-1)[hardest] = True
+        negative_BB.view(-1).scatter_(0, hardest, True)
     return positive_B, negative_BB
 
 
+def _cosines(unit_2BD):
+    gallery_BD, probe_BD = unit_2BD.chunk(2)
+    return gallery_BD @ probe_BD.T
+
+
+def _sums(unit_2BD):
+    """gallery + probe, of each pair."""
+    return unit_2BD.unflatten(0, (2, -1)).sum(0)
+
+
 def _pull_and_push(cos_BB, positive_B, negative_BB):
-    # The mean over an empty set is a 0 that still hangs on the graph, so no step needs a special case.
-    pull = ((1 - cos_BB.diagonal()) * positive_B).sum() / positive_B.sum().clamp_min(1)
-    push = ((1 - cos_BB) * negative_BB).sum() / negative_BB.sum().clamp_min(1)
-    return pull - push
+    """(loss, |P|, |N|). The mean over an empty set is a 0 that still hangs on the graph: no step is a special case."""
+    positives, negatives = positive_B.sum(), negative_BB.sum()
+    weight_BB = negative_BB / negatives.clamp_min(1).to(cos_BB.dtype).neg()
+    weight_BB.diagonal().add_(positive_B / positives.clamp_min(1).to(cos_BB.dtype))
+    return (weight_BB * (1 - cos_BB)).sum(), positives, negatives
+
+
+def _soft_classification(unit_2BD, sum_BD, scale, detach_prototypes):
+    prototype_BD, _ = _UnitRows.apply(sum_BD.detach() if detach_prototypes else sum_BD)
+    label_2B = torch.arange(len(sum_BD), device=sum_BD.device).repeat(2)
+    return F.cross_entropy(scale * (unit_2BD @ prototype_BD.T), label_2B)
+
+
+def _domain_alignment(sum_BD, domain_B, scale):
+    if domain_B.shape != sum_BD.shape[:1]:
+        raise ValueError(f"want one domain for each of {len(sum_BD)} pairs, got {tuple(domain_B.shape)}")
+    # Every row carries how far its domain's mean is off, weighed so that a domain weighs one: static shapes, no host
+    # synchronisation. What makes it of the sums is constant.
+    same_BB = (domain_B.unsqueeze(1) == domain_B).to(sum_BD.dtype)
+    share_B = same_BB.sum(1).reciprocal()
+    domains = share_B.sum().round()  # to the integer it is: one domain is then off by nothing, not by rounding
+    weight_B1 = (share_B / domains).sqrt().mul(scale / 2).unsqueeze(1)
+    off = (weight_B1 * share_B * (same_BB - 1 / domains) @ sum_BD).flatten()
+    return off.dot(off)
 
 
 def hard_pair(gallery_BD, probe_BD, tau_p, tau_n):
@@ -53,9 +127,8 @@ def hard_pair(gallery_BD, probe_BD, tau_p, tau_n):
     `gallery_BD`, `probe_BD` (B, D): row i of both is the same person. A genuine pair is hard below cosine `tau_p`, an
     impostor pair above `tau_n`. Often negative, which is no error. Raises ValueError where the shapes differ.
     """
-    gallery_BD, probe_BD = _unit_pairs(gallery_BD, probe_BD)
-    cos_BB = gallery_BD @ probe_BD.T
-    return _pull_and_push(cos_BB, *mine_by_threshold(cos_BB.detach(), tau_p, tau_n))
+    cos_BB = _cosines(unit_pairs(gallery_BD, probe_BD)[0])
+    return _pull_and_push(cos_BB, *mine_by_threshold(cos_BB.detach(), tau_p, tau_n))[0]
 
 
 def soft_classification(gallery_BD, probe_BD, scale=64.0, detach_prototypes=False):
@@ -64,13 +137,8 @@ def soft_classification(gallery_BD, probe_BD, scale=64.0, detach_prototypes=Fals
     No classifier and no margin: the batch is the classifier. Whether gradient passes through the prototypes is not
     printed in the paper; it does, unless `detach_prototypes`.
     """
-    gallery_BD, probe_BD = _unit_pairs(gallery_BD, probe_BD)
-    prototype_BD = F.normalize(gallery_BD + probe_BD, dim=1)
-    if detach_prototypes:
-        prototype_BD = prototype_BD.detach()
-    label_B = torch.arange(len(gallery_BD), device=gallery_BD.device)
-    gallery_BB, probe_BB = (scale * rows_BD @ prototype_BD.T for rows_BD in (gallery_BD, probe_BD))
-    return (F.cross_entropy(gallery_BB, label_B) + F.cross_entropy(probe_BB, label_B)) / 2
+    unit_2BD, _ = unit_pairs(gallery_BD, probe_BD)
+    return _soft_classification(unit_2BD, _sums(unit_2BD), scale, detach_prototypes)
 
 
 def domain_alignment(gallery_BD, probe_BD, domain_B, scale=64.0):
@@ -79,16 +147,7 @@ def domain_alignment(gallery_BD, probe_BD, domain_B, scale=64.0):
     `domain_B` (B,) integers, any values. 0 with one domain. The factor scale^2 = 4096 makes sampling noise
     visible: about 16 with two domains of 64 people each that differ in nothing.
     """
-    gallery_BD, probe_BD = _unit_pairs(gallery_BD, probe_BD)
-    if domain_B.shape != gallery_BD.shape[:1]:
-        raise ValueError(f"want one domain for each of {len(gallery_BD)} pairs, got {tuple(domain_B.shape)}")
-    # Every row carries its domain's mean, weighed so that a domain weighs one: static shapes, no host synchronisation.
-    same_BB = (domain_B.unsqueeze(1) == domain_B).to(gallery_BD.dtype)
-    weight_B = 1 / same_BB.sum(1)
-    domains = weight_B.sum()
-    mean_BD = weight_B.unsqueeze(1) * (same_BB @ (gallery_BD + probe_BD)) / 2
-    centre_D = weight_B @ mean_BD / domains
-    return scale**2 * (weight_B @ (mean_BD - centre_D).square().sum(1)) / domains
+    return _domain_alignment(_sums(unit_pairs(gallery_BD, probe_BD)[0]), domain_B, scale)
 
 
 @dataclass(frozen=True)
@@ -124,16 +183,19 @@ class MfrLosses:
 
     def __call__(self, gallery_BD, probe_BD, domain_B=None) -> MfrTerms:
         """All three of a meta-train batch; without `domain_B`, as for a meta-test batch, no domain alignment."""
-        unit_gallery_BD, unit_probe_BD = _unit_pairs(gallery_BD, probe_BD)
-        cos_BB = unit_gallery_BD @ unit_probe_BD.T
+        return self.of_unit_pairs(unit_pairs(gallery_BD, probe_BD)[0], domain_B)
+
+    def of_unit_pairs(self, unit_2BD, domain_B=None) -> MfrTerms:
+        """The same of the unit rows that `unit_pairs` makes."""
+        cos_BB, sum_BD = _cosines(unit_2BD), _sums(unit_2BD)
         if self.mining == "share":
-            positive_B, negative_BB = mine_by_share(cos_BB.detach(), self.share_p, self.share_n)
+            mined = mine_by_share(cos_BB.detach(), self.share_p, self.share_n)
         else:
-            positive_B, negative_BB = mine_by_threshold(cos_BB.detach(), self.tau_p, self.tau_n)
-        pair = _pull_and_push(cos_BB, positive_B, negative_BB)
-        soft = soft_classification(gallery_BD, probe_BD, self.scale, self.detach_prototypes)
+            mined = mine_by_threshold(cos_BB.detach(), self.tau_p, self.tau_n)
+        pair, positives, negatives = _pull_and_push(cos_BB, *mined)
+        soft = _soft_classification(unit_2BD, sum_BD, self.scale, self.detach_prototypes)
         align = pair.new_zeros(())
         if domain_B is not None:
-            align = domain_alignment(gallery_BD, probe_BD, domain_B, self.scale)
+            align = _domain_alignment(sum_BD, domain_B, self.scale)
         total = self.hard_pair * pair + self.soft_classification * soft + self.domain_alignment * align
-        return MfrTerms(pair, soft, align, total, positive_B.sum(), negative_BB.sum())
+        return MfrTerms(pair, soft, align, total, positives, negatives)

@@ -15,11 +15,14 @@ from torch import nn
 from fastmfr.decode import DecodedCache, Preprocess, choose_cache, open_stream
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import MfrLosses
-from fastmfr.meta import PairBatch, meta_gradient
-from fastmfr.optim import apply_gradient, meta_rates, pretrain_rate, set_rate, sgd
+from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
+from fastmfr.optim import meta_rates, pretrain_rate, set_rate, sgd
+from fastmfr.precision import autocast, check_precision, products
+from fastmfr.runtime import device_for, peak_bytes
 from fastmfr.sampler import GroupedDomainSampler, Pairs
 
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
+SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
 ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method
 
 
@@ -41,6 +44,8 @@ def _sampler(sources, config, batch_identities, **options):
 def check_batches(sources, config):
     """Raises ValueError, before anything is trained, where a stage that is to run could not draw its batches."""
     domains, meta = sources.domains, config.meta
+    for precision in (config.pretrain.precision, meta.precision, meta.curvature):
+        check_precision(precision, device_for(config.device))
     if config.pretrain.steps:
         _sampler(sources, config, config.pretrain.batch_identities)
     if meta.steps and len(domains) < 2:
@@ -138,9 +143,11 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
             label_B = torch.from_numpy(sources.label(pairs.domain, pairs.identity)).repeat(2).to(device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
-            loss_B = head(backbone(_channels_last(image_B3HW)), label_B, draw=step)
+            with autocast(settings.precision, device):
+                loss_B = head(backbone(_channels_last(image_B3HW)), label_B, draw=step)
             optimizer.zero_grad()
-            loss_B.mean().backward()
+            with products(settings.precision):
+                loss_B.mean().backward()
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
 
@@ -153,6 +160,7 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, both, optimizer)
             watch(step + 1)
+    logbook.say(f"pretrain: peak memory {peak_bytes(device) / 2**20:,.0f} MB")
 
 
 def meta_train(backbone, sources, config, open_images, device, logbook, checkpoints, watch=lambda steps: None):
@@ -162,6 +170,10 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
     first = checkpoints.resume(backbone, optimizer)
     logbook.rewind("meta", first)
     backbone.train()
+    rates_of = partial(meta_rates, **{name: getattr(settings, name) for name in SCHEDULED})
+    trainer = MetaTrainer(backbone, optimizer, _meta_settings(settings), _losses(settings, rates_of(first)),
+                          cuda_graph=settings.cuda_graph)  # fmt: skip
+    logbook.say(f"engine {trainer.engine}{f': {trainer.reason}' if trainer.reason else ''}")
     requests = lambda i: _images(*splits.pairs(i))  # noqa: E731
     batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step
     shares, numbers = [], {"first": first * of_a_step, "last": settings.steps * of_a_step}
@@ -171,28 +183,15 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
     ):
         images = iter(stream)
         for step in range(first, settings.steps):
-            rates = meta_rates(
-                step, alpha=settings.alpha, beta=settings.beta, tau_p=settings.tau_p, tau_n=settings.tau_n,
-                decay_every=settings.decay_every,
-            )  # fmt: skip
-            result = meta_gradient(
-                backbone,
+            rates = rates_of(step)
+            result = trainer.step(
                 (_split(image_B3HW, splits.pairs(i)) for i, image_B3HW in islice(images, of_a_step)),
-                alpha=rates.alpha,
-                gamma=settings.gamma,
-                order=ORDERS[settings.method],
-                losses=_losses(settings, rates),
-                **{name: getattr(settings, name) for name in ("engine", "memory", "batch_norm", "sharing")},
-            )
-            set_rate(optimizer, rates.beta)
-            apply_gradient(backbone, result.grad, optimizer)
-
-            if step == first:
-                logbook.say(f"engine {result.engine}{f': {result.reason}' if result.reason else ''}")
+                alpha=rates.alpha, rate=rates.beta, losses=_losses(settings, rates),
+            )  # fmt: skip
+            values_by_split, gradient_norm = _to_host(result)
             left_out = [sources.domains[splits.left_out(step * of_a_step + i)].name for i in range(of_a_step)]
-            _refuse_non_finite(result, left_out, step)
-            gradient_norm = torch.stack([value.norm() for value in result.grad.values()]).norm()
-            values = {name: value.double().mean() for name, value in {**result.losses, **result.norms}.items()}
+            _refuse_non_finite(values_by_split, left_out, step)
+            values = {name: float(np.mean(value)) for name, value in values_by_split.items()}
             seen = (step + 1 - first) * batch_images * of_a_step
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {values['total_test']:.3f}")
             logbook.record(
@@ -205,6 +204,19 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
             if (step + 1) % config.save_every == 0:
                 checkpoints.save(step + 1, backbone, optimizer)
             watch(step + 1)
+    logbook.say(f"meta: {trainer.graph}; peak memory {peak_bytes(device) / 2**20:,.0f} MB")
+
+
+def _meta_settings(settings) -> MetaSettings:
+    shared = ("gamma", "engine", "memory", "batch_norm", "sharing", "precision", "curvature")
+    return MetaSettings(order=ORDERS[settings.method], **{name: getattr(settings, name) for name in shared})
+
+
+def _to_host(result):
+    """({name: its values by split}, gradient norm): the step's one synchronisation, after all of its work is queued."""
+    named = {**result.losses, **result.norms}
+    table = torch.stack([value.double() for value in named.values()]).cpu().numpy()
+    return dict(zip(named, table, strict=True)), result.gradient_norm.item()
 
 
 def _channels_last(image_B3HW):
@@ -237,10 +249,10 @@ def _blame_rows(loss_B, pairs, sources, step):
     )
 
 
-def _refuse_non_finite(result, left_out, step):
+def _refuse_non_finite(values_by_split, left_out, step):
     """Raises NonFiniteLoss for the first split and loss that is NaN or infinite, or whose gradient is."""
-    for name, value_by_split in {**result.losses, **result.norms}.items():
-        for domain, value in zip(left_out, value_by_split.tolist(), strict=True):
+    for name, value_by_split in values_by_split.items():
+        for domain, value in zip(left_out, value_by_split, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"{name} is not finite at meta step {step}, in the split that leaves out {domain}; the state "

@@ -6,8 +6,8 @@
                   m = momentum m + (mean + weight_decay theta)     theta -= rate m           32
 
 g = gradient of meta-train at theta, v = of meta-test at theta', hv = Hessian of meta-train times v, or None where it is
-left out. float32, one launch each, of which the host waits for none; PyTorch's foreach operations would move 36 bytes
-for the second and 80 for the third.
+left out. Bytes are those of float32, one launch each, of which the host waits for none; PyTorch's foreach operations
+would move 36 bytes for the second and 80 for the third.
 Shape suffix: P = parameters.
 """
 
@@ -109,9 +109,9 @@ def _launch_meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gam
 
 
 def _run(kernel, reference, flats, *arguments, **settings):
-    """The kernel on a GPU, the reference in pieces on the CPU; `flats` are the tensors, each (P,) or None."""
+    """The kernel for float32 on a GPU, else the reference in pieces; `flats` are the tensors, each (P,) or None."""
     _check(flats)
-    if flats[0].is_cuda:
+    if flats[0].is_cuda and flats[0].dtype == torch.float32:
         with torch.cuda.device(flats[0].device):
             return kernel(*flats, *arguments, **settings)
     pieces = zip(*([None] * -(-len(flats[0]) // _CHUNK) if flat is None else flat.split(_CHUNK) for flat in flats),
@@ -123,14 +123,14 @@ def _check(flats):
     first = flats[0]
     for flat in flats:
         if flat is not None and (flat.shape != first.shape or flat.ndim != 1 or flat.device != first.device
-                                 or flat.dtype != torch.float32 or not flat.is_contiguous()):  # fmt: skip
-            raise ValueError(f"want flat float32 buffers of one length, here {tuple(first.shape)} on {first.device}, "
+                                 or flat.dtype != first.dtype or not flat.is_contiguous()):  # fmt: skip
+            raise ValueError(f"want flat buffers like the first, {first.dtype} {tuple(first.shape)} on {first.device}, "
                              f"contiguous; got {flat.dtype} {tuple(flat.shape)} on {flat.device}")  # fmt: skip
 
 
 @torch.no_grad()
 def look_ahead(out_P, theta_P, g_P, alpha):
-    """Writes theta - alpha g into `out_P`. All flat, float32, on one device; ValueError where they are not."""
+    """Writes theta - alpha g into `out_P`, which may be one of them. Flat and alike; ValueError where they are not."""
     _run(_launch_look_ahead, look_ahead_ref, (out_P, theta_P, g_P), alpha)
 
 

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton_interpreter
 from fastmfr.kernels.batchnorm_prelu import fused, reference
 from helpers import DEVICE, assert_as_accurate
 from torch.nn import functional as F
 
+if DEVICE == "cpu":
+    triton_interpreter.repair()
 pytestmark = pytest.mark.kernel
 # 4-d beside 2-d; channels below, at and above one block; pixels that do not fill a tile, or several shares
 SHAPES = [(3, 5, 3, 3), (2, 64, 5, 4), (5, 70, 4, 4), (7, 6), (130, 3)]
@@ -25,6 +28,18 @@ def inputs(shape, slope, dtype=torch.float32, device=DEVICE):
     x, *rest = [None if one is None else one.to(device, dtype) for one in tensors]
     x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
     return x, rest[:3], rest[3:6], rest[6:8], rest[8:]
+
+
+def narrow(arguments, dtype):
+    """The same with x, dy, x' and dy' in `dtype`, beside parameters and running statistics as they were."""
+    x, *parameters, others = arguments
+    return x.to(dtype), *parameters, [one.to(dtype) for one in others]
+
+
+def doubled(arguments):
+    """The same numbers in float64."""
+    x, *groups = arguments
+    return x.double(), *([None if one is None else one.double() for one in group] for group in groups)
 
 
 def all_four(module, arguments, batch_statistics, tracked=True):
@@ -75,6 +90,19 @@ def test_the_kernels_are_as_accurate_as_pytorch(shape, slope, batch_statistics):
     assert len(got) == len(ref)
     for mine, theirs, exact in zip(got, ref, truth, strict=True):
         assert_as_accurate(mine, theirs, exact, 3e-6 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("batch_statistics", [True, False])
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.bfloat16, (2, 64, 5, 4)), (torch.float16, (7, 6))], ids=str)
+def test_16_bits_are_rounded_once_and_sums_are_float32(dtype, shape, slope, batch_statistics):
+    arguments = narrow(inputs(shape, slope), dtype)
+    got, ref = (all_four(module, arguments, batch_statistics) for module in (fused, reference))
+    truth = all_four(reference, doubled(arguments), batch_statistics)
+    for mine, theirs, exact in zip(got, ref, truth, strict=True):
+        assert mine.dtype == theirs.dtype == (dtype if exact.shape == shape else torch.float32)
+        assert_as_accurate(mine, theirs, exact, 3e-6 * exact.abs().max().item())
+        assert_as_accurate(theirs, exact.to(theirs.dtype), exact, 1e-5 * exact.abs().max().item())
 
 
 def test_kernels_keep_their_inputs_and_repeat_themselves():

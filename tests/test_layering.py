@@ -6,21 +6,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"config", "protocols", "runtime"}
+GROUND = {"config", "precision", "protocols", "runtime"}
 DATA = {"domains", "sampler", "decode", "synthetic", "pack", "split", "_native"}
-MATHS = {"backbone", "collectives", "head", "losses", "optim", "rop", "kernels"}
+MATHS = {"backbone", "collectives", "flat", "head", "losses", "optim", "rop", "kernels"}
 ABOVE = {"meta", "evaluate", "checkpoint"}
 MAY = {
     **{name: GROUND for name in GROUND},
     **{name: GROUND | DATA | {"kernels"} for name in DATA},
     **{name: GROUND | MATHS for name in MATHS},
     **{name: GROUND | DATA | MATHS | ABOVE for name in ABOVE},
+    "diagnose": GROUND | DATA | MATHS | ABOVE,
     "logbook": GROUND,
     "pack": GROUND | DATA | {"logbook"},  # its command shows progress
     "report": GROUND | ABOVE,
     "inspect": GROUND | DATA | {"report"},
     "stages": GROUND | DATA | MATHS | ABOVE | {"logbook"},
-    "train": GROUND | DATA | MATHS | ABOVE | {"logbook", "report", "stages"},
+    "train": GROUND | DATA | MATHS | ABOVE | {"diagnose", "logbook", "report", "stages"},
     "__main__": {"train", "pack", "inspect", "report"},
     "__init__": set(),
 }

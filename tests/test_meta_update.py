@@ -55,5 +55,5 @@ def test_a_meta_batch_is_torchs_sgd_on_the_mean_gradient():
 def test_errors_name_what_was_given():
     theta, momentum, *_ = flats(10, device="cpu")
     for wrong in (momentum[:5], momentum.double(), momentum.view(2, 5), torch.zeros(20)[::2]):
-        with pytest.raises(ValueError, match=r"want flat float32 buffers of one length, here \(10,\) on cpu"):
+        with pytest.raises(ValueError, match=r"want flat buffers like the first, torch.float32 \(10,\) on cpu"):
             meta_update.look_ahead(theta, wrong, momentum, 0.1)

@@ -93,16 +93,16 @@ def by_autograd(network, parameters, image, V):
     return flat(gradient).detach(), flat(hv)
 
 
-def by_operator(network, parameters, image, V, memory, statistics):
+def by_operator(network, parameters, image, V, memory, statistics, dtype=None):
     program = Program(network, list(parameters))
-    tape = Tape(program, parameters)
+    tape = Tape(program, parameters, dtype)
     leaf = tape.forward(image, statistics).requires_grad_()
     dz = torch.autograd.grad(loss_of(leaf), leaf, create_graph=True)[0]
     gradient = tape.backward(dz.detach(), keep=memory == "kept")
     if memory == "kept":
         hv = tape.second(torch.autograd.grad(dz, leaf, tape.tangent(V))[0])
     else:
-        tape = Tape(program, parameters)
+        tape = Tape(program, parameters, dtype)
         again, zd = tape.forward_tangent(image, V, statistics)
         assert torch.equal(again, leaf)
         hv = tape.second_streaming(dz.detach(), torch.autograd.grad(dz, leaf, zd)[0])

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 
 import yaml
 
+from fastmfr.precision import PRECISIONS
+
 
 def _require(holds, sentence):
     if not holds:
@@ -127,11 +129,14 @@ class Pretrain:
     """of SGD"""
     weight_decay: float = 5e-4
     """of SGD"""
+    precision: str = "fp32"
+    """of convolutions and products: 'fp32'; on a GPU 'tf32' is faster, and 'bf16' faster still, as torch.autocast"""
 
     def __post_init__(self):
         _require(self.steps >= 0, f"want pretrain.steps >= 0, got {self.steps}")
         _require(self.batch_identities >= 2, f"want pretrain.batch_identities >= 2, got {self.batch_identities}")
         _require(self.scale > 0, f"want pretrain.scale > 0, got {self.scale}")
+        _one_of("pretrain.precision", self.precision, PRECISIONS)
         _require(0 < self.sample_rate <= 1, f"want pretrain.sample_rate above 0 and at most 1, got {self.sample_rate}")
 
 
@@ -189,6 +194,12 @@ class Meta:
     """of SGD"""
     weight_decay: float = 5e-4
     """of SGD"""
+    precision: str = "fp32"
+    """of the passes for gradients: 'fp32', 'tf32' or 'bf16', as in pretraining; losses and updates are in full"""
+    curvature: str | None = None
+    """precision of the passes for H v; null takes that of the gradients"""
+    cuda_graph: bool = True
+    """on a GPU, record a whole step once and replay it; false runs it operation by operation, to debug"""
 
     def __post_init__(self):
         _require(self.steps >= 0, f"want meta.steps >= 0, got {self.steps}")
@@ -210,6 +221,9 @@ class Meta:
         for name in ("share_p", "share_n"):
             _require(0 < getattr(self, name) <= 1, f"want meta.{name} above 0 and at most 1, got {getattr(self, name)}")
         _one_of("meta.batch_norm", self.batch_norm, ("batch", "frozen", "per_domain"))
+        _one_of("meta.precision", self.precision, PRECISIONS)
+        if self.curvature is not None:
+            _one_of("meta.curvature", self.curvature, PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -7,48 +7,67 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmfr.meta.embedding import Groups, pulls
+from fastmfr.precision import autocast, products
 
 
 class AutogradEngine:
-    """Gradients and Hessian-vector products of the losses of a pair batch, at any parameters; lists of tensors."""
+    """Gradients and Hessian-vector products of the losses of a pair batch, at any parameters; lists of tensors.
+
+    `precision` of the passes for gradients, `curvature` of those for H v; where they differ, H v makes its own.
+    """
 
     name = "autograd"
 
-    def __init__(self, backbone, names, losses, batch_norm):
+    def __init__(self, backbone, names, losses, batch_norm, *, precision=None, curvature=None):
         self.backbone, self.names, self.losses, self.batch_norm = backbone, names, losses, batch_norm
+        self.precision, self.curvature = precision, curvature
 
     def train(self, theta, pairs, domain_B, *, twice):
         """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
-        leaves = _leaves(theta)
-        embeddings = self._embed(leaves, pairs, tracking=True)
-        terms = self.losses(*embeddings, domain_B)
+        again = twice and self.precision != self.curvature
+        leaves, embeddings, terms = self._losses(theta, pairs, domain_B, self.precision, tracking=True)
         lengths = pulls(terms, self.losses, embeddings)
         if twice:
             refuse_first_order(terms.total)
-        gradient = torch.autograd.grad(terms.total, leaves, create_graph=twice, materialize_grads=True)
+        gradient = _gradient(terms, leaves, self.precision, create_graph=twice and not again)
 
         def curve(v):  # H is symmetric: differentiating the gradient once more against v gives H v
-            return torch.autograd.grad(gradient, leaves, v, materialize_grads=True)
+            at, g = leaves, gradient
+            if again:
+                at, _, terms = self._losses(theta, pairs, domain_B, self.curvature, tracking=False)
+                g = _gradient(terms, at, self.curvature, create_graph=True)
+            with products(self.curvature):
+                return torch.autograd.grad(g, at, v, materialize_grads=True)
 
         return terms, lengths, [value.detach() for value in gradient], curve
 
     def test(self, theta, pairs):
         """(terms, gradient) of meta-test."""
-        leaves = _leaves(theta)
-        terms = self.losses(*self._embed(leaves, pairs, tracking=False))
-        return terms, torch.autograd.grad(terms.total, leaves, materialize_grads=True)
+        leaves, _, terms = self._losses(theta, pairs, None, self.precision, tracking=False)
+        return terms, _gradient(terms, leaves, self.precision, create_graph=False)
 
-    def _embed(self, theta, pairs, *, tracking):
+    def _losses(self, theta, pairs, domain_B, precision, *, tracking):
+        """(theta as leaves, embeddings, terms)."""
+        leaves = [value.detach().requires_grad_() for value in theta]
         groups = Groups(pairs, self.batch_norm == "per_domain")
-        parameters = dict(zip(self.names, theta, strict=True))
-        with _batch_norm(self.backbone, frozen=self.batch_norm == "frozen", tracking=tracking):
-            return groups.join([functional_call(self.backbone, parameters, (images,)) for images in groups.images])
+        parameters = dict(zip(self.names, leaves, strict=True))
+        with (
+            _batch_norm(self.backbone, frozen=self.batch_norm == "frozen", tracking=tracking),
+            autocast(precision, leaves[0].device),
+        ):
+            rows = [functional_call(self.backbone, parameters, (images,)) for images in groups.images]
+        embeddings = groups.join([_in_full(row) for row in rows])
+        return leaves, embeddings, self.losses(*embeddings, domain_B)
 
 
-def _leaves(theta):
-    return [value.detach().requires_grad_() for value in theta]
+def _gradient(terms, leaves, precision, *, create_graph):
+    with products(precision):  # autocast is for the forward pass: the backward follows its dtypes
+        return torch.autograd.grad(terms.total, leaves, create_graph=create_graph, materialize_grads=True)
 
 
+def _in_full(row_BD):
+    """Losses are float32 where activations are 16 bits wide."""
+    return row_BD.float() if row_BD.dtype in (torch.bfloat16, torch.float16) else row_BD
 @contextmanager
 def _batch_norm(backbone, *, frozen, tracking):
     """BatchNorm with its running statistics (`frozen`) or the batch's; these are remembered only while `tracking`."""

@@ -4,13 +4,14 @@ All terms across domains (hard negatives, soft classes, alignment) live on the e
 convolution.
 """
 
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 
 from fastmfr.meta.autograd import refuse_first_order
 from fastmfr.meta.embedding import Groups, pulls
 from fastmfr.meta.memory import free_bytes
+from fastmfr.precision import activations, products
 from fastmfr.rop import NoROperator, Program, Tape
 
 KEPT = 4  # what the state kept and the passes over it take at most, beside what the forward pass made
@@ -20,68 +21,84 @@ class OperatorEngine:
     """What AutogradEngine does, for a backbone that `Program` can read; raises NoROperator for another.
 
     `memory`: "kept" goes on from the state of the gradient's passes, "streaming" makes it again and needs about
-    two thirds of the memory; "auto" keeps the state where it takes less than half of what is free.
+    two thirds of the memory; "auto" keeps the state where it takes less than half of what is free. `precision` and
+    `curvature` as AutogradEngine has them; where they differ, the state is not kept.
     """
 
     name = "rop"
 
-    def __init__(self, backbone, names, losses, batch_norm, memory):
+    def __init__(self, backbone, names, losses, batch_norm, memory, *, precision=None, curvature=None):
         device = next((value.device.type for value in backbone.parameters()), "cpu")
-        if torch.is_autocast_enabled(device):
+        if precision is None and torch.is_autocast_enabled(device):
             raise NoROperator("autocast is on, and the R-operator computes in the precision of the parameters; "
-                              "autograd takes this step")  # fmt: skip
+                              "autograd takes this step, or give a precision")  # fmt: skip
         self.program = Program(backbone, names)
         self.names, self.losses, self.batch_norm, self.memory = names, losses, batch_norm, memory
+        self.precision, self.curvature = precision, curvature
 
     def train(self, theta, pairs, domain_B, *, twice):
         """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
-        groups, tapes, leaves = self._forward(theta, pairs, "tracked")
-        embeddings = groups.join(leaves)
-        terms = self.losses(*embeddings, domain_B)
-        lengths = pulls(terms, self.losses, embeddings)
+        groups, tapes, leaves, terms = self._forward(theta, pairs, domain_B, "tracked")
+        lengths = pulls(terms, self.losses, leaves)
         if twice:
             refuse_first_order(terms.total)
         dz = torch.autograd.grad(terms.total, leaves, create_graph=twice)
         keep = twice and self._keep(tapes, leaves[0].device)
-        gradient = _sum(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
+        gradient = self._backward(tapes, dz, keep=keep)
 
-        def curve(v):
-            direction = dict(zip(self.names, v, strict=True))
-            if keep:
-                zd = [tape.tangent(direction) for tape in tapes]
-                dzd = torch.autograd.grad(dz, leaves, zd)
-                return _sum(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
-            again = [self._tape(theta) for _ in groups.images]
-            zd = [tape.forward_tangent(images, direction, self._statistics("batch"))[1]
-                  for tape, images in zip(again, groups.images, strict=True)]  # fmt: skip
+        curve = partial(self._kept, tapes, leaves, dz) if keep else partial(self._streaming, theta, groups, leaves, dz,
+                                                                            domain_B)  # fmt: skip
+        return terms, lengths, gradient, curve
+
+    def _kept(self, tapes, leaves, dz, v):
+        """The Hessian times v, from the state of the gradient's passes, which is freed."""
+        direction = dict(zip(self.names, v, strict=True))
+        with products(self.curvature):
+            zd = [tape.tangent(direction) for tape in tapes]
+            dzd = torch.autograd.grad(dz, leaves, zd)
+            return _sum(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
+
+    def _streaming(self, theta, groups, leaves, dz, domain_B, v):
+        """The same from the images."""
+        direction = dict(zip(self.names, v, strict=True))
+        with products(self.curvature):
+            tapes = [self._tape(theta, self.curvature) for _ in groups.images]
+            z, zd = zip(*(tape.forward_tangent(images, direction, self._statistics("batch"))
+                          for tape, images in zip(tapes, groups.images, strict=True)), strict=True)  # fmt: skip
+            if self.curvature != self.precision:  # the embeddings differ a little, and so does what pulls on them
+                leaves = [embedding.requires_grad_() for embedding in z]
+                dz = torch.autograd.grad(self.losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
             dzd = torch.autograd.grad(dz, leaves, zd)
             return _sum(tape.second_streaming(part.detach(), part_d)
-                        for tape, part, part_d in zip(again, dz, dzd, strict=True))  # fmt: skip
-
-        return terms, lengths, gradient, curve
+                        for tape, part, part_d in zip(tapes, dz, dzd, strict=True))  # fmt: skip
 
     def test(self, theta, pairs):
         """(terms, gradient) of meta-test."""
-        groups, tapes, leaves = self._forward(theta, pairs, "batch")
-        terms = self.losses(*groups.join(leaves))
-        dz = torch.autograd.grad(terms.total, leaves)
-        return terms, _sum(tape.backward(part, keep=False) for tape, part in zip(tapes, dz, strict=True))
+        _, tapes, leaves, terms = self._forward(theta, pairs, None, "batch")
+        return terms, self._backward(tapes, torch.autograd.grad(terms.total, leaves), keep=False)
 
-    def _forward(self, theta, pairs, statistics):
-        """Groups, and of each a Tape that has run forward and its embedding as a leaf of autograd."""
+    def _forward(self, theta, pairs, domain_B, statistics):
+        """Groups, of each a Tape that has run forward and its embedding as a leaf of autograd, and the losses."""
         groups = Groups(pairs, self.batch_norm == "per_domain")
-        tapes = [self._tape(theta) for _ in groups.images]
-        embeddings = [tape.forward(images, self._statistics(statistics))
+        tapes = [self._tape(theta, self.precision) for _ in groups.images]
+        with products(self.precision):
+            leaves = [tape.forward(images, self._statistics(statistics)).requires_grad_()
                       for tape, images in zip(tapes, groups.images, strict=True)]  # fmt: skip
-        return groups, tapes, [embedding.requires_grad_() for embedding in embeddings]
+        return groups, tapes, leaves, self.losses(*groups.join(leaves), domain_B)
 
-    def _tape(self, theta):
-        return Tape(self.program, dict(zip(self.names, theta, strict=True)))
+    def _backward(self, tapes, dz, *, keep):
+        with products(self.precision):
+            return _sum(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
+
+    def _tape(self, theta, precision):
+        return Tape(self.program, dict(zip(self.names, theta, strict=True)), activations(precision))
 
     def _statistics(self, wanted):
         return "running" if self.batch_norm == "frozen" else wanted
 
     def _keep(self, tapes, device):
+        if self.curvature != self.precision:
+            return False
         if self.memory != "auto":
             return self.memory == "kept"
         return KEPT * sum(tape.bytes for tape in tapes) < free_bytes(device) / 2

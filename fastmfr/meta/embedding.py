@@ -5,7 +5,7 @@ Shape suffixes: B = pairs, D = embedding, H W = image.
 
 import torch
 
-from fastmfr.losses import MfrLosses, MfrTerms
+from fastmfr.losses import MfrLosses, MfrTerms, through_length, unit_pairs
 
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
 
@@ -49,3 +49,23 @@ def pulls(terms: MfrTerms, losses: MfrLosses, embeddings):
         else:  # one domain, nothing to align
             lengths.append(torch.zeros_like(loss))
     return torch.stack(lengths)
+
+
+def pulls_and_gradient(losses: MfrLosses, embeddings, domain_B, *, create_graph):
+    """(terms, pulls (3,), gradient of their total on gallery_BD and on probe_BD): each loss is differentiated once.
+
+    The three gradients are taken on the unit rows, and go on to the `embeddings` together.
+    """
+    unit_2BD, inverse_2B1 = unit_pairs(*embeddings)
+    terms = losses.of_unit_pairs(unit_2BD, domain_B)
+    parts = []
+    for name in LOSSES:
+        loss = getattr(terms, name)
+        if loss.requires_grad:
+            weight = torch.full_like(loss, getattr(losses, name))
+            parts += torch.autograd.grad(loss, unit_2BD, weight, retain_graph=True, create_graph=create_graph)
+        else:  # one domain, nothing to align
+            parts.append(torch.zeros_like(unit_2BD))
+    with torch.set_grad_enabled(create_graph):
+        dz_32BD = through_length(torch.stack(parts), unit_2BD, inverse_2B1)
+        return terms, torch.linalg.vector_norm(dz_32BD.detach(), dim=(1, 2)), dz_32BD.sum(0).chunk(2)

@@ -1,4 +1,4 @@
-"""What the meta step takes and gives. Shape suffixes: B = pairs, H W = image."""
+"""What the meta step takes and gives. Shape suffixes: B = pairs, P = parameters laid end to end, H W = image."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,22 @@ class PairBatch:
     gallery_B3HW: Tensor
     probe_B3HW: Tensor
     domain_B: Tensor
+
+
+@dataclass(frozen=True)
+class Summand:
+    """gamma g + (1 - gamma) (v - alpha hv): what one split adds to the meta-gradient, or all that share their passes.
+
+    Flat buffers, good until the next summand is asked for; `hv_P` is None where the second order is left out. `losses`
+    and `norms` are {name: (splits,)}, as MetaGradient has them.
+    """
+
+    g_P: Tensor
+    v_P: Tensor
+    hv_P: Tensor | None
+    alpha: float
+    losses: dict[str, Tensor]
+    norms: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,3 +46,13 @@ class MetaGradient:
     norms: dict[str, Tensor]
     engine: str
     reason: str
+
+
+@dataclass(frozen=True)
+class MetaStep:
+    """What a step of MetaTrainer tells, on its device: `losses` and `norms` as of MetaGradient, and the length of the
+    mean gradient, without weight decay."""
+
+    losses: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    gradient_norm: Tensor

@@ -1,4 +1,4 @@
-"""The meta-gradient of a meta-batch: split by split, or over domains that share their passes between the splits.
+"""The summands of a meta-gradient: split by split, or one over domains that share their passes between the splits.
 
 Split by split, with L_S the meta-train and L_T the meta-test loss of a split:
 
@@ -11,85 +11,127 @@ the gradient and Hessian of L_j at theta, and V = sum of all v_i, the sum over t
     gamma (sum of g) + (1 - gamma) (V - alpha / (N - 1) sum_j H_j (V - v_j))
 
 so each domain's gradient is taken once and its Hessian met once: N products with a Hessian instead of N (N - 1).
+All of it is arithmetic on flat buffers; one that has served is used again, for the Hessian needs the room.
+Shape suffix: P = parameters laid end to end.
 """
 
-from functools import reduce
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from fastmfr.meta.embedding import LOSSES, norm
+from fastmfr.flat import Flat
+from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
+from fastmfr.meta.embedding import LOSSES
+from fastmfr.meta.records import Summand
+from fastmfr.meta.settings import MetaSettings
 
 COUNTS = ("positives", "negatives")  # of mined pairs: of several domains added up, where losses are averaged
 
 
-def one_by_one(engine, theta, splits, alpha, gamma, order):
-    """(gradient, losses, norms): the mean over the splits as a list like theta, and {name: (splits,)} twice."""
-    total, logs = None, []
-    for train, test in splits:
-        gradient, *log = _split(engine, theta, train, test, alpha, gamma, order)
-        if total is None:
-            total = gradient
-        else:
-            torch._foreach_add_(total, gradient)
-        logs.append(log)
-    if total is None:
+def summands(
+    settings: MetaSettings, engine, flat: Flat, theta_P: Tensor, splits: Iterable, alpha: float
+) -> Iterator[tuple[Summand, bool]]:
+    """(summand, whether it is the last) of a meta-batch. Raises ValueError where there are too few splits."""
+    if settings.order == 0:
+        alpha = 0.0
+    order = settings.order if alpha else 0  # at alpha = 0 the Hessian has no part in the gradient
+    take = _one_by_one if settings.sharing == "none" else _shared
+    return take(engine, flat, theta_P, splits, alpha, order)
+
+
+def joined(logs):
+    """(losses, norms) of several summands as one."""
+    return tuple({name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                 for parts in zip(*logs, strict=True))  # fmt: skip
+
+
+def _one_by_one(engine, flat, theta_P, splits, alpha, order):
+    """Of each split, in three buffers that all of them use."""
+    buffers, waiting = [flat.zeros() for _ in range(2 + (order == 2))], iter(splits)
+    split = next(waiting, None)
+    if split is None:
         raise ValueError("want at least one split, got none")
-    torch._foreach_div_(total, len(logs))
-    terms, tested, norms = map(_stack, zip(*logs, strict=True))
-    return total, _losses(terms, tested), norms
+    while split is not None:
+        summand = _split(engine, flat, theta_P, *split, alpha, order, *buffers)
+        split = None  # images of two splits are never held together
+        split = next(waiting, None)
+        yield summand, split is None
 
 
-def _split(engine, theta, train, test, alpha, gamma, order):
-    """(gradient, meta-train losses, meta-test losses, norms) of one split; what else it held is free afterwards."""
-    terms, pulls, g, curve = engine.train(theta, train, train.domain_B, twice=order == 2)
-    tested, v = engine.test(torch._foreach_add(theta, g, alpha=-alpha), test)
-    norms = _norms(norm(g), norm(v), torch.zeros_like(terms.total), pulls)
-    g = torch._foreach_lerp(g, v, 1 - gamma)  # what was in g before is let go: the Hessian needs the room
+def _split(engine, flat, theta_P, train, test, alpha, order, g_P, v_P, hv_P=None):
+    """The summand of one split; what else it held is free afterwards."""
+    terms, pulls, g, curve = engine.train(flat.views(theta_P), train, train.domain_B, twice=order == 2)
+    flat.fill(g_P, g)
+    del g
+    look_ahead(v_P, theta_P, g_P, alpha)
+    tested, v = engine.test(flat.views(v_P), test)
+    flat.fill(v_P, v)  # in the place of theta', which has served
+    del v
+    norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), pulls)
     if order == 2:
-        hv = curve(v)
-        torch._foreach_add_(g, hv, alpha=-(1 - gamma) * alpha)
-        norms["alpha_hv_over_v"] = alpha * norm(hv) / _positive(norms["meta_test"])
-    return g, vars(terms), vars(tested), norms
+        flat.fill(hv_P, curve(flat.views(v_P)))
+        norms["alpha_hv_over_v"] = alpha * hv_P.norm() / _positive(norms["meta_test"])
+    losses = _losses({name: value.detach()[None] for name, value in vars(terms).items()},
+                     {name: value.detach()[None] for name, value in vars(tested).items()})  # fmt: skip
+    return Summand(g_P, v_P, hv_P, alpha, losses, {name: value[None] for name, value in norms.items()})
 
 
-def shared(engine, theta, domains, alpha, gamma, order):
-    """The same out of (train, test) batches of each domain; a split trains on the trains of all domains but its own."""
-    trained, tests = [], []
+def _shared(engine, flat, theta_P, domains, alpha, order):
+    """One for all splits, out of (train, test) batches of each domain; a split trains on all trains but its own."""
+    terms, pulls, curves, tests, g_NP = [], [], [], [], []
     for train, test in domains:
-        trained.append(engine.train(theta, train, None, twice=order == 2))
-        tests.append(test)
-    N = len(trained)
+        term, pull, g, curve = engine.train(flat.views(theta_P), train, None, twice=order == 2)
+        g_NP.append(flat.fill(flat.zeros(), g))
+        for values, value in ((terms, term), (pulls, pull), (curves, curve), (tests, test)):
+            values.append(value)
+        del g
+    N = len(tests)
     if N < 2:
         raise ValueError(f"want the batches of at least two domains to share between splits, got {N}")
-    terms, pulls, all_g, curves = map(list, zip(*trained, strict=True))
-    del trained  # the lists let go of each gradient when it has served
-    sum_g = reduce(torch._foreach_add, all_g)
-    all_v, tested, norms = _look_ahead(engine, theta, tests, all_g, sum_g, alpha / (N - 1), pulls)
-    sum_v = reduce(torch._foreach_add, all_v)
-    total = torch._foreach_lerp(sum_g, sum_v, 1 - gamma)
+    step = alpha / (N - 1)
+    g_P = _sum(g_NP)
+    tested, norms = _look_ahead(engine, flat, theta_P, tests, g_P, g_NP, step, pulls)
+    v_NP = g_NP  # each was overwritten by its split's v
+    v_P, hv_P = _sum(v_NP), None
     if order == 2:
-        hv = curves.pop()(torch._foreach_sub(sum_v, all_v.pop()))
-        while curves:
-            hv = torch._foreach_add(hv, curves.pop()(torch._foreach_sub(sum_v, all_v.pop())))
-        torch._foreach_add_(total, hv, alpha=-(1 - gamma) * alpha / (N - 1))
-        norms["alpha_hv_over_v"] += alpha / (N - 1) * norm(hv) / _positive(norm(sum_v))
-    terms = {name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
-             for name, value in _stack([vars(term) for term in terms]).items()}  # fmt: skip
-    return torch._foreach_div(total, N), _losses(terms, tested), norms
+        hv_P = _curved(flat, curves, v_P, v_NP)
+        norms["alpha_hv_over_v"] += step * hv_P.norm() / _positive(v_P.norm())
+    trained = {name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
+               for name, value in _stack([vars(term) for term in terms]).items()}  # fmt: skip
+    yield Summand(g_P, v_P, hv_P, step, _losses(trained, tested), norms), True
 
 
-def _look_ahead(engine, theta, tests, all_g, sum_g, step, all_pulls):
-    """([v], losses, norms) of all splits, without what H v adds to the norms; empties `all_g`. `step` is of the sum."""
-    all_v, tested, norms = [], [], []
-    for i, test in enumerate(tests):
-        g = torch._foreach_sub(sum_g, all_g.pop(0))
-        length_g = norm(g) / (len(tests) - 1)
-        terms, v = engine.test(torch._foreach_add(theta, g, alpha=-step), test)
-        all_v.append(v)
+def _look_ahead(engine, flat, theta_P, tests, sum_g_P, g_NP, step, all_pulls):
+    """(losses, norms) of all splits, without what H v adds to the norms; puts each split's v in the place of its g."""
+    base_P = flat.zeros()
+    look_ahead(base_P, theta_P, sum_g_P, step)
+    tested, norms = [], []
+    for i, (test, g_P) in enumerate(zip(tests, g_NP, strict=True)):
+        length_g = torch.dist(sum_g_P, g_P) / (len(tests) - 1)
+        look_ahead(g_P, base_P, g_P, -step)
+        terms, v = engine.test(flat.views(g_P), test)
+        flat.fill(g_P, v)
         tested.append(vars(terms))
         pulls = torch.linalg.vector_norm(torch.stack(all_pulls[:i] + all_pulls[i + 1 :]), dim=0)
-        norms.append(_norms(length_g, norm(v), torch.zeros_like(terms.total), pulls))
-    return all_v, _stack(tested), _stack(norms)
+        norms.append(_norms(length_g, g_P.norm(), torch.zeros_like(terms.total), pulls))
+    return _stack(tested), _stack(norms)
+
+
+def _curved(flat, curves, sum_v_P, v_NP):
+    """The sum over domains of H_j (V - v_j); empties both lists, so that each domain's state goes when it has served."""
+    total_P = flat.zeros()
+    while curves:
+        direction_P = torch.sub(sum_v_P, v_NP[-1], out=v_NP.pop())
+        torch._foreach_add_(flat.views(total_P), list(curves.pop()(flat.views(direction_P))))
+    return total_P
+
+
+def _sum(flats):
+    total_P = flats[0].clone()
+    for flat_P in flats[1:]:
+        total_P += flat_P
+    return total_P
 
 
 def _stack(logs):
@@ -97,9 +139,9 @@ def _stack(logs):
     return {name: torch.stack([log[name].detach() for log in logs]) for name in logs[0]}
 
 
-def _losses(terms, tested):
+def _losses(trained, tested):
     """Those of meta-train, and beside them those of meta-test, where nothing is aligned."""
-    return terms | {f"{name}_test": value for name, value in tested.items() if name != "domain_alignment"}
+    return trained | {f"{name}_test": value for name, value in tested.items() if name != "domain_alignment"}
 
 
 def _norms(meta_train, meta_test, alpha_hv_over_v, pulls):

@@ -11,6 +11,7 @@ their direction. `sums` is a Sums. x' is None, and dx not wanted, where nothing 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +24,17 @@ _aten = torch.ops.aten
 
 
 class Sums:
-    """Gradients by parameter name, summed where a parameter serves twice; names that are not wanted are ignored."""
+    """Gradients by parameter name, summed where a parameter serves twice; names that are not wanted are ignored.
+
+    `wanted`: {name: dtype}. Sums are made in that dtype.
+    """
 
     def __init__(self, wanted):
-        self.wanted, self.by_name = frozenset(wanted), {}
+        self.wanted, self.by_name = wanted, {}
 
     def add(self, name, value):
         if name in self.wanted:
+            value = value.to(self.wanted[name])
             self.by_name[name] = self.by_name[name] + value if name in self.by_name else value
 
 
@@ -41,6 +46,7 @@ class Operation:
     """
 
     input_varies = True
+    casts = True  # whether parameters are wanted in the dtype that the passes compute in, or in their own
     parameters: tuple[str, ...] = ()
     forward: Callable[..., Tensor]
     backward: Callable[..., Any]
@@ -60,7 +66,7 @@ class _Bilinear(Operation, ABC):
         """W x + bias."""
 
     @abstractmethod
-    def _transpose(self, dy, x, weight, wanted) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _transpose(self, dy, x, weight, wanted) -> tuple[Any, Any, Any]:
         """(W^T dy, the gradient of W, the gradient of the bias), each only where `wanted`."""
 
     def forward(self, ctx, P, x):
@@ -80,10 +86,10 @@ class _Bilinear(Operation, ABC):
         wanted = self._wanted(sums)
         dxd, dweight_d, dbias_d = self._transpose(dyd, ctx.x, P[self.weight], wanted)
         if self.input_varies:
-            more = self._transpose(ctx.dy, ctx.xd, V[self.weight], (True, wanted[1], False))
-            for value, addend in ((dxd, more[0]), (dweight_d, more[1])):
-                if value is not None and addend is not None:
-                    value.add_(addend)
+            dxd_2, dweight_d_2, _ = self._transpose(ctx.dy, ctx.xd, V[self.weight], (True, wanted[1], False))
+            dxd.add_(dxd_2)
+            if wanted[1]:
+                dweight_d = dweight_d.to(sums.wanted[self.weight]).add_(dweight_d_2)
         return self._collect(sums, dxd, dweight_d, dbias_d)
 
     def _wanted(self, sums):
@@ -129,6 +135,8 @@ class Linear(_Bilinear):
 class BatchNorm(Operation):
     """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads it, if one does."""
 
+    casts = False
+
     def __init__(self, module, prelu, names):
         self.module = module
         self.weight, self.bias = names.get(module.weight), names.get(module.bias)
@@ -137,10 +145,12 @@ class BatchNorm(Operation):
 
     def _values(self, values, x, weight):
         """weight, bias, slope out of P or V; what the module does not have is a constant: `weight`, and no bias."""
-        channels = x.shape[1]
+        statistics = self.module.running_mean
+        dtype = torch.promote_types(x.dtype, torch.float32) if statistics is None else statistics.dtype
+        constant = partial(torch.full, x.shape[1:2], dtype=dtype, device=x.device)
         return (
-            x.new_full((channels,), weight) if self.weight is None else values[self.weight],
-            x.new_zeros(channels) if self.bias is None else values[self.bias],
+            constant(weight) if self.weight is None else values[self.weight],
+            constant(0.0) if self.bias is None else values[self.bias],
             None if self.slope is None else values[self.slope],
         )
 

@@ -47,6 +47,15 @@ class _Names(dict):
         return super().get(id(parameter), default)
 
 
+def dropping(network: nn.Module) -> set[str]:
+    """Names of the dropout layers that are on."""
+    return {name for name, module in network.named_modules() if isinstance(module, _DROPOUT) and _drops(module)}
+
+
+def _drops(module):
+    return module.training and module.p > 0
+
+
 def trace(network: nn.Module) -> list[Step]:
     """The steps from the image, value 0, to the embedding, the last step's output.
 
@@ -115,7 +124,7 @@ class _Reader:
             return Mean((-2, -1), True)
         if kind is nn.Flatten:
             return Flatten(module.start_dim, module.end_dim)
-        if kind is nn.Identity or (kind in _DROPOUT and not (module.training and module.p)):
+        if kind is nn.Identity or (kind in _DROPOUT and not _drops(module)):
             return _HANDED_ON
         return None
 

@@ -14,6 +14,8 @@ operator, which is why x' goes through it. With running statistics mean and r ar
 
 `ctx` carries what one call leaves for the next, as in torch.autograd.Function; the four are called in this order.
 Shapes: x, y and their like (B, C, ...) in any memory format; weight, bias (C,); slope (C,), (1,) or None for no PReLU.
+All is computed in weight's dtype. x, dy, x' and dy' may have 16 bits beside a float32 weight; y, dx, y' and dx' then
+have them too.
 """
 
 from functools import lru_cache
@@ -25,40 +27,44 @@ _aten = torch.ops.aten
 
 def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum, eps):
     """y. `running`: (mean, variance) or (None, None); with `batch_statistics` they are updated, else they are used."""
-    ctx.x, ctx.weight, ctx.slope = x, weight, slope
-    ctx.eps, ctx.batch_statistics = eps, batch_statistics
-    z, ctx.mean, ctx.r = _aten.native_batch_norm(x, weight, bias, *running, batch_statistics, momentum, eps)
+    ctx.dtype, ctx.weight, ctx.slope = x.dtype, weight, slope
+    ctx.x, ctx.batch_statistics, ctx.running = x.to(weight.dtype), batch_statistics, (None, None)
+    z, ctx.mean, ctx.r = _aten.native_batch_norm(ctx.x, weight, bias, *running, batch_statistics, momentum, eps)
     if not batch_statistics:
         ctx.mean, ctx.r = running[0], torch.rsqrt(running[1] + eps)
+        ctx.running = ctx.mean, ctx.r.square().reciprocal()  # of which the backward makes r again, with an eps of 0
     if slope is None:
-        return z
+        return z.to(ctx.dtype)
     ctx.z = z
-    return torch.prelu(z, slope)
+    return torch.prelu(z, slope).to(ctx.dtype)
 
 
 def backward(ctx, dy):
     """dx, and the gradients of weight, bias and slope (None without one)."""
-    ctx.dy, ctx.dz, dslope = dy, dy, None
+    ctx.dy = ctx.dz = dy.to(ctx.weight.dtype)
+    dslope = None
     if ctx.slope is not None:
-        ctx.dz = _times_m(ctx, dy)
-        dslope = _dot(dy, ctx.z.clamp_max(0)).sum_to_size(ctx.slope.shape)
+        ctx.dz = _times_m(ctx, ctx.dy)
+        dslope = _dot(ctx.dy, ctx.z.clamp_max(0)).sum_to_size(ctx.slope.shape)
     dx, ctx.xh_dz, ctx.sum_dz = _normalisation_backward(ctx, ctx.dz, ctx.weight)
-    return dx, ctx.xh_dz, ctx.sum_dz, dslope
+    return dx.to(ctx.dtype), ctx.xh_dz, ctx.sum_dz, dslope
 
 
 def tangent(ctx, xd, weight_d, bias_d, slope_d):
     """y' along (x', weight', bias', slope')."""
-    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, None)
-    ctx.weight_d, ctx.bias_d, ctx.slope_d = weight_d, bias_d, slope_d
+    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd.to(ctx.weight.dtype), None)
+    ctx.slope_d, ctx.scale_d = slope_d, weight_d * ctx.r
+    ctx.shift_d = torch.addcmul(bias_d, ctx.scale_d, ctx.mean, value=-1)
     zd = _z_tangent(ctx)
     if ctx.slope is None:
-        return zd
-    return _times_m(ctx, zd).addcmul_(ctx.z.clamp_max(0), _wide(slope_d, zd))
+        return zd.to(ctx.dtype)
+    return _times_m(ctx, zd).addcmul_(ctx.z.clamp_max(0), _wide(slope_d, zd)).to(ctx.dtype)
 
 
 def second_backward(ctx, dyd):
     """dx', and the derivatives of the gradients of weight, bias and slope (None without one)."""
-    dzd, dslope_d = dyd, None
+    dyd = dzd = dyd.to(ctx.weight.dtype)
+    dslope_d = None
     if ctx.slope is not None:
         dy_below = ctx.dy - _where_above(ctx, ctx.dy)
         dzd = _times_m(ctx, dyd).addcmul_(dy_below, _wide(ctx.slope_d, dyd))
@@ -66,17 +72,18 @@ def second_backward(ctx, dyd):
         dslope_d = dslope_d.sum_to_size(ctx.slope.shape)
     dxd, xh_dzd, dbias_d = _normalisation_backward(ctx, dzd, ctx.weight)
     xhd_dz = _dot(ctx.dz, ctx.xhd)
-    gain, gain_d = ctx.weight * ctx.r, ctx.weight_d * ctx.r
+    gain_d = ctx.scale_d
     if ctx.batch_statistics:
+        gain = ctx.weight * ctx.r
         per_element = -ctx.x.shape[1] / ctx.x.numel()  # turns sums into means, taken off
-        gain_d.addcmul_(gain * ctx.r, ctx.xh_xd, value=per_element)
+        gain_d = torch.addcmul(gain_d, gain * ctx.r, ctx.xh_xd, value=per_element)
         on_x = (gain_d * ctx.xh_dz).addcmul_(gain, xhd_dz).mul_(ctx.r)
         constant = (gain_d * ctx.sum_dz).addcmul_(on_x, ctx.mean, value=-1)
         dxd.addcmul_(ctx.x, _wide(on_x, dxd), value=per_element)
         dxd.addcmul_(ctx.xhd, _wide(gain.mul_(ctx.xh_dz), dxd), value=per_element)
         dxd.add_(_wide(constant, dxd), alpha=per_element)
     dxd.addcmul_(ctx.dz, _wide(gain_d, dxd))
-    return dxd, xh_dzd + xhd_dz, dbias_d, dslope_d
+    return dxd.to(ctx.dtype), xh_dzd + xhd_dz, dbias_d, dslope_d
 
 
 def _where_above(ctx, values):
@@ -96,9 +103,8 @@ def _wide(value_C, like):
 
 def _normalisation_backward(ctx, dz, weight):
     """(dx, sum(xh dz), sum(dz)) of z = weight * xh + bias."""
-    running = (None, None) if ctx.batch_statistics else (ctx.mean, ctx.r.square().reciprocal())
     return _aten.native_batch_norm_backward(
-        dz, ctx.x, weight, *running, ctx.mean, ctx.r, ctx.batch_statistics, 0.0, [True, True, True]
+        dz, ctx.x, weight, *ctx.running, ctx.mean, ctx.r, ctx.batch_statistics, 0.0, [True, True, True]
     )
 
 
@@ -114,7 +120,5 @@ def _zeros_and_ones(channels, dtype, device):
 
 
 def _z_tangent(ctx):
-    scale_C = ctx.weight_d * ctx.r
-    shift_C = torch.addcmul(ctx.bias_d, scale_C, ctx.mean, value=-1)
-    zd = torch.addcmul(_wide(shift_C, ctx.x), ctx.x, _wide(scale_C, ctx.x))
+    zd = torch.addcmul(_wide(ctx.shift_d, ctx.x), ctx.x, _wide(ctx.scale_d, ctx.x))
     return zd.addcmul_(ctx.xhd, _wide(ctx.weight, zd))

@@ -1,0 +1,50 @@
+"""Several tensors laid end to end in one buffer, so that what happens to all of them is one operation.
+
+Shape suffix: P = all their elements, and what little lies between them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+_ALIGNED = 128  # bytes: where convolution libraries and vector loads want a tensor to begin
+
+
+class Flat:
+    """Where each of `tensors` ({name: tensor}) lies in a buffer (P,): in its own memory order, aligned.
+
+    Buffers begin as zeros and the gaps between tensors stay so: sums and norms over a buffer are over the tensors.
+    Raises ValueError where the tensors are not of one dtype and device.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        kinds = {(tensor.dtype, tensor.device) for tensor in tensors.values()}
+        if len(kinds) != 1:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
+            raise ValueError(f"want trained parameters of one dtype on one device, got {found}; move or convert the "
+                             "backbone as a whole, or freeze the odd ones with requires_grad_(False)")  # fmt: skip
+        ((self.dtype, self.device),) = kinds
+        self.names, self._places, self._elements = list(tensors), [], 0
+        step = _ALIGNED // self.dtype.itemsize
+        for tensor in tensors.values():
+            dense = torch.empty_like(tensor, device="meta")  # keeps the memory order, but for overlapping elements
+            self._places.append((tensor.shape, dense.stride(), self._elements))
+            self._elements += -(-tensor.numel() // step) * step
+
+    def zeros(self) -> Tensor:
+        """A new buffer (P,)."""
+        return torch.zeros(self._elements, dtype=self.dtype, device=self.device)
+
+    def views(self, flat_P: Tensor) -> list[Tensor]:
+        """The tensors that lie in a buffer."""
+        return [flat_P.as_strided(*place) for place in self._places]
+
+    def by_name(self, flat_P: Tensor) -> dict[str, Tensor]:
+        """The same by their names."""
+        return dict(zip(self.names, self.views(flat_P), strict=True))
+
+    def fill(self, flat_P: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Copies `values`, in the order of the names, into a buffer, and gives it."""
+        torch._foreach_copy_(self.views(flat_P), list(values))
+        return flat_P

@@ -1,0 +1,77 @@
+"""A meta step recorded as one CUDA graph: the host launches it whole, instead of some thousand kernels one by one."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastmfr.meta.records import PairBatch
+
+
+class Captured:
+    """Calls `step`(splits, alpha, rate, losses), and replays it from a graph where nothing but the images changes.
+
+    A graph holds shapes, rates and losses as they were recorded. So the first step with new ones runs as it is, which
+    also compiles kernels; the second is recorded; it and those after it are replayed. All splits of a step are then held
+    at once, in the graph's own memory, and what a replay gives is good until the next. `state` says in a sentence
+    whether steps are replayed, and if not, why.
+    """
+
+    def __init__(self, step, backbone: nn.Module, settings):
+        self._step, self._key, self._replay, self._splits, self._result = step, None, None, None, None
+        reason = _obstacle(backbone, settings)
+        self._possible = not reason
+        self.state = reason or "a step is recorded as a CUDA graph as soon as two have had the same shapes and rates"
+
+    def __call__(self, splits, alpha, rate, losses):
+        if not self._possible:
+            return self._step(splits, alpha, rate, losses)
+        splits = [(train, test) for train, test in splits]
+        key = alpha, rate, losses, [[tensor.shape for tensor in tensors] for tensors in map(_tensors, splits)]
+        if key != self._key:
+            self._key, self._replay, self._splits, self._result = key, None, None, None
+            return self._step(splits, alpha, rate, losses)
+        if self._replay is None and not self._capture(splits, alpha, rate, losses):
+            return self._step(splits, alpha, rate, losses)
+        for held, given in zip(self._splits, splits, strict=True):
+            torch._foreach_copy_(_tensors(held), _tensors(given), non_blocking=True)
+        self._replay()
+        return self._result
+
+    def _capture(self, splits, *settings):
+        """Whether the step could be recorded, on copies of these splits that the graph reads from then on."""
+        self._splits = [tuple(PairBatch(*map(torch.clone, _tensors([part]))) for part in split) for split in splits]
+        try:
+            self._replay, self._result = record(lambda: self._step(self._splits, *settings))
+        except RuntimeError as error:
+            self._possible, self._splits = False, None
+            reason = " ".join(str(error).split())
+            self.state = f"steps run operation by operation, for they could not be recorded as a CUDA graph: {reason}"
+            return False
+        self.state = "steps are replayed from a CUDA graph"
+        return True
+
+
+def record(function):
+    """(replay, result) of what `function` launches on the current GPU, of which nothing is run yet."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads decode images meanwhile
+        result = function()
+    return graph.replay, result
+
+
+def _tensors(batches):
+    return [tensor for batch in batches for tensor in (batch.gallery_B3HW, batch.probe_B3HW, batch.domain_B)]
+
+
+def _obstacle(backbone, settings):
+    """Why steps cannot be recorded, or ""."""
+    plainly = "steps run operation by operation, for"
+    device = next((value.device for value in backbone.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        return f"{plainly} the device is {device}, which has no CUDA graphs"
+    if settings.batch_norm == "per_domain" and settings.sharing == "none":
+        return f"{plainly} batch_norm 'per_domain' looks at every batch which domains there are; 'batch' does not"
+    for name, module in backbone.named_modules():
+        if isinstance(module, _BatchNorm) and module.momentum is None:
+            return f"{plainly} {name} counts its batches on the host; a momentum such as 0.1 does not"
+    return ""
