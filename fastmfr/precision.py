@@ -30,7 +30,8 @@ def activations(precision: str | None) -> torch.dtype | None:
 @contextmanager
 def products(precision: str | None):
     """float32 convolutions and matrix products of a GPU within compute as `precision` says."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if precision else ()
+    convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    switches = (torch.backends.cuda.matmul, convolutions) if precision else ()
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

@@ -1,54 +1,70 @@
 """A meta step recorded as one CUDA graph: the host launches it whole, instead of some thousand kernels one by one."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmfr.meta.records import PairBatch
+from fastmfr.meta.records import MetaStep, PairBatch
 
 
 class Captured:
     """Calls `step`(splits, alpha, rate, losses), and replays it from a graph where nothing but the images changes.
 
     A graph holds shapes, rates and losses as they were recorded. So the first step with new ones runs as it is, which
-    also compiles kernels; the second is recorded; it and those after it are replayed. All splits of a step are then held
-    at once, in the graph's own memory, and what a replay gives is good until the next. `state` says in a sentence
+    also compiles kernels; the second is recorded; it and those after it are replayed. All splits of a step are then
+    held at once, in the graph's own memory, and what a replay gives is good until the next. `state` says in a sentence
     whether steps are replayed, and if not, why.
     """
 
     def __init__(self, step, backbone: nn.Module, settings):
-        self._step, self._key, self._replay, self._splits, self._result = step, None, None, None, None
+        self._step, self._key, self._recording = step, None, None
         reason = _obstacle(backbone, settings)
         self._possible = not reason
         self.state = reason or "a step is recorded as a CUDA graph as soon as two have had the same shapes and rates"
 
-    def __call__(self, splits, alpha, rate, losses):
+    def __call__(self, splits, alpha, rate, losses) -> MetaStep:
         if not self._possible:
             return self._step(splits, alpha, rate, losses)
         splits = [(train, test) for train, test in splits]
         key = alpha, rate, losses, [[tensor.shape for tensor in tensors] for tensors in map(_tensors, splits)]
-        if key != self._key:
-            self._key, self._replay, self._splits, self._result = key, None, None, None
+        if key == self._key and self._recording is None:
+            self._recording = self._record(splits, alpha, rate, losses)
+        elif key != self._key:
+            self._key, self._recording = key, None
+        if self._recording is None:
             return self._step(splits, alpha, rate, losses)
-        if self._replay is None and not self._capture(splits, alpha, rate, losses):
-            return self._step(splits, alpha, rate, losses)
-        for held, given in zip(self._splits, splits, strict=True):
-            torch._foreach_copy_(_tensors(held), _tensors(given), non_blocking=True)
-        self._replay()
-        return self._result
+        return self._recording.run(splits)
 
-    def _capture(self, splits, *settings):
-        """Whether the step could be recorded, on copies of these splits that the graph reads from then on."""
-        self._splits = [tuple(PairBatch(*map(torch.clone, _tensors([part]))) for part in split) for split in splits]
+    def _record(self, splits, *settings):
+        """The step on copies of these splits, which it goes on reading; None if it cannot be recorded."""
+        held = [tuple(PairBatch(*map(torch.clone, _tensors([part]))) for part in split) for split in splits]
         try:
-            self._replay, self._result = record(lambda: self._step(self._splits, *settings))
+            recording = _Recording(held, *record(lambda: self._step(held, *settings)))
         except RuntimeError as error:
-            self._possible, self._splits = False, None
             reason = " ".join(str(error).split())
+            self._possible = False
             self.state = f"steps run operation by operation, for they could not be recorded as a CUDA graph: {reason}"
-            return False
+            return None
         self.state = "steps are replayed from a CUDA graph"
-        return True
+        return recording
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """What `replay` launches reads `splits` and writes `result`."""
+
+    splits: list
+    replay: Callable[[], None]
+    result: MetaStep
+
+    def run(self, splits):
+        for held, given in zip(self.splits, splits, strict=True):
+            torch._foreach_copy_(_tensors(held), _tensors(given), non_blocking=True)
+        self.replay()
+        return self.result
 
 
 def record(function):

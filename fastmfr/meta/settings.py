@@ -21,7 +21,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """How meta-gradients are taken; `meta_gradient` says what each means. Raises ValueError for one outside its range."""
+    """How meta-gradients are taken; `meta_gradient` says what each means. Raises ValueError for one out of range."""
 
     gamma: float
     order: int = 2

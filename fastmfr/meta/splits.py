@@ -48,20 +48,22 @@ def joined(logs):
 
 def _one_by_one(engine, flat, theta_P, splits, alpha, order):
     """Of each split, in three buffers that all of them use."""
-    buffers, waiting = [flat.zeros() for _ in range(2 + (order == 2))], iter(splits)
+    g_P, v_P, hv_P = flat.zeros(), flat.zeros(), flat.zeros() if order == 2 else None
+    waiting = iter(splits)
     split = next(waiting, None)
     if split is None:
         raise ValueError("want at least one split, got none")
     while split is not None:
-        summand = _split(engine, flat, theta_P, *split, alpha, order, *buffers)
+        summand = _split(engine, flat, theta_P, split, alpha, g_P, v_P, hv_P)
         split = None  # images of two splits are never held together
         split = next(waiting, None)
         yield summand, split is None
 
 
-def _split(engine, flat, theta_P, train, test, alpha, order, g_P, v_P, hv_P=None):
-    """The summand of one split; what else it held is free afterwards."""
-    terms, pulls, g, curve = engine.train(flat.views(theta_P), train, train.domain_B, twice=order == 2)
+def _split(engine, flat, theta_P, split, alpha, g_P, v_P, hv_P):
+    """The summand of one split, in these buffers; what else it held is free afterwards."""
+    train, test = split
+    terms, pulls, g, curve = engine.train(flat.views(theta_P), train, train.domain_B, twice=hv_P is not None)
     flat.fill(g_P, g)
     del g
     look_ahead(v_P, theta_P, g_P, alpha)
@@ -69,7 +71,7 @@ def _split(engine, flat, theta_P, train, test, alpha, order, g_P, v_P, hv_P=None
     flat.fill(v_P, v)  # in the place of theta', which has served
     del v
     norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), pulls)
-    if order == 2:
+    if hv_P is not None:
         flat.fill(hv_P, curve(flat.views(v_P)))
         norms["alpha_hv_over_v"] = alpha * hv_P.norm() / _positive(norms["meta_test"])
     losses = _losses({name: value.detach()[None] for name, value in vars(terms).items()},
@@ -119,7 +121,7 @@ def _look_ahead(engine, flat, theta_P, tests, sum_g_P, g_NP, step, all_pulls):
 
 
 def _curved(flat, curves, sum_v_P, v_NP):
-    """The sum over domains of H_j (V - v_j); empties both lists, so that each domain's state goes when it has served."""
+    """The sum over domains of H_j (V - v_j); empties both lists, so that a state is let go when it has served."""
     total_P = flat.zeros()
     while curves:
         direction_P = torch.sub(sum_v_P, v_NP[-1], out=v_NP.pop())

@@ -47,19 +47,22 @@ class MetaTrainer:
         run = self._captured or self._step
         return run(splits, alpha, rate, losses)
 
-    def _step(self, splits, alpha, rate, losses):
+    def _step(self, splits, alpha, rate, losses) -> MetaStep:
         self._engine.losses, sgd = losses, self._sgd
-        gamma, logs, count, length = self._settings.gamma, [], 0, None
+        gamma, logs, count, length = self._settings.gamma, [], 0, torch.zeros(())
         for part, is_last in summands(self._settings, self._engine, self._flat, sgd.theta_P, splits, alpha):
             logs.append((part.losses, part.norms))
             before = self._total_P if count else None
             count += len(part.losses["total"])
             combined = part.g_P, part.v_P, part.hv_P
             if is_last:
-                length = meta_sgd(sgd.theta_P, sgd.momentum_P, before, *combined, alpha=part.alpha, gamma=gamma,
-                                  splits=count, rate=rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay)  # fmt: skip
+                length = meta_sgd(
+                    sgd.theta_P, sgd.momentum_P, before, *combined, alpha=part.alpha, gamma=gamma, splits=count,
+                    rate=rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay,
+                )  # fmt: skip
             else:
                 if before is None:
                     self._total_P.zero_()
                 add_split(self._total_P, *combined, part.alpha, gamma)
-        return MetaStep(*joined(logs), length)
+        terms, norms = joined(logs)
+        return MetaStep(terms, norms, length)
