@@ -41,10 +41,7 @@ class Program:
                 self.varying.add(step.output)
 
     def values(self, parameters):
-        """{name: tensor} of all parameters: those trained out of `parameters`, the others as they are now.
-
-        Raises NoROperator where dropout has been switched on since the network was read.
-        """
+        """{name: tensor} of all parameters: those trained out of `parameters`, the others as they are now."""
         if since := dropping(self.network) - self.dropping:
             raise NoROperator(f"dropout is on in {', '.join(sorted(since))}, and was off when this network was read; "
                               "switch it off with eval(), or let autograd take this backbone")  # fmt: skip
@@ -57,7 +54,8 @@ class Tape:
 
     `dtype`: None computes in the dtypes of parameters and images; torch.bfloat16 or torch.float16 as torch.autocast
     would, to a float32 embedding and gradients in the parameters' own dtypes. float16 ends at 65,504 and 6e-8: scale
-    the gradients and the direction that go in, for what comes out is linear in them. Raises ValueError for another.
+    the gradients and the direction that go in, for what comes out is linear in them. Raises ValueError for another
+    dtype, NoROperator for dropout that has been switched on since the Program was made.
     `bytes` is the size of all values that the forward pass made.
     """
 
