@@ -1,7 +1,8 @@
 """How others get the exact gradient of a split: torch.func's jvp of grad, and the inner loops of higher and torchopt.
 
 Each is made from (backbone, losses, alpha, gamma) and turns (train, test) batches into a list of gradients. All use
-batch statistics in both passes. `PEERS` holds those that are installed, `ABSENT` names the others.
+batch statistics in both passes. `PEERS` holds those that are installed, `ABSENT` names the others. learn2learn is not
+among them: the C files of its last release, 0.2.0, do not compile for Python 3.11 and later.
 """
 
 import copy

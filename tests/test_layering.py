@@ -15,12 +15,12 @@ MAY = {
     **{name: GROUND | DATA | {"kernels"} for name in DATA},
     **{name: GROUND | MATHS for name in MATHS},
     **{name: GROUND | DATA | MATHS | ABOVE for name in ABOVE},
-    "diagnose": GROUND | DATA | MATHS | ABOVE,
     "logbook": GROUND,
     "pack": GROUND | DATA | {"logbook"},  # its command shows progress
     "report": GROUND | ABOVE,
     "inspect": GROUND | DATA | {"report"},
     "stages": GROUND | DATA | MATHS | ABOVE | {"logbook"},
+    "diagnose": GROUND | DATA | MATHS | ABOVE | {"report", "stages"},
     "train": GROUND | DATA | MATHS | ABOVE | {"diagnose", "logbook", "report", "stages"},
     "__main__": {"train", "pack", "inspect", "report"},
     "__init__": set(),

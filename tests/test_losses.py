@@ -5,10 +5,22 @@ import math
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp
+from torch.nn import functional as F
 
-from fastmfr.losses import MfrLosses, domain_alignment, hard_pair, mine_by_share, mine_by_threshold, soft_classification
+from fastmfr.losses import (
+    MfrLosses,
+    domain_alignment,
+    hard_pair,
+    mine_by_share,
+    mine_by_threshold,
+    soft_classification,
+    unit_pairs,
+)
+from fastmfr.meta.embedding import LOSSES, norm, pulls_and_gradient
 
 B, D = 7, 5
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
 
 
 def pairs(seed=0, dtype=torch.float64):
@@ -90,8 +102,8 @@ def test_domain_alignment_is_the_spread_of_the_domains_means():
 def test_domain_alignment_of_one_domain_is_nothing():
     gallery, probe = pairs()
     loss = domain_alignment(gallery, probe, torch.full((B,), 3))
-    assert loss.item() == pytest.approx(0, abs=1e-24)
-    assert torch.autograd.grad(loss, gallery)[0].abs().max() < 1e-12
+    assert loss == 0
+    assert not torch.autograd.grad(loss, gallery)[0].any()
 
 
 @pytest.mark.parametrize("loss", [
@@ -102,6 +114,59 @@ def test_domain_alignment_of_one_domain_is_nothing():
 def test_every_loss_is_twice_differentiable(loss):
     assert gradcheck(loss, pairs())
     assert gradgradcheck(loss, pairs())
+
+
+@FORWARD_MODE
+def test_unit_rows_and_their_lengths_are_twice_differentiable():
+    assert gradcheck(unit_pairs, pairs())
+    assert gradgradcheck(unit_pairs, pairs())
+    assert gradcheck(unit_pairs, pairs(), check_forward_ad=True, check_backward_ad=False)
+
+
+def test_a_row_of_zeros_stays_one_and_a_short_row_becomes_a_unit_row():
+    gallery, probe = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.0], [3e-9, 0.0, 4e-9]])
+    unit, inverse = unit_pairs(gallery, probe)
+    assert torch.isfinite(inverse).all()
+    torch.testing.assert_close(unit, F.normalize(torch.cat([gallery, probe])))
+    torch.testing.assert_close(unit[3], torch.tensor([0.6, 0.0, 0.8]))
+
+
+@FORWARD_MODE
+def test_a_hessian_vector_product_by_torch_func_is_that_by_autograd():
+    gallery, probe = pairs()
+    losses, domain = MfrLosses(scale=4.0), torch.arange(B) % 3
+    direction = torch.linspace(-1, 1, B * D, dtype=torch.float64).view(B, D)
+    (first,) = torch.autograd.grad(losses(gallery, probe, domain).total, gallery, create_graph=True)
+    (expected,) = torch.autograd.grad(first, gallery, direction)
+
+    def gradient(at):
+        return grad(lambda rows: losses(rows, probe.detach(), domain).total)(at)
+
+    got = jvp(gradient, (gallery.detach(),), (direction,))[1]
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("domain", [torch.arange(B) % 3, None], ids=["aligned", "no domains"])
+def test_pulls_and_gradient_are_what_autograd_gives_loss_by_loss(domain):
+    gallery, probe = pairs()
+    losses = MfrLosses(scale=4.0, hard_pair=2.0, domain_alignment=0.5)
+    terms, pulls, gradient = pulls_and_gradient(losses, (gallery, probe), domain, create_graph=True)
+    expected = torch.autograd.grad(terms.total, (gallery, probe), create_graph=True)
+    torch.testing.assert_close(gradient, expected)
+    for name, pull in zip(LOSSES, pulls, strict=True):
+        loss = getattr(losses, name) * getattr(terms, name)
+        parts = torch.autograd.grad(loss, (gallery, probe), retain_graph=True) if loss.requires_grad else [0 * gallery]
+        torch.testing.assert_close(pull, norm(parts))
+    direction = [torch.ones_like(gallery), torch.linspace(0, 1, B * D, dtype=torch.float64).view(B, D)]
+    curved, again = (
+        torch.autograd.grad(dz, (gallery, probe), direction, retain_graph=True) for dz in (gradient, expected)
+    )
+    torch.testing.assert_close(curved, again)
+
+
+def test_pulls_and_gradient_hang_on_nothing_where_no_second_derivative_is_wanted():
+    _, pulls, gradient = pulls_and_gradient(MfrLosses(), pairs(), torch.arange(B) % 3, create_graph=False)
+    assert not any(value.requires_grad for value in (pulls, *gradient))
 
 
 def test_length_of_an_embedding_does_not_matter():

@@ -32,13 +32,13 @@ def curve(distance):
 def make_run(tmp_path):
     """Writes a run folder from its models by target; a target named with a star was trained on."""
 
-    def make(name, scores, config=CONFIG, steps=3):
+    def make(name, scores, config=CONFIG, steps=3, gap=None):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         targets = {target.strip("*"): {"unseen": "*" not in target, "models": models}
                    for target, models in scores.items()}
         if targets:
-            (folder / "results.json").write_text(json.dumps({"targets": targets}))
+            (folder / "results.json").write_text(json.dumps({"targets": targets} | ({"gap": gap} if gap else {})))
         lines = [{"stage": "meta", "step": step, "hard_pair": -step / 10, "hard_pair_test": 0.5, "alpha_hv_over_v": 0.2}
                  for step in range(steps)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -141,6 +141,26 @@ def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
     page = write_comparison([make_run("old", {"nir": {"mfr": old}}), make_run("new", {"nir": {"mfr": model()}})],
                             tmp_path / "out")  # fmt: skip
     assert "| nir | old | mfr | 50.0 | 25.0 | - | - |" in (page.parent / "table.md").read_text()
+
+
+def test_the_gap_between_domains_is_compared_where_it_is_known(make_run, tmp_path):
+    def gap(distance, told):
+        return {"domains": ["a|b", "nir"], "distance": [[0, distance], [distance, 0]], "told": told, "across": 0.02,
+                "distance_by_chance": [[0, 0.1], [0.1, 0]], "across_of_all": 0.5, "false_accepts": 50,
+                "false_accepts_of": [[40, 1], [0, 9]]}
+
+    scores, base = {"nir": {"mfr": model()}}, gap(0.9, 0.95)
+    runs = [make_run("near", scores, gap={"base": base, "mfr": gap(0.3, 0.6)}),
+            make_run("far", scores, gap={"base": base, "mfr": gap(0.8, 0.9)})]
+    page = write_comparison(runs, tmp_path / "out")
+    table = (page.parent / "table.md").read_text()
+    for row in ("every run | base | 0.90 | 0.10 | 95.0 | 2.0 | 50.0 | 80.0 (a\\|b)",
+                "near | mfr | 0.30 | 0.10 | 60.0 | 2.0", "far | mfr | 0.80 | 0.10 | 90.0 | 2.0"):
+        assert table.count(row) == 1
+        assert f"<td>{row.split(' | ')[2]}</td>" in page.read_text()
+    older = write_comparison([runs[0], make_run("old", scores)], tmp_path / "older")
+    assert "<tr><td>near</td><td>base</td><td>0.90</td>" in older.read_text()
+    assert "<td>every run</td><td>base</td>" not in older.read_text()
 
 
 def test_only_the_settings_that_differ_are_shown(make_run):

@@ -108,7 +108,7 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
         assert targets["studio"]["models"][model]["auc"] > 0.7  # chance is 0.5; 0.74 to 0.78 by rounding alone
         assert targets["studio"]["models"][model]["identities"] == 20  # the half that was held out
     for name in ("config.yaml", "environment.json", "report.html", "roc.png", "training.png", "domains.png",
-                 "base.safetensors", "mfr.safetensors"):  # fmt: skip
+                 "gap.png", "hardest.png", "base.safetensors", "mfr.safetensors"):  # fmt: skip
         assert (folder / name).stat().st_size > 0
 
 
@@ -124,8 +124,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(small, tmp_path, mon
         mine, theirs = records(folder, stage), records(whole, stage)
         assert [line["step"] for line in mine] == [line["step"] for line in theirs]
         assert [line["loss"] for line in mine] == [line["loss"] for line in theirs]
-    mine, theirs = (json.loads((run / "results.json").read_text())["targets"] for run in (folder, whole))
-    assert mine == theirs
+    mine, theirs = (json.loads((run / "results.json").read_text()) for run in (folder, whole))
+    assert mine["targets"] == theirs["targets"]
+    assert mine["gap"] == theirs["gap"]
+    assert (folder / "hardest.png").read_bytes() == (whole / "hardest.png").read_bytes()
 
 
 def test_a_cached_run_equals_a_decoding_one_whatever_is_changed_in_the_images(small, tmp_path, capsys):
@@ -226,7 +228,9 @@ def test_a_stage_can_be_left_out_and_weights_brought_along(small, tmp_path):
     again = [*small, f"--folder={tmp_path / 'second'}", "--pretrain.steps=0", "--model.weights", str(base)]
     assert main(again) == 0
     (second,) = (tmp_path / "second").iterdir()
-    assert list(json.loads((second / "results.json").read_text())["targets"]["nir"]["models"]) == ["mfr"]
+    results = json.loads((second / "results.json").read_text())
+    assert list(results["targets"]["nir"]["models"]) == list(results["gap"]) == ["mfr"]
+    assert results["targets"]["nir"]["hardest"]["model"] == "mfr"
 
 
 def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, capsys):
@@ -243,6 +247,18 @@ def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, ca
     folder = only_run(tmp_path)
     assert list(json.loads((folder / "results.json").read_text())["bad_images"]) == ["mine/p3/1.png"]
     assert (folder / "bad_images.tsv").read_text() == "mine/p3/1.png\tneither JPEG nor PNG\n"
+    results = json.loads((folder / "results.json").read_text())
+    for model in ("base", "mfr"):
+        gap = results["gap"][model]
+        assert (gap["domains"], gap["unseen"]) == (["studio", "street", "nir", "mine"], [False, False, True, True])
+        assert (gap["people"], gap["images"]) == ([40, 40, 40, 8], [320, 320, 320, 23])
+    hardest = results["targets"]["mine"]["hardest"]
+    for kind, is_mate in (("genuine", True), ("impostor", False)):
+        for pair in hardest[kind]:
+            assert pair["gallery_key"].startswith(f"{pair['gallery_identity']}/")
+            assert pair["probe_key"].startswith(f"{pair['probe_identity']}/")
+            assert (pair["gallery_identity"] == pair["probe_identity"]) == is_mate
+    assert (len(hardest["genuine"]), len(hardest["impostor"])) == (7, 4)  # the bad one was the one enrolled of p3
 
 
 @pytest.mark.parametrize("batch", ["--pretrain.batch_identities=100", "--meta.batch_identities=100"])

@@ -8,19 +8,24 @@
     accuracy.py   accuracy by folds, as InsightFace computes it and exactly
     bootstrap.py  intervals, by drawing the people scored anew
     score.py      what is reported on gallery and probe lists, pairs and templates
+    gap.py        how far apart a model keeps domains
+    hardest.py    the pairs it gets most wrong, where wrong labels show
     sets.py       evaluation sets by their path, scored whole
     command.py    python -m fastmfr evaluate; table.py prints what it found
 """
 
 from .accuracy import accuracies
 from .embed import embed, embed_domain
+from .gap import domain_gap, draw_evenly
+from .hardest import hardest_pairs
 from .histogram import Histogram
 from .rank import identification
 from .roc import FAR, Roc, tar_at_far, verification
-from .score import score, score_domain, score_folds, score_pairs, score_templates
+from .score import embed_and_score, score, score_domain, score_folds, score_pairs, score_templates
 from .sets import open_sets, score_set
 
 __all__ = [
-    "FAR", "Histogram", "Roc", "accuracies", "embed", "embed_domain", "identification", "open_sets", "score",
-    "score_domain", "score_folds", "score_pairs", "score_set", "score_templates", "tar_at_far", "verification",
+    "FAR", "Histogram", "Roc", "accuracies", "domain_gap", "draw_evenly", "embed", "embed_and_score", "embed_domain",
+    "hardest_pairs", "identification", "open_sets", "score", "score_domain", "score_folds", "score_pairs", "score_set",
+    "score_templates", "tar_at_far", "verification",
 ]  # fmt: skip

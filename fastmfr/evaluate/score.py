@@ -27,9 +27,19 @@ def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preproc
     `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them. Images that could not be decoded are
     left out of the lists; bad_images {key: reason} comes with the score.
     """
-    embedding_ND, bad = embed_domain(backbone, domain, preprocess, device, batch_images=batch_images, **decoding)
-    bad_images = {f"{domain.name}/{domain.key(image)}": reason for image, reason in bad.items()}
-    return score(embedding_ND, pairs.without(bad), far) | {"bad_images": bad_images}
+    scores, _, bad = embed_and_score(backbone, domain, pairs, preprocess, device, far=far, batch_images=batch_images,
+                                     **decoding)  # fmt: skip
+    return scores | {"bad_images": {f"{domain.name}/{domain.key(image)}": reason for image, reason in bad.items()}}
+
+
+def embed_and_score(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preprocess: Preprocess, device, *,
+                    far: Sequence[float] = FAR, **embedding) -> tuple[dict, torch.Tensor, dict[int, str]]:
+    """(`score` of a backbone on a whole domain, embedding_ND, bad), the last two as `embed_domain` returns them.
+
+    `embedding`: batch_images and decoding, as `embed_domain` takes them.
+    """
+    embedding_ND, bad = embed_domain(backbone, domain, preprocess, device, **embedding)
+    return score(embedding_ND, pairs.without(bad), far), embedding_ND, bad
 
 
 def score(embedding_ND, pairs: GalleryProbe, far: Sequence[float] = FAR) -> dict:

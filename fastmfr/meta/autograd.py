@@ -6,14 +6,15 @@ import torch
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmfr.meta.embedding import Groups, pulls
+from fastmfr.meta.embedding import Groups, pulls_and_gradient
 from fastmfr.precision import autocast, products
 
 
 class AutogradEngine:
     """Gradients and Hessian-vector products of the losses of a pair batch, at any parameters; lists of tensors.
 
-    `precision` of the passes for gradients, `curvature` of those for H v; where they differ, H v makes its own.
+    `precision` of the passes for gradients, `curvature` of those for H v; where they differ, H v makes its own, and
+    takes the losses along in its precision: here they are part of the one graph.
     """
 
     name = "autograd"
@@ -25,17 +26,18 @@ class AutogradEngine:
     def train(self, theta, pairs, domain_B, *, twice):
         """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
         again = twice and self.precision != self.curvature
-        leaves, embeddings, terms = self._losses(theta, pairs, domain_B, self.precision, tracking=True)
-        lengths = pulls(terms, self.losses, embeddings)
+        leaves, embeddings = self._embed(theta, pairs, self.precision, tracking=True)
+        terms, lengths, dz = pulls_and_gradient(self.losses, embeddings, domain_B, create_graph=twice and not again)
         if twice:
             refuse_first_order(terms.total)
-        gradient = _gradient(terms, leaves, self.precision, create_graph=twice and not again)
+        gradient = _gradient(embeddings, dz, leaves, self.precision, create_graph=twice and not again)
 
         def curve(v):  # H is symmetric: differentiating the gradient once more against v gives H v
             at, g = leaves, gradient
             if again:
-                at, _, terms = self._losses(theta, pairs, domain_B, self.curvature, tracking=False)
-                g = _gradient(terms, at, self.curvature, create_graph=True)
+                at, embeddings = self._embed(theta, pairs, self.curvature, tracking=False)
+                dz = torch.autograd.grad(self.losses(*embeddings, domain_B).total, embeddings, create_graph=True)
+                g = _gradient(embeddings, dz, at, self.curvature, create_graph=True)
             with products(self.curvature):
                 return torch.autograd.grad(g, at, v, materialize_grads=True)
 
@@ -43,11 +45,13 @@ class AutogradEngine:
 
     def test(self, theta, pairs):
         """(terms, gradient) of meta-test."""
-        leaves, _, terms = self._losses(theta, pairs, None, self.precision, tracking=False)
-        return terms, _gradient(terms, leaves, self.precision, create_graph=False)
+        leaves, embeddings = self._embed(theta, pairs, self.precision, tracking=False)
+        terms = self.losses(*embeddings)
+        dz = torch.autograd.grad(terms.total, embeddings)
+        return terms, _gradient(embeddings, dz, leaves, self.precision, create_graph=False)
 
-    def _losses(self, theta, pairs, domain_B, precision, *, tracking):
-        """(theta as leaves, embeddings, terms)."""
+    def _embed(self, theta, pairs, precision, *, tracking):
+        """(theta as leaves, embeddings)."""
         leaves = [value.detach().requires_grad_() for value in theta]
         groups = Groups(pairs, self.batch_norm == "per_domain")
         parameters = dict(zip(self.names, leaves, strict=True))
@@ -56,13 +60,12 @@ class AutogradEngine:
             autocast(precision, leaves[0].device),
         ):
             rows = [functional_call(self.backbone, parameters, (images,)) for images in groups.images]
-        embeddings = groups.join([_in_full(row) for row in rows])
-        return leaves, embeddings, self.losses(*embeddings, domain_B)
+        return leaves, groups.join([_in_full(row) for row in rows])
 
 
-def _gradient(terms, leaves, precision, *, create_graph):
+def _gradient(embeddings, dz, leaves, precision, *, create_graph):
     with products(precision):  # autocast is for the forward pass: the backward follows its dtypes
-        return torch.autograd.grad(terms.total, leaves, create_graph=create_graph, materialize_grads=True)
+        return torch.autograd.grad(embeddings, leaves, dz, create_graph=create_graph, materialize_grads=True)
 
 
 def _in_full(row_BD):

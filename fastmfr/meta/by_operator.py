@@ -9,7 +9,7 @@ from functools import partial, reduce
 import torch
 
 from fastmfr.meta.autograd import refuse_first_order
-from fastmfr.meta.embedding import Groups, pulls
+from fastmfr.meta.embedding import Groups, pulls_and_gradient
 from fastmfr.meta.memory import free_bytes
 from fastmfr.precision import activations, products
 from fastmfr.rop import NoROperator, Program, Tape
@@ -38,11 +38,12 @@ class OperatorEngine:
 
     def train(self, theta, pairs, domain_B, *, twice):
         """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
-        groups, tapes, leaves, terms = self._forward(theta, pairs, domain_B, "tracked")
-        lengths = pulls(terms, self.losses, leaves)
+        groups, tapes, leaves = self._forward(theta, pairs, "tracked")
+        embeddings = groups.join(leaves)
+        terms, lengths, dz = pulls_and_gradient(self.losses, embeddings, domain_B, create_graph=twice)
         if twice:
             refuse_first_order(terms.total)
-        dz = torch.autograd.grad(terms.total, leaves, create_graph=twice)
+        dz = torch.autograd.grad(embeddings, leaves, dz, create_graph=twice)
         keep = twice and self._keep(tapes, leaves[0].device)
         gradient = self._backward(tapes, dz, keep=keep)
 
@@ -55,7 +56,8 @@ class OperatorEngine:
         direction = dict(zip(self.names, v, strict=True))
         with products(self.curvature):
             zd = [tape.tangent(direction) for tape in tapes]
-            dzd = torch.autograd.grad(dz, leaves, zd)
+        dzd = torch.autograd.grad(dz, leaves, zd)
+        with products(self.curvature):
             return _sum(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
 
     def _streaming(self, theta, groups, leaves, dz, domain_B, v):
@@ -65,26 +67,28 @@ class OperatorEngine:
             tapes = [self._tape(theta, self.curvature) for _ in groups.images]
             z, zd = zip(*(tape.forward_tangent(images, direction, self._statistics("batch"))
                           for tape, images in zip(tapes, groups.images, strict=True)), strict=True)  # fmt: skip
-            if self.curvature != self.precision:  # the embeddings differ a little, and so does what pulls on them
-                leaves = [embedding.requires_grad_() for embedding in z]
-                dz = torch.autograd.grad(self.losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
-            dzd = torch.autograd.grad(dz, leaves, zd)
+        if self.curvature != self.precision:  # the embeddings differ a little, and so does what pulls on them
+            leaves = [embedding.requires_grad_() for embedding in z]
+            dz = torch.autograd.grad(self.losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
+        dzd = torch.autograd.grad(dz, leaves, zd)
+        with products(self.curvature):
             return _sum(tape.second_streaming(part.detach(), part_d)
                         for tape, part, part_d in zip(tapes, dz, dzd, strict=True))  # fmt: skip
 
     def test(self, theta, pairs):
         """(terms, gradient) of meta-test."""
-        _, tapes, leaves, terms = self._forward(theta, pairs, None, "batch")
+        groups, tapes, leaves = self._forward(theta, pairs, "batch")
+        terms = self.losses(*groups.join(leaves))
         return terms, self._backward(tapes, torch.autograd.grad(terms.total, leaves), keep=False)
 
-    def _forward(self, theta, pairs, domain_B, statistics):
-        """Groups, of each a Tape that has run forward and its embedding as a leaf of autograd, and the losses."""
+    def _forward(self, theta, pairs, statistics):
+        """Groups, of each a Tape that has run forward and its embedding as a leaf of autograd."""
         groups = Groups(pairs, self.batch_norm == "per_domain")
         tapes = [self._tape(theta, self.precision) for _ in groups.images]
         with products(self.precision):
             leaves = [tape.forward(images, self._statistics(statistics)).requires_grad_()
                       for tape, images in zip(tapes, groups.images, strict=True)]  # fmt: skip
-        return groups, tapes, leaves, self.losses(*groups.join(leaves), domain_B)
+        return groups, tapes, leaves
 
     def _backward(self, tapes, dz, *, keep):
         with products(self.precision):

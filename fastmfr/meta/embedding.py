@@ -5,7 +5,7 @@ Shape suffixes: B = pairs, D = embedding, H W = image.
 
 import torch
 
-from fastmfr.losses import MfrLosses, MfrTerms, through_length, unit_pairs
+from fastmfr.losses import MfrLosses, through_length, unit_pairs
 
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
 
@@ -37,18 +37,6 @@ class Groups:
 def norm(tensors):
     """Length of all tensors as one vector."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])))
-
-
-def pulls(terms: MfrTerms, losses: MfrLosses, embeddings):
-    """(3,): length of the gradient of each weighted loss of LOSSES on the embeddings. Costs no pass of the body."""
-    lengths = []
-    for name in LOSSES:
-        loss = getattr(terms, name)
-        if loss.requires_grad:
-            lengths.append(norm(torch.autograd.grad(getattr(losses, name) * loss, embeddings, retain_graph=True)))
-        else:  # one domain, nothing to align
-            lengths.append(torch.zeros_like(loss))
-    return torch.stack(lengths)
 
 
 def pulls_and_gradient(losses: MfrLosses, embeddings, domain_B, *, create_graph):

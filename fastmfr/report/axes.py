@@ -39,6 +39,13 @@ def grid(count: int, columns: int, width: float, height: float) -> tuple["Figure
     return figure, axes[:count]
 
 
+def panel_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """A panel at a place in inches from the figure's upper left corner."""
+    whole_width, whole_height = figure.get_size_inches()
+    return figure.add_axes((left / whole_width, 1 - (top + height) / whole_height,
+                            width / whole_width, height / whole_height))  # fmt: skip
+
+
 def write_title(ax: "Axes", title: str, subtitle: str = "", words: Iterable[tuple[str, str]] = ()) -> None:
     """The panel's title at its left, the names of its lines in their colours at its right, or a subtitle."""
     ax.annotate(title, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=INK,

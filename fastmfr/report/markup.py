@@ -28,6 +28,9 @@ th.figure { padding-right: 3.35rem; } td.figure { padding-right: 0; } td.figure 
 .runs th, .runs td { padding-left: .9rem; white-space: nowrap; }
 .runs th:nth-child(-n+3), .runs td:nth-child(-n+3) { padding-left: 0; }
 .runs th:nth-child(3), .runs td:nth-child(3) { text-align: left; padding: .4rem .9rem .4rem 0; }
+.gap th, .gap td { text-align: right; padding: .4rem 0 .4rem .9rem; }
+.gap th:first-child, .gap td:first-child { text-align: left; padding-left: 0; }
+.of-runs th:nth-child(2), .of-runs td:nth-child(2) { text-align: left; }
 .settings { width: auto; } .settings th, .settings td { text-align: left; padding-right: 1.6rem; }
 .foot { color: #6b717c; font-size: .85rem; margin: .25rem 0; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }

@@ -5,12 +5,20 @@ from html import escape
 from pathlib import Path
 
 from .folder import RunFolder
+from .gap import COLUMNS, READING, gap_rows
 from .markup import document, folded, footnote, picture, warnings
 from .tables import Cell, columns, footnotes, headline, rows
 
 CAPTIONS = {
     "roc": ("ROC", "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
                    "better. Every gallery x probe pair of the target is scored."),
+    "gap": ("Domain gap", "Distance between the mean unit embeddings of two domains, and what two draws of so many "
+                          "people of one domain would give by chance. Star: a domain never seen in training. Of a "
+                          "domain trained on and scored, the people held out."),
+    "hardest": ("Hardest pairs", "Gallery x probe pairs with their cosine, a person at most once a row; orange and "
+                                 "bold: decided wrongly at the threshold named. Look here for wrong labels: a genuine "
+                                 "pair that shows two people, an impostor pair that shows one. The images' names are "
+                                 "in results.json."),
     "training": ("Training", "Pale: every step; strong: running mean. The shaded band marks where the second-order "
                              "term is strong enough to matter and weak enough to be stable."),
     "domains": ("Domains", "Images as the model receives them, one row a domain."),
@@ -18,7 +26,7 @@ CAPTIONS = {
 
 
 def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
-    """The report as HTML text; `pictures` names PNG files as roc, training and domains, those that there are."""
+    """The report as HTML text; `pictures` names PNG files as CAPTIONS does, those that there are."""
     name = run.path.resolve().name
     parts = [f'<p class="run">fastmfr run {escape(name)}</p>', f"<h1>{escape(headline(run.results, run.sources))}</h1>"]
     parts += [f"<p>{escape(str(line))}</p>" for line in run.results.get("summary", [])]
@@ -29,6 +37,8 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
     for kind, (heading, caption) in CAPTIONS.items():
         if kind in pictures:
             parts.append(picture(heading, pictures[kind], caption))
+        if kind == "gap":
+            parts.append(_gap(run.results.get("gap", {})))
     parts += ["<h2>How it was run</h2>", folded("Settings", run.config), folded("Environment", run.environment)]
     bad = [f"{key}: {reason}" for key, reason in run.results.get("bad_images", {}).items()]
     parts.append(folded(f"Images replaced ({len(bad)})", "\n".join(bad)))
@@ -46,6 +56,17 @@ def _table(results: dict) -> str:
                      f"<td>{escape(row.model)}</td>{cells}</tr>")
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
+
+
+def _gap(gap: dict) -> str:
+    found = gap_rows(gap)
+    if not found:
+        return ""
+    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in [model, *cells])}</tr>"
+             for model, cells in found.items()]
+    head = "".join(f"<th>{title}</th>" for title in ("Model", *COLUMNS))
+    table = f'<div class="scroll"><table class="gap"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
+    return table + "</table></div>" + "".join(map(footnote, READING))
 
 
 def _about_intervals(run: RunFolder) -> list[str]:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from ..gap import COLUMNS, READING
 from ..markup import document, folded, footnote, picture, warnings
 from ..tables import columns, listed
 from .runs import Comparison, Entry
-from .table import MOST_SETTINGS, Cell, Row, reading, rows, told_apart
+from .table import MOST_SETTINGS, Cell, Row, gap_rows, reading, rows, told_apart
 
 CAPTIONS = {
     "roc": ("ROC", "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
@@ -25,6 +26,8 @@ def page(compared: Comparison, pictures: Mapping[str, Path]) -> str:
              warnings(compared.notes)]
     if compared.unseen:
         parts += ["<h2>Scores</h2>", _scores(compared), *map(footnote, reading(compared))]
+    if gaps := gap_rows(compared):
+        parts += ["<h2>Domain gap</h2>", _gaps(gaps), *map(footnote, READING)]
     parts += ["<h2>What differs</h2>", _settings(compared)]
     parts += [picture(heading, pictures[name], caption) for name, (heading, caption) in CAPTIONS.items()
               if name in pictures]
@@ -70,6 +73,13 @@ def _owners(compared: Comparison, entry: Entry) -> str:
 def _cell(cell: Cell) -> str:
     value = f"<b>{cell.value}</b>" if cell.best else cell.value
     return value + (f"<small>{cell.interval}</small>" if cell.interval else "")
+
+
+def _gaps(gaps: list[list[str]]) -> str:
+    head = "".join(f"<th>{title}</th>" for title in ("Run", "Model", *COLUMNS))
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in gaps)
+    return (f'<div class="scroll"><table class="gap of-runs"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>'
+            "</table></div>")
 
 
 def _settings(compared: Comparison) -> str:

@@ -1,9 +1,11 @@
 """The table of all runs by target: what is best, and whether its lead is more than the choice of people scored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..gap import COLUMNS, READING
+from ..gap import gap_rows as of_one_run
 from ..tables import DECIMALS, columns, fars, footnotes, listed
 from .runs import Comparison, Entry
 
@@ -48,17 +50,35 @@ def rows(compared: Comparison) -> Iterator[Row]:
                                       in zip(figures, decimals, best, strict=True)])
 
 
+def gap_rows(compared: Comparison) -> list[list[str]]:
+    """Runs, model and its figures in the order of `gap.COLUMNS`; runs whose model has the same ones share a row."""
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for name, run in compared.runs.items():
+        for model, cells in of_one_run(run.results.get("gap", {})).items():
+            owners.setdefault((model, *cells), []).append(name)
+    return [["every run" if len(names) == len(compared.runs) else listed(names), *row]
+            for row, names in owners.items()]  # fmt: skip
+
+
 def markdown_table(compared: Comparison) -> str:
-    """The table as GitHub Markdown, what differs between the runs and the notes as lines below."""
-    titles = ["Target", "Run", "Model", *columns(compared.results())]
-    lines = [titles, [*["---"] * 3, *["---:"] * (len(titles) - 3)]]
+    """The tables as GitHub Markdown, what differs between the runs and the notes as lines below."""
+    lines = []
     for row in rows(compared):
         cells = [cell.value + (f" ({cell.interval})" if cell.interval else "") for cell in row.cells]
-        names = [row.target, compared.owners(row.entry), row.entry.model or "-"]
-        lines.append([*(name.replace("|", "\\|") for name in names),
+        lines.append([row.target, compared.owners(row.entry), row.entry.model or "-",
                       *(f"**{text}**" if cell.best else text for text, cell in zip(cells, row.cells, strict=True))])
+    tables = [_markdown(["Target", "Run", "Model"], columns(compared.results()), lines)]
     below = reading(compared) + [f"{name}: {settings}." for name, settings in told_apart(compared).items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "  \n".join(below + compared.notes) + "\n"
+    if gaps := gap_rows(compared):
+        tables.append(_markdown(["Run", "Model"], COLUMNS, gaps))
+        below += READING
+    return "\n".join(tables) + "\n" + "  \n".join(below + compared.notes) + "\n"
+
+
+def _markdown(names: Sequence[str], figures: Sequence[str], lines: list[list[str]]) -> str:
+    rule = [*["---"] * len(names), *["---:"] * len(figures)]
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [[*names, *figures], rule, *escaped])
 
 
 def reading(compared: Comparison) -> list[str]:

@@ -1,0 +1,142 @@
+"""How far apart a model keeps domains: the distance between their means, and what crosses them among false accepts.
+
+A model that verifies faces of any domain alike embeds a stranger's face at the same place whatever the domain. Where it
+does not, people are found alike for their domain, and one threshold cannot serve all domains.
+Shape suffixes: B images, C people, D embedding, N domains.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from .crossing import unit
+from .histogram import Histogram
+
+MOST, MOST_IN_ALL = 1000, 20_000  # images of a domain, of all together: 2e8 pairs at most
+BLOCK = 2**22  # cosines held at once
+
+
+def draw_evenly(offsets: np.ndarray, most: int = MOST, seed: int = 0) -> np.ndarray:
+    """At most `most` image numbers of a domain, int64, rising: everyone's first drawn image, then the second ones.
+
+    `offsets` (people + 1,): person i owns the images offsets[i] .. offsets[i + 1] - 1. Depends on its arguments alone.
+    """
+    rng = np.random.default_rng(seed)
+    people = rng.permutation(len(offsets) - 1)[:most].tolist()  # no one else would have a turn
+    images = [offsets[person] + rng.permutation(offsets[person + 1] - offsets[person])[:most] for person in people]
+    turn = np.concatenate([np.arange(len(drawn)) for drawn in images])
+    return np.sort(np.concatenate(images)[np.argsort(turn, kind="stable")[:most]])
+
+
+def domain_gap(embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]], far: float = 1e-3) -> dict:
+    """The gap between N domains as one model embeds them: plain types, for JSON.
+
+    `embeddings`: by domain the rows (B, D) of its images, of any length, and the person in each, int (B,), numbered
+    within the domain: people of two domains are different people. Everyone weighs the same in a domain's mean.
+
+        domains, people, images      (N,) names and counts
+        distance                     (N, N) between the means of unit embeddings, in [0, 2]
+        distance_by_chance           (N, N) root mean square of what two draws of so many people of one domain give
+        told, told_by_chance         share of images nearest to the mean of their own domain, without their own half of
+                                     the people in any mean; the mean over domains, in [0, 1]; 1 / N
+        far, threshold               of all impostor pairs of all domains together, the share accepted: the largest up
+                                     to `far`, or the smallest there is; and the cosine from which they are
+        impostors, false_accepts     how many impostor pairs there are, how many are accepted
+        across_of_all, across        which share of each is of two domains: domains are apart where the second is below
+        false_accepts_of             (N, N) the false accepts by the domains of the two; 0 below the diagonal
+
+    Raises ValueError for fewer than two domains or fewer than two people in one.
+    """
+    _check(embeddings)
+    unit_BD = torch.cat([unit(rows, exact=False) for rows, _ in embeddings.values()])
+    whose = [np.unique(person_B, return_inverse=True)[1] for _, person_B in embeddings.values()]
+    people = [int(own_B.max()) + 1 for own_B in whose]
+    starts = np.cumsum([0, *people[:-1]])
+    person_B = torch.from_numpy(np.concatenate([start + own_B for start, own_B in zip(starts, whose, strict=True)]))
+    domain_C = torch.from_numpy(np.repeat(np.arange(len(people)), people)).to(unit_BD.device)
+    person_B = person_B.to(unit_BD.device)
+    person_CD = _means(unit_BD.double(), person_B, len(domain_C))
+    return {
+        "domains": list(embeddings), "people": people, "images": [len(own_B) for own_B in whose],
+        **_distances(person_CD, domain_C), "told": _told(unit_BD, person_CD, person_B, domain_C),
+        "told_by_chance": 1 / len(people), **_false_accepts(unit_BD, person_B, domain_C[person_B], far),
+    }  # fmt: skip
+
+
+def _check(embeddings):
+    if len(embeddings) < 2:
+        raise ValueError(f"want two domains or more to find a gap between, got {', '.join(embeddings) or 'none'}")
+    for name, (rows, person_B) in embeddings.items():
+        if len(rows) != len(person_B):
+            raise ValueError(f"want the person of every image of {name!r}, got {len(rows)} rows and {len(person_B)}")
+        if len(np.unique(person_B)) < 2:
+            raise ValueError(f"want images of two people or more of {name!r}, got {len(np.unique(person_B))}; "
+                             "leave the domain out")
+
+
+def _means(rows, group, groups):
+    """The mean of the rows of each group."""
+    total = rows.new_zeros(groups, rows.shape[1]).index_add_(0, group, rows)
+    return total / torch.bincount(group, minlength=groups)[:, None]
+
+
+def _distances(person_CD, domain_C):
+    people_N = torch.bincount(domain_C)
+    mean_ND = _means(person_CD, domain_C, len(people_N))
+    square_C = (person_CD - mean_ND[domain_C]).square().sum(1, keepdim=True)
+    of_mean_N = _means(square_C, domain_C, len(people_N))[:, 0] / (people_N - 1)  # the mean's expected square error
+    by_chance_NN = (of_mean_N[:, None] + of_mean_N).sqrt().fill_diagonal_(0)
+    distance_NN = torch.cdist(mean_ND, mean_ND, compute_mode="donot_use_mm_for_euclid_dist")
+    return {"distance": distance_NN.tolist(), "distance_by_chance": by_chance_NN.tolist()}
+
+
+def _told(unit_BD, person_CD, person_B, domain_C):
+    """The mean over domains of the share of images nearest to their own domain's mean, of the other half's people.
+
+    With one half, every mean would lean towards the image judged, and domains that are the same would be told apart.
+    """
+    half_C = torch.arange(len(domain_C), device=domain_C.device) % 2  # alternating, so two people are one in each
+    right_B = torch.zeros(len(unit_BD), 1, dtype=torch.float64, device=unit_BD.device)
+    for half in range(2):
+        others = half_C != half
+        mean_ND = _means(person_CD[others], domain_C[others], int(domain_C[-1]) + 1)
+        judged = half_C[person_B] == half
+        nearest_B = torch.cdist(unit_BD[judged].double(), mean_ND).argmin(1)
+        right_B[judged] = (nearest_B == domain_C[person_B[judged]]).double()[:, None]
+    return float(_means(right_B, domain_C[person_B], int(domain_C[-1]) + 1).mean())
+
+
+def _false_accepts(unit_BD, person_B, domain_B, far):
+    counts, domains = Histogram(), int(domain_B[-1]) + 1
+    impostors_NN = np.zeros((domains, domains), np.int64)
+    for cosine, of_domains in _impostors(unit_BD, person_B, domain_B):
+        counts.add(cosine, cosine[:0])
+        impostors_NN += _by_domains(of_domains, domains)
+    curve = counts.roc()
+    k = max(1, int(np.searchsorted(curve.far_K, far, side="right")) - 1)
+    threshold = float(curve.threshold_K[k])
+    accepted_NN = np.zeros_like(impostors_NN)
+    for cosine, of_domains in _impostors(unit_BD, person_B, domain_B):  # again, as they are too many to keep
+        accepted_NN += _by_domains(of_domains[cosine >= threshold], domains)
+    impostors, accepted = int(impostors_NN.sum()), int(accepted_NN.sum())
+    return {
+        "far": accepted / impostors, "threshold": threshold, "impostors": impostors, "false_accepts": accepted,
+        "across_of_all": 1 - int(impostors_NN.trace()) / impostors,
+        "across": 1 - int(accepted_NN.trace()) / accepted, "false_accepts_of": accepted_NN.tolist(),
+    }  # fmt: skip
+
+
+def _by_domains(of_domains, domains):
+    return torch.bincount(of_domains, minlength=domains**2).reshape(domains, domains).cpu().numpy()
+
+
+def _impostors(unit_BD, person_B, domain_B) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The cosines of all pairs of different people, each pair once, and the place of their two domains in (N, N)."""
+    first, domains = 0, int(domain_B[-1]) + 1
+    while first < len(unit_BD):
+        rows, columns = slice(first, first + max(1, BLOCK // (len(unit_BD) - first))), slice(first, None)
+        impostor = (person_B[rows, None] != person_B[columns]).triu(1)
+        of_domains = (domain_B[rows, None] * domains + domain_B[columns])[impostor]
+        yield (unit_BD[rows] @ unit_BD[columns].T)[impostor], of_domains
+        first = rows.stop

@@ -1,0 +1,101 @@
+"""The pictures and tables of the gap between domains and of the hardest pairs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastmfr.evaluate import domain_gap
+from fastmfr.report import hardest_sheet, write_report
+from fastmfr.report.axes import ORANGE
+from fastmfr.report.gap import gap_plot
+
+SCORES = {"targets": {"nir": {"unseen": True, "models": {"base": {"auc": 0.8}, "mfr": {"auc": 0.9}}}}}
+
+
+def gap(*shifts, prefix="d"):
+    """The gap of domains that lie apart by `shifts` times their own spread, the last one unseen."""
+    rng = np.random.default_rng(0)
+    rows = {f"{prefix}{place}": rng.normal(size=(40, 8)) + shift * np.eye(8)[0] for place, shift in enumerate(shifts)}
+    found = domain_gap({name: (torch.from_numpy(rows[name]), np.arange(40) // 2) for name in rows})
+    return found | {"unseen": [False] * (len(shifts) - 1) + [True]}
+
+
+def hardest(genuine, impostor):
+    """A target's entry with hardest pairs of these cosines, accepted from 0.5 on at FAR 1e-2."""
+    pairs = {kind: [{"cosine": cosine, "gallery": 0, "probe": 1} for cosine in cosines]
+             for kind, cosines in (("genuine", genuine), ("impostor", impostor))}
+    rates = {"0.01": {"tar": 0.9, "threshold": 0.5}, "0.001": {"refused": "too few"}}
+    return {"unseen": True, "models": {"mfr": {"tar_at_far": rates}}, "hardest": {"model": "mfr"} | pairs}
+
+
+def write_results(run, gap):
+    (run / "results.json").write_text(json.dumps(SCORES | {"gap": gap}))
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def pixels_of(path, colour):
+    want = [int(colour[at:at + 2], 16) for at in (1, 3, 5)]
+    return int((np.abs(picture(path) - want).max(2) < 12).sum())
+
+
+def test_the_gap_is_drawn_and_told_for_each_model(tmp_path):
+    write_results(tmp_path, {"base": gap(0, 1, 3), "mfr": gap(0, 0, 0)})
+    text = write_report(tmp_path).read_text()
+    tables = re.findall(r"<tr><td>(base|mfr)</td><td>([\d.]+)</td><td>[\d.]+</td><td>([\d.]+)</td>", text)
+    (base, distance, told), (mfr, less_distance, less_told) = tables
+    assert (base, mfr) == ("base", "mfr")
+    assert float(less_distance) < 0.5 * float(distance)
+    assert float(less_told) < float(told)
+    assert text.index("<h2>ROC") < text.index("<h2>Domain gap") < text.index("Across domains")
+    assert (tmp_path / "gap.png").is_file()
+
+
+def test_many_domains_stand_below_each_other_and_one_model_alone(tmp_path):
+    two, many = gap(0, 1), gap(*range(9), prefix="$x_{")
+    small = picture(gap_plot({"mfr": two}, tmp_path / "two.png")).shape
+    wide = picture(gap_plot({"base": two, "mfr": two}, tmp_path / "both.png")).shape
+    tall = picture(gap_plot({"base": many, "mfr": many}, tmp_path / "many.png")).shape
+    assert (wide[0], wide[1]) == (small[0], 2 * small[1])
+    assert tall[0] > 1.5 * tall[1]
+    assert gap_plot({"base": {}}, tmp_path / "none.png") is None
+
+
+def test_hardest_pairs_are_marked_where_the_model_decides_wrongly(tmp_path):
+    grey = np.full((8, 6, 6, 3), 90, np.uint8)
+    hardest_sheet({"nir": hardest([0.6, 0.7], [0.4, 0.3])}, {"nir": grey}, tmp_path / "right.png")
+    hardest_sheet({"nir": hardest([0.4, 0.7], [0.4, 0.3])}, {"nir": grey}, tmp_path / "one.png")
+    hardest_sheet({"nir": hardest([0.4, 0.7], [0.5, 0.3])}, {"nir": grey}, tmp_path / "two.png")
+    none, one, two = (pixels_of(tmp_path / f"{name}.png", ORANGE) for name in ("right", "one", "two"))
+    assert none == 0 < one < two
+    assert pixels_of(tmp_path / "one.png", "#5a5a5a") > 8 * 150**2
+
+
+def test_the_page_shows_the_hardest_pairs_where_they_were_drawn(tmp_path):
+    hardest_sheet({"$x_": hardest([0.1], [])}, {"$x_": np.zeros((2, 8, 8, 3), np.uint8)}, tmp_path / "hardest.png")
+    assert "Look here for wrong labels" in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("results", [SCORES, SCORES | {"gap": {}}, SCORES | {"gap": {"mfr": {}}}], ids=str)
+def test_a_run_without_them_is_reported_without_them(results, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = write_report(tmp_path).read_text()
+    assert "<h2>ROC" in text
+    assert "Domain gap" not in text
+    assert "Hardest pairs" not in text
+    assert not (tmp_path / "gap.png").exists()
+
+
+def test_names_of_domains_cannot_reach_the_page_as_markup(tmp_path):
+    evil = "<script>$x_"
+    write_results(tmp_path, {evil: gap(0, 9, prefix=evil)})
+    text = write_report(tmp_path).read_text()
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;$x_") == 2
