@@ -53,8 +53,9 @@ ARMS = {
     "no_alignment": Arm("MFR without domain alignment", meta={"domain_alignment": 0.0}),
     "gamma_0.3": Arm("MFR, gamma 0.3", meta={"gamma": 0.3}),
     "gamma_0.7": Arm("MFR, gamma 0.7", meta={"gamma": 0.7}),
-    "frozen_bn": Arm("MFR, BatchNorm frozen", meta={"batch_norm": "frozen"}),
     "threshold": Arm("MFR, mining by the paper's thresholds", meta={"mining": "threshold"}),
+    "mfr_batch": Arm("MFR, BatchNorm on batch statistics", meta={"batch_norm": "batch"}),
+    "no_meta_batch": Arm("no look-ahead, batch statistics", meta={"batch_norm": "batch", "method": "no_meta"}),
 }
 
 
@@ -147,7 +148,7 @@ def _pooled(cell, kind, backbone, head, agg_rate, logbook):
     rate = agg_rate if kind == "cosface" else settings.beta
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     head.momentum_CD.zero_()  # the classifier starts anew as the backbone does
-    backbone.train()
+    backbone.train(kind == "cosface" or settings.batch_norm != "frozen")  # CosFace goes on as it did before
     set_rate(optimizer, rate)
     logbook.rewind("meta", 0)
     images = 4 * settings.batch_identities

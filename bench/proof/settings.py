@@ -50,6 +50,8 @@ class Settings:
     """rate of the meta arms and of hard pairs alone: a tenth of it moves little in 30 steps"""
     agg_rate: float = 0.005
     """of more CosFace: what pretraining's cosine gives at four fifths of its way, so more of the same and no shock"""
+    batch_norm: str = "frozen"
+    """of hard pairs alone and the meta arms. With batch statistics nothing that looks ahead gained anything (tuning)"""
     scale: float = 16.0
     """of soft classification; at 64 it is saturated on these faces"""
     domain_alignment: float = 0.004
@@ -116,6 +118,7 @@ def config_of(settings: Settings, pool: str, seed: int, left_out: str, real: str
         meta=Meta(
             steps=settings.meta_steps, batch_identities=settings.meta_identities, alpha=settings.alpha,
             beta=settings.beta, mining="share", scale=settings.scale, domain_alignment=settings.domain_alignment,
+            batch_norm=settings.batch_norm,
         ),
         evaluate=Evaluate(far=FAR, probes_per_identity=settings.probes),
     )  # fmt: skip
