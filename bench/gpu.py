@@ -58,7 +58,8 @@ def table(rows):
         if unit in ceiling:
             yield f"{name:<64} {ceiling[unit] / 1e12:9.2f} {scale}"
     for row in rows:
-        info, ours = row["extra_info"], row["extra_info"].get("ours", {})
+        info = row["extra_info"]
+        ours = info.get("ours") or info.get("ordinary")
         if row["fullname"].split("/")[-1].startswith("bench_ceilings") or not ours:
             continue
         shares = [
@@ -67,7 +68,7 @@ def table(rows):
             if unit in info and unit in ceiling
         ]
         beside = [f"{name} {value['times_ours']:.2f}x" for name, value in info.items()
-                  if name != "ours" and isinstance(value, dict) and "times_ours" in value]  # fmt: skip
+                  if value is not ours and isinstance(value, dict) and "times_ours" in value]  # fmt: skip
         yield f"{row['name']:<64} {1e3 * ours['median_seconds']:9.3f} ms   {', '.join(shares + beside)}"
 
 

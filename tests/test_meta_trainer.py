@@ -178,3 +178,38 @@ def test_refuses_a_precision_that_the_device_or_the_memory_does_not_go_with():
         meta_gradient(network(), meta_batch(0), alpha=0.1, gamma=0.3, precision="fp8")
     with pytest.raises(ValueError, match="goes on from passes in bf16, so it cannot give H v in fp32"):
         MetaSettings(0.3, memory="kept", precision="bf16", curvature="fp32")
+
+
+def on_gpu(batches):
+    def move(pairs):
+        images = (half.cuda().contiguous(memory_format=torch.channels_last)
+                  for half in (pairs.gallery_B3HW, pairs.probe_B3HW))  # fmt: skip
+        return PairBatch(*images, pairs.domain_B.cuda())
+
+    return [tuple(map(move, split)) for split in batches]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records a CUDA graph")
+@pytest.mark.parametrize("settings", [
+    {}, {"memory": "streaming"}, {"engine": "autograd"}, {"precision": "bf16", "curvature": "tf32"},
+    {"sharing": "per_domain", "batch_norm": "per_domain"},
+], ids=str)  # fmt: skip
+def test_a_replayed_step_is_the_plain_one_and_the_host_waits_for_neither(settings):
+    ended = []
+    for cuda_graph in (True, False):
+        net = network(torch.float32).cuda()
+        trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3, **settings), LOSSES, cuda_graph=cuda_graph)
+        lengths = []
+        for seed in range(5):
+            splits = on_gpu(meta_batch(seed, torch.float32))
+            torch.cuda.set_sync_debug_mode("error" if seed > 1 else "default")  # kernels are compiled at first
+            try:
+                step = trainer.step(splits, alpha=1e-3, rate=1e-3, losses=LOSSES)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            lengths.append(step.gradient_norm.item())
+        assert (trainer.graph == "steps are replayed from a CUDA graph") == cuda_graph, trainer.graph
+        ended.append((lengths, torch.cat([value.detach().flatten() for value in net.parameters()])))
+    torch.testing.assert_close(*(torch.tensor(lengths) for lengths, _ in ended), rtol=1e-2, atol=0)
+    torch.testing.assert_close(*(theta for _, theta in ended), rtol=1e-3, atol=1e-4)
