@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import picture, pixels_of
 from rich.console import Console
 
 from fastmfr.evaluate import verification
@@ -53,16 +53,6 @@ def run(tmp_path, results):
     (tmp_path / "environment.json").write_text('{"torch": "2.13.0"}')
     contact_sheet({"studio": np.zeros((2, 8, 8, 3), np.uint8)}, tmp_path / "domains.png")
     return tmp_path
-
-
-def picture(path):
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def pixels_of(path, colour):
-    want = [int(colour[at:at + 2], 16) for at in (1, 3, 5)]
-    return int((np.abs(picture(path) - want).max(2) < 12).sum())
 
 
 def test_a_whole_run_gives_one_self_contained_page(run):

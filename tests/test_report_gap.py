@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import picture, pixels_of
 
 from fastmfr.evaluate import domain_gap
 from fastmfr.report import hardest_sheet, write_report
@@ -34,16 +34,6 @@ def hardest(genuine, impostor):
 
 def write_results(run, gap):
     (run / "results.json").write_text(json.dumps(SCORES | {"gap": gap}))
-
-
-def picture(path):
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def pixels_of(path, colour):
-    want = [int(colour[at:at + 2], 16) for at in (1, 3, 5)]
-    return int((np.abs(picture(path) - want).max(2) < 12).sum())
 
 
 def test_the_gap_is_drawn_and_told_for_each_model(tmp_path):

@@ -293,3 +293,11 @@ def test_asking_for_a_gpu_that_is_not_there_is_answered(small, capsys, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([*small, "--device=cuda"]) == 1
     assert "torch sees no CUDA device" in " ".join(capsys.readouterr().out.split())
+
+
+def test_refuses_to_be_started_several_times_for_one_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 1
+    assert "runs as one process, and torchrun started 8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
