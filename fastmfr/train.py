@@ -190,9 +190,10 @@ class _timed:
 
 def main(argv=None) -> int:
     """The command line; the exit status is 0, or 1 with a sentence on what went wrong."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        print(f"error: the trainer runs as one process, and torchrun started {os.environ['WORLD_SIZE']}, which would "
-              "train the same model into one folder; start it with python -m fastmfr.train", file=sys.stderr)  # fmt: skip
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        print(f"error: the trainer runs as one process, and torchrun started {ranks}, which would train the same model "
+              "into one folder; start it with python -m fastmfr.train", file=sys.stderr)  # fmt: skip
         return 1
     config, resume = parse(sys.argv[1:] if argv is None else argv)
     folder = Path(resume or Path(config.folder) / f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
