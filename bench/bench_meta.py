@@ -186,8 +186,9 @@ def test_a_whole_rotation_that_shares_per_domain(compare, benchmark, domains, si
 
     steps = ordinary(backbone, (batch(gen, (domains - 1) * pairs, pixels), batches[0][1]))
     contenders = {f"rop {memory}": shared(memory) for memory in ("kept", "streaming")}
-    compare(steps, contenders, rounds=5 if size == "56px" else 3, units=dict.fromkeys(contenders, domains),
-            domains=domains, size=size, images=f"{2 * pairs} a domain for meta-train, as many for meta-test")  # fmt: skip
+    units, rounds = dict.fromkeys(contenders, domains), 5 if size == "56px" else 3
+    compare(steps, contenders, rounds=rounds, units=units, domains=domains, size=size,
+            images=f"{2 * pairs} a domain for meta-train, as many for meta-test")  # fmt: skip
     beside_ordinary(benchmark.extra_info, {"ours": steps} | contenders)
     benchmark.extra_info["ordinary"] = benchmark.extra_info.pop("ours")
 

@@ -142,6 +142,17 @@ def test_tables_count_only_what_all_arms_have(tmp_path):
     assert report(rows.by_task, ["base_agg", "mldg"]).startswith("No seed and domain has all arms")
 
 
+def test_domains_left_out_are_told_together_and_apart(tmp_path):
+    rows = Rows(tmp_path, {})
+    for target, value in (("nir", 0.75), ("sketch", 0.25)):
+        for arm, more in (("no_meta", 0), ("mfr", value - 0.5)):
+            rows.add(Task(1, target, arm), row(0.5 + more, target=target))
+    together, nir, sketch = report(rows.by_task, ["no_meta", "mfr"]).split("## Left out: ")
+    assert "| MFR | +0.00 [-25.00, +25.00] |" in together
+    assert "| MFR | +25.00 [+25.00, +25.00] |" in nir
+    assert "| MFR | -25.00 [-25.00, -25.00] |" in sketch
+
+
 def test_real_photographs_get_tables_of_their_own(tmp_path):
     rows = Rows(tmp_path, {})
     for arm, value in (("base_agg", 0.5), ("mfr", 0.75)):

@@ -17,7 +17,8 @@ CONTROLS = {"base_agg": None, "no_meta": None, "no_meta_batch": ("mfr_batch",)} 
 
 
 def report(rows: Mapping[Task, dict], arms: list[str]) -> str:
-    """All tables: for the domain left out of each cell, and for every other target, such as a real folder.
+    """All tables: for the domains left out, together and each by itself, and for every other target, such as a real
+    folder.
 
     Only cells that have all of `arms` count, so that every line of a table is of the same runs.
     """
@@ -28,6 +29,10 @@ def report(rows: Mapping[Task, dict], arms: list[str]) -> str:
     found = {arm: [rows[Task(*cell, arm)] for cell in whole] for arm in arms}
     others = sorted({name for row in found[arms[0]] for name in row["scores"] if name != row["left_out"]})
     parts = [_part("Domains left out", arms, found, lambda row: row["left_out"])]
+    domains = sorted({left_out for _, left_out in whole})
+    for domain in domains if len(domains) > 1 else []:
+        of_domain = {arm: [row for row in rows if row["left_out"] == domain] for arm, rows in found.items()}
+        parts.append(_part(f"Left out: {domain}", arms, of_domain, lambda row: row["left_out"]))
     parts += [_part(f"Unseen: {name}", arms, found, lambda _, name=name: name) for name in others]
     return "\n\n".join(parts)
 
