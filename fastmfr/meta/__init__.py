@@ -70,8 +70,9 @@ def meta_gradient(
     chosen, reason = settings.make_engine(backbone, list(trained), losses)
     flat = Flat(trained)
     theta_P = flat.fill(flat.zeros(), list(trained.values()))
-    total_P, logs = flat.zeros(), []
+    total_P, logs = theta_P.new_empty(0), []
     for part, _ in summands(settings, chosen, flat, theta_P, splits, alpha):
+        total_P = total_P if logs else flat.zeros()  # not before: the first split's passes want the memory
         add_split(total_P, part.g_P, part.v_P, part.hv_P, part.alpha, gamma)
         logs.append((part.losses, part.norms))
     terms, norms = joined(logs)

@@ -28,8 +28,7 @@ class MetaTrainer:
     def __init__(self, backbone: nn.Module, optimizer: torch.optim.SGD, settings: MetaSettings, losses: MfrLosses,
                  *, cuda_graph: bool = True):  # fmt: skip
         self._settings, self._sgd = settings, FlatSgd(backbone, optimizer)
-        self._flat, self._total_P = self._sgd.flat, self._sgd.flat.zeros()
-        self._engine, self.reason = settings.make_engine(backbone, self._flat.names, losses)
+        self._engine, self.reason = settings.make_engine(backbone, self._sgd.flat.names, losses)
         self.engine = self._engine.name
         self._captured = Captured(self._step, backbone, settings) if cuda_graph else None
 
@@ -48,21 +47,19 @@ class MetaTrainer:
         return run(splits, alpha, rate, losses)
 
     def _step(self, splits, alpha, rate, losses) -> MetaStep:
-        self._engine.losses, sgd = losses, self._sgd
-        gamma, logs, count, length = self._settings.gamma, [], 0, torch.zeros(())
-        for part, is_last in summands(self._settings, self._engine, self._flat, sgd.theta_P, splits, alpha):
+        self._engine.losses, sgd, gamma = losses, self._sgd, self._settings.gamma
+        total_P, logs, count, length = None, [], 0, torch.zeros(())
+        for part, is_last in summands(self._settings, self._engine, sgd.flat, sgd.theta_P, splits, alpha):
             logs.append((part.losses, part.norms))
-            before = self._total_P if count else None
             count += len(part.losses["total"])
             combined = part.g_P, part.v_P, part.hv_P
             if is_last:
                 length = meta_sgd(
-                    sgd.theta_P, sgd.momentum_P, before, *combined, alpha=part.alpha, gamma=gamma, splits=count,
+                    sgd.theta_P, sgd.momentum_P, total_P, *combined, alpha=part.alpha, gamma=gamma, splits=count,
                     rate=rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay,
                 )  # fmt: skip
             else:
-                if before is None:
-                    self._total_P.zero_()
-                add_split(self._total_P, *combined, part.alpha, gamma)
+                total_P = sgd.flat.zeros() if total_P is None else total_P
+                add_split(total_P, *combined, part.alpha, gamma)
         terms, norms = joined(logs)
         return MetaStep(terms, norms, length)
