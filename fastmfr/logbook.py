@@ -18,7 +18,6 @@ class Logbook:
         self.console = console or Console(highlight=False)
         self.path = folder / "metrics.jsonl"
         self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._warned = set()
         self._bad_path = folder / "bad_images.tsv"
         lines = self._bad_path.read_text().splitlines() if self._bad_path.exists() else []
         self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
@@ -33,11 +32,9 @@ class Logbook:
         """One line for the person watching."""
         self.console.print(text, soft_wrap=True)
 
-    def warn(self, text, once=None):
-        """A line that should not be overlooked; with `once`, only the first of its kind."""
-        if once is None or once not in self._warned:
-            self._warned.add(once)
-            self.console.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
+    def warn(self, text):
+        """A line that should not be overlooked."""
+        self.console.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
 
     def note_bad(self, bad):
         """Appends images that could not be read, {key: reason}, to bad_images.tsv; each once, also over a resume."""

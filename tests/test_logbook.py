@@ -47,16 +47,6 @@ def test_a_bad_image_is_noted_once_also_over_a_resume(tmp_path):
     assert (tmp_path / "bad_images.tsv").read_text() == "a/1.jpg\tcut short\nb/2.jpg\tempty\nc/3.jpg\tno picture\n"
 
 
-def test_a_warning_of_one_kind_is_given_once(tmp_path):
-    with logbook(tmp_path) as book:
-        for _ in range(3):
-            book.warn("look out", once="kind")
-        book.warn("look up")
-        text = book.console.file.getvalue()
-    assert text.count("look out") == 1
-    assert "look up" in text
-
-
 def test_without_a_terminal_a_line_comes_at_every_tenth(tmp_path):
     with logbook(tmp_path) as book:
         with book.progress("pretrain", 0, 30) as meter:
