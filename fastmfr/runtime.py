@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 PACKAGES = ("fastmfr", "triton", "nvidia-dali-cuda130", "numpy")
 
 
@@ -108,11 +109,17 @@ def together(group):
 
 
 def available_bytes() -> int:
-    """Memory of the host that programs can have without swapping, as Linux estimates it; 0 where it does not say."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Memory that this process can have without swapping: what Linux estimates, within the limit of its container.
+
+    0 where Linux does not say.
+    """
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    try:
+        limit, taken = ((_CONTROL_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no container, or an old kernel's layout
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(taken))
 
 
 def peak_bytes(device) -> int:

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from fastmfr.backbone import build
 from fastmfr.losses import MfrLosses
-from fastmfr.meta import PairBatch, memory, meta_gradient
+from fastmfr.meta import PairBatch, meta_gradient
 from fastmfr.rop import Tape
 
 ALPHA, GAMMA = 0.2, 0.3
@@ -98,17 +98,6 @@ def test_auto_streams_where_memory_is_short(free, streams, monkeypatch):
     monkeypatch.setattr(Tape, "forward_tangent", counted)
     meta_gradient(readable(), splits(), alpha=ALPHA, gamma=GAMMA, losses=LOSSES)
     assert len(seen) == streams
-
-
-def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
-    free = memory.free_bytes(torch.device("cpu"))
-    assert free > 2**20
-    (tmp_path / "memory.current").write_text("400\n")
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert memory.free_bytes(torch.device("cpu")) == 600
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_bytes(torch.device("cpu")) > 2**20
 
 
 def test_autocast_is_left_to_autograd():

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from fastmfr.runtime import device_for, environment, fast_layout, settle
+from fastmfr import runtime
+from fastmfr.runtime import available_bytes, device_for, environment, fast_layout, peak_bytes, settle
 
 FIRST_EXP = """
 import hashlib, torch
@@ -60,3 +61,19 @@ def test_the_fast_layout_keeps_the_numbers():
     network = fast_layout(network, "cpu")
     assert network.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(network.weight, before)
+
+
+def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_CONTROL_GROUP", tmp_path)
+    assert available_bytes() > 2**20
+    (tmp_path / "memory.current").write_text("400\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert available_bytes() == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes() > 2**20
+
+
+def test_the_peak_of_memory_sees_what_was_taken():
+    before = peak_bytes(torch.device("cpu"))
+    held = torch.ones(before + 2**26, dtype=torch.uint8)
+    assert peak_bytes(torch.device("cpu")) >= before + len(held) // 2
