@@ -74,6 +74,5 @@ def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch):
 
 
 def test_the_peak_of_memory_sees_what_was_taken():
-    before = peak_bytes(torch.device("cpu"))
-    held = torch.ones(before + 2**26, dtype=torch.uint8)
-    assert peak_bytes(torch.device("cpu")) >= before + len(held) // 2
+    held = torch.ones(2**28, dtype=torch.uint8)
+    assert len(held) <= peak_bytes(torch.device("cpu")) < 2**40
