@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmfr.runtime import environment
+from fastmfr.runtime import environment, keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN = pytest.StashKey[float]()
@@ -38,7 +38,9 @@ def pytest_runtest_setup(item):
 
 
 def pytest_configure(config):
-    """Each run is kept under a name of its own: when, on what, at which commit."""
+    """Each run is kept under a name of its own: when, on what, at which commit. Memory is kept as the trainer does it,
+    for all contenders alike."""
+    keep_freed_memory()
     if config.getoption("benchmark_json", None) is None:
         where = environment()
         device = (where["gpu"] or f"cpu{where['cores']}").replace(" ", "-")

@@ -1,4 +1,5 @@
 import json
+import resource
 import subprocess
 import sys
 
@@ -6,7 +7,15 @@ import pytest
 import torch
 
 from fastmfr import runtime
-from fastmfr.runtime import available_bytes, device_for, environment, fast_layout, peak_bytes, settle
+from fastmfr.runtime import (
+    available_bytes,
+    device_for,
+    environment,
+    fast_layout,
+    keep_freed_memory,
+    peak_bytes,
+    settle,
+)
 
 FIRST_EXP = """
 import hashlib, torch
@@ -76,3 +85,15 @@ def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch):
 def test_the_peak_of_memory_sees_what_was_taken():
     held = torch.ones(2**28, dtype=torch.uint8)
     assert len(held) <= peak_bytes(torch.device("cpu")) < 2**40
+
+
+def test_freed_memory_is_taken_again_without_new_pages():
+    keep_freed_memory()
+
+    def new_pages():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    new_pages()
+    assert new_pages() < 2**26 // 4096 // 10
