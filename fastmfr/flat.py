@@ -14,7 +14,7 @@ _ALIGNED = 128  # bytes: where convolution libraries and vector loads want a ten
 class Flat:
     """Where each of `tensors` ({name: tensor}) lies in a buffer (P,): in its own memory order, aligned.
 
-    Buffers begin as zeros and the gaps between tensors stay so: sums and norms over a buffer are over the tensors.
+    The gaps between tensors are 0 and stay so: sums and norms over a buffer are over the tensors.
     Raises ValueError where the tensors are not of one dtype and device.
     """
 
@@ -25,16 +25,25 @@ class Flat:
             raise ValueError(f"want trained parameters of one dtype on one device, got {found}; move or convert the "
                              "backbone as a whole, or freeze the odd ones with requires_grad_(False)")  # fmt: skip
         ((self.dtype, self.device),) = kinds
-        self.names, self._places, self._elements = list(tensors), [], 0
+        self.names, self._places, self._gaps, self._elements = list(tensors), [], [], 0
         step = _ALIGNED // self.dtype.itemsize
         for tensor in tensors.values():
             dense = torch.empty_like(tensor, device="meta")  # keeps the memory order, but for overlapping elements
             self._places.append((tensor.shape, dense.stride(), self._elements))
-            self._elements += -(-tensor.numel() // step) * step
+            end, self._elements = self._elements + tensor.numel(), self._elements + -(-tensor.numel() // step) * step
+            if end < self._elements:
+                self._gaps.append(slice(end, self._elements))
 
     def zeros(self) -> Tensor:
-        """A new buffer (P,)."""
+        """A new buffer (P,), to add to."""
         return torch.zeros(self._elements, dtype=self.dtype, device=self.device)
+
+    def empty(self) -> Tensor:
+        """A new buffer (P,), to fill."""
+        flat_P = torch.empty(self._elements, dtype=self.dtype, device=self.device)
+        if self._gaps:
+            torch._foreach_zero_([flat_P[gap] for gap in self._gaps])
+        return flat_P
 
     def views(self, flat_P: Tensor) -> list[Tensor]:
         """The tensors that lie in a buffer."""

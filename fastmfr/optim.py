@@ -32,7 +32,7 @@ class FlatSgd:
         self.momentum, self.weight_decay = group["momentum"], group["weight_decay"]
         trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self.flat = Flat({name: value.detach() for name, value in trained.items()})
-        self.theta_P = self.flat.fill(self.flat.zeros(), [value.detach() for value in trained.values()])
+        self.theta_P = self.flat.fill(self.flat.empty(), [value.detach() for value in trained.values()])
         self.momentum_P = self.flat.zeros()
         for parameter, value, momentum in zip(trained.values(), self.flat.views(self.theta_P),
                                               self.flat.views(self.momentum_P), strict=True):  # fmt: skip

@@ -14,7 +14,8 @@ def test_tensors_keep_their_memory_order_and_gaps_stay_empty():
         "odd": torch.randn(7, generator=gen),
     }
     flat = Flat(tensors)
-    buffer_P = flat.fill(flat.zeros(), list(tensors.values()))
+    fresh, buffer_P = (flat.fill(made, list(tensors.values())) for made in (flat.zeros(), flat.empty()))
+    assert torch.equal(fresh, buffer_P)
     for name, view in flat.by_name(buffer_P).items():
         assert torch.equal(view, tensors[name])
         assert view.stride() == tensors[name].stride()

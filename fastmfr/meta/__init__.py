@@ -69,7 +69,7 @@ def meta_gradient(
     trained = {name: value.detach() for name, value in backbone.named_parameters() if value.requires_grad}
     chosen, reason = settings.make_engine(backbone, list(trained), losses)
     flat = Flat(trained)
-    theta_P = flat.fill(flat.zeros(), list(trained.values()))
+    theta_P = flat.fill(flat.empty(), list(trained.values()))
     total_P, logs = theta_P.new_empty(0), []
     for part, _ in summands(settings, chosen, flat, theta_P, splits, alpha):
         total_P = total_P if logs else flat.zeros()  # not before: the first split's passes want the memory

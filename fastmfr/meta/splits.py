@@ -48,7 +48,7 @@ def joined(logs):
 
 def _one_by_one(engine, flat, theta_P, splits, alpha, order):
     """Of each split, in three buffers that all of them use."""
-    g_P, v_P, hv_P = flat.zeros(), flat.zeros(), flat.zeros() if order == 2 else None
+    g_P, v_P, hv_P = flat.empty(), flat.empty(), flat.empty() if order == 2 else None
     waiting = iter(splits)
     split = next(waiting, None)
     if split is None:
@@ -84,7 +84,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order):
     terms, pulls, curves, tests, g_NP = [], [], [], [], []
     for train, test in domains:
         term, pull, g, curve = engine.train(flat.views(theta_P), train, None, twice=order == 2)
-        g_NP.append(flat.fill(flat.zeros(), g))
+        g_NP.append(flat.fill(flat.empty(), g))
         for values, value in ((terms, term), (pulls, pull), (curves, curve), (tests, test)):
             values.append(value)
         del g
@@ -106,7 +106,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order):
 
 def _look_ahead(engine, flat, theta_P, tests, sum_g_P, g_NP, step, all_pulls):
     """(losses, norms) of all splits, without what H v adds to the norms; puts each split's v in the place of its g."""
-    base_P = flat.zeros()
+    base_P = flat.empty()
     look_ahead(base_P, theta_P, sum_g_P, step)
     tested, norms = [], []
     for i, (test, g_P) in enumerate(zip(tests, g_NP, strict=True)):
