@@ -96,8 +96,8 @@ def hv_errors(width, train):
         parameters = {name: value for name, value in backbone.named_parameters() if value.requires_grad}
         gen = torch.Generator().manual_seed(1)
         v = [torch.randn(value.shape, generator=gen).to(value) for value in parameters.values()]
-        engine = make(backbone, list(parameters), SMOOTH, "batch", *memory, **precision)
-        return engine.train(list(parameters.values()), pairs, pairs.domain_B, twice=True)[-1](v)
+        engine = make(backbone, list(parameters), "batch", *memory, **precision)
+        return engine.train(list(parameters.values()), pairs, pairs.domain_B, SMOOTH, twice=True)[-1](v)
 
     truth = product(AutogradEngine, torch.float64)
     errors = {
@@ -203,7 +203,7 @@ def test_meta_batches_with_their_update(compare, benchmark, domains):
     def trainer(engine="auto", cuda_graph=False, precision="fp32"):
         backbone, settings = network(width), MetaSettings(GAMMA, engine=engine, precision=precision)
         optimizer = sgd(backbone.parameters(), 0.9, 5e-4)
-        made = MetaTrainer(backbone, optimizer, settings, LOSSES, cuda_graph=cuda_graph)
+        made = MetaTrainer(backbone, optimizer, settings, cuda_graph=cuda_graph)
         return lambda: made.step(splits, alpha=ALPHA, rate=1e-4, losses=LOSSES)
 
     backbone = network(width)

@@ -4,7 +4,6 @@ Shape suffixes: N images, D embedding, H W pixels.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from fastmfr.config import Config
 from fastmfr.decode import ImageStream
 from fastmfr.domains import Joint
 from fastmfr.evaluate import domain_gap, draw_evenly, embed, hardest_pairs
+from fastmfr.evaluate.embed import in_order
 from fastmfr.evaluate.gap import MOST, MOST_IN_ALL
 from fastmfr.report import contact_sheet, hardest_sheet
 from fastmfr.stages import preprocess
@@ -96,13 +96,8 @@ class Diagnosis:
     def _stream(self, domain, image_N):
         """Batches of these images in order, the last one filled up."""
         batch_images = min(self._batch_images, len(image_N))
-        return ImageStream([domain], partial(_request, image_N, batch_images), self._look, batch_images=batch_images,
+        return ImageStream([domain], in_order(image_N, batch_images), self._look, batch_images=batch_images,
                            last=-(-len(image_N) // batch_images), device=str(self._device), **self._decoding)
-
-
-def _request(image_N, batch_images, batch) -> tuple[np.ndarray, np.ndarray]:
-    place_B = np.arange(batch * batch_images, (batch + 1) * batch_images).clip(max=len(image_N) - 1)
-    return np.zeros(batch_images, np.int64), image_N[place_B]
 
 
 def _person(domain, image_N) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LOSSES = ("hard_pair", "soft_classification", "domain_alignment")  # fields of MfrTerms, and their weights in MfrLosses
 _SHORTEST = 1e-12  # shorter rows are divided by this instead
 
 

@@ -14,14 +14,13 @@ from torch import nn
 
 from fastmfr.decode import DecodedCache, Preprocess, choose_cache, open_stream
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.losses import MfrLosses
+from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.optim import meta_rates, pretrain_rate, set_rate, sgd
-from fastmfr.precision import autocast, check_precision, products
-from fastmfr.runtime import device_for, peak_bytes
+from fastmfr.precision import autocast, products
+from fastmfr.runtime import peak_bytes
 from fastmfr.sampler import GroupedDomainSampler, Pairs
 
-LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
 SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
 ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method
 
@@ -44,8 +43,6 @@ def _sampler(sources, config, batch_identities, **options):
 def check_batches(sources, config):
     """Raises ValueError, before anything is trained, where a stage that is to run could not draw its batches."""
     domains, meta = sources.domains, config.meta
-    for precision in (config.pretrain.precision, meta.precision, meta.curvature):
-        check_precision(precision, device_for(config.device))
     if config.pretrain.steps:
         _sampler(sources, config, config.pretrain.batch_identities)
     if meta.steps and len(domains) < 2:
@@ -171,8 +168,7 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
     logbook.rewind("meta", first)
     backbone.train()
     rates_of = partial(meta_rates, **{name: getattr(settings, name) for name in SCHEDULED})
-    trainer = MetaTrainer(backbone, optimizer, _meta_settings(settings), _losses(settings, rates_of(first)),
-                          cuda_graph=settings.cuda_graph)  # fmt: skip
+    trainer = MetaTrainer(backbone, optimizer, _meta_settings(settings), cuda_graph=settings.cuda_graph)
     logbook.say(f"engine {trainer.engine}{f': {trainer.reason}' if trainer.reason else ''}")
     requests = lambda i: _images(*splits.pairs(i))  # noqa: E731
     batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from fastmfr import synthetic
-from fastmfr.backbone import build
+from fastmfr.backbone import of_settings
 from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
 from fastmfr.config import Config, parse
 from fastmfr.decode import Verdicts, choose_decoder
@@ -22,6 +22,7 @@ from fastmfr.diagnose import Diagnosis
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.evaluate import embed_and_score
 from fastmfr.logbook import Logbook
+from fastmfr.precision import check_precision
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
 from fastmfr.report import final_table, write_report
 from fastmfr.runtime import device_for, environment, fast_layout, settle
@@ -42,6 +43,8 @@ class Target:
 def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     """The whole run, in the order the data flows; what it finds is returned and written to the run folder."""
     device = device_for(config.device)
+    for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
+        check_precision(precision, device)
     settle(config.seed, config.threads)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     seconds = {}
@@ -92,10 +95,9 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
 
 
 def _backbone(config, device):
-    model = config.model
-    backbone = build(model.name, model.embedding, width=model.width, image_size=config.data.size, dropout=model.dropout)
-    if model.weights:
-        load_weights(backbone, model.weights)
+    backbone = of_settings(config)
+    if config.model.weights:
+        load_weights(backbone, config.model.weights)
     return fast_layout(backbone, device)
 
 

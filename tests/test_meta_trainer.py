@@ -43,7 +43,7 @@ def optimizer_of(net):
 def test_steps_are_those_of_sgd_along_the_meta_gradient(settings):
     net, settings = network(), MetaSettings(0.3, **settings)
     twin = copy.deepcopy(net)
-    trainer, theirs = MetaTrainer(net, optimizer_of(net), settings, LOSSES), optimizer_of(twin)
+    trainer, theirs = MetaTrainer(net, optimizer_of(net), settings), optimizer_of(twin)
     set_rate(theirs, RATES["rate"])
     for seed in range(3):
         got = trainer.step(meta_batch(seed), **RATES)
@@ -84,8 +84,8 @@ class Recorder:
 def test_a_step_is_recorded_the_second_time_and_anew_where_anything_but_the_images_changes(monkeypatch):
     recorder, net = Recorder(monkeypatch), network()
     twin = copy.deepcopy(net)
-    trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3), LOSSES)
-    plain = MetaTrainer(twin, optimizer_of(twin), MetaSettings(0.3), LOSSES, cuda_graph=False)
+    trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3))
+    plain = MetaTrainer(twin, optimizer_of(twin), MetaSettings(0.3), cuda_graph=False)
     assert "as soon as two have had the same shapes" in trainer.graph
     halved, stricter = RATES | {"alpha": 0.05}, RATES | {"losses": replace(LOSSES, tau_n=0.0)}
     steps = [RATES, RATES, RATES, halved, halved, stricter, halved]
@@ -112,8 +112,8 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
     monkeypatch.setattr(capture, "record", refuse)
     net = network()
     twin = copy.deepcopy(net)
-    trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3), LOSSES)
-    plain = MetaTrainer(twin, optimizer_of(twin), MetaSettings(0.3), LOSSES, cuda_graph=False)
+    trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3))
+    plain = MetaTrainer(twin, optimizer_of(twin), MetaSettings(0.3), cuda_graph=False)
     for seed in range(3):
         for one in (trainer, plain):
             one.step(meta_batch(seed), **RATES)
@@ -199,7 +199,7 @@ def test_a_replayed_step_is_the_plain_one_and_the_host_waits_for_neither(setting
     ended = []
     for cuda_graph in (True, False):
         net = network(torch.float32).cuda()
-        trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3, **settings), LOSSES, cuda_graph=cuda_graph)
+        trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3, **settings), cuda_graph=cuda_graph)
         lengths = []
         for seed in range(5):
             splits = on_gpu(meta_batch(seed, torch.float32))

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fastmfr.backbone import build
+from fastmfr.backbone import of_settings
 from fastmfr.checkpoint import Checkpoints
 from fastmfr.config import Config
 from fastmfr.decode import Verdicts, choose_decoder
@@ -101,10 +101,10 @@ def open_cell(config: Config, folder: Path) -> Cell:
 def base_of(cell: Cell) -> tuple[nn.Module, MarginHead]:
     """The pretrained backbone and its classifier; trained at the first call, found in the cell's folder afterwards."""
     config, settings = cell.config, cell.config.pretrain
-    model, margin = config.model, make_margin(settings.margin, settings.margin_values)
+    margin = make_margin(settings.margin, settings.margin_values)
     states = Checkpoints(cell.folder / "base", "pretrain")
     settle(config.seed, config.threads)
-    backbone = fast_layout(build(model.name, width=model.width, image_size=config.data.size), cell.device)
+    backbone = fast_layout(of_settings(config), cell.device)
     head = MarginHead(backbone.embedding, cell.sources.identities, margin, settings.scale).to(cell.device)
     both = nn.ModuleDict({"backbone": backbone, "head": head})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from fastmfr.backbone import build
+from fastmfr.backbone import of_settings
 from fastmfr.checkpoint import load_weights
 from fastmfr.config import parse
 from fastmfr.decode import Preprocess, choose_decoder
@@ -19,8 +19,8 @@ from fastmfr.protocols import paper_protocol
 from fastmfr.protocols.paper import PROTOCOLS, unlike_the_paper
 from fastmfr.runtime import device_for, environment, fast_layout, joined_ranks, place, settle, shared, together
 
-from .embed import MIRRORS, embed_domain
-from .sets import open_sets, score_set
+from .embed import MIRRORS
+from .sets import embed_set, open_sets, score_set
 from .table import notes, table_of
 
 SETS = """\
@@ -142,8 +142,7 @@ def _evaluate(weights, config, paths, options, console, group):
     with together(group):
         device = device_for(config.device)
         settle(config.seed, config.threads)
-        backbone = build(config.model.name, config.model.embedding, width=config.model.width,
-                         image_size=config.data.size, dropout=config.model.dropout)  # fmt: skip
+        backbone = of_settings(config)
         load_weights(backbone, weights)
         backbone = fast_layout(backbone, device)
     chosen = {"seed": config.seed, "probes_per_identity": config.evaluate.probes_per_identity}
@@ -200,8 +199,7 @@ def _scored(backbone, found, config, device, mirror, console, group):
                  "threads": data.threads, "vet": data.vet, "group": group}  # fmt: skip
     with together(group):
         if place(group)[0] > 0:
-            embed_domain(backbone, found.images, preprocess, device, mirror=mirror or found.mirror,
-                         normalise=found.templates is None, **embedding)  # fmt: skip
+            embed_set(backbone, found, preprocess, device, mirror=mirror, **embedding)
             return None
         with progress_of(found.name, console) as progress:
             return score_set(backbone, found, preprocess, device, far=config.evaluate.far, mirror=mirror,

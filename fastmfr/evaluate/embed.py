@@ -68,6 +68,19 @@ def _embed_batch(backbone, image_B3HW, mirror):
     return embedding_BD + mirrored_BD if mirror == "sum" else torch.cat([embedding_BD, mirrored_BD], dim=1)
 
 
+def in_order(image_N, batch_images: int):
+    """What an ImageStream of one domain asks for to give these images in order, `batch_images` at a time.
+
+    Past the end comes the last image again, so that batches, and ranks, are all filled.
+    """
+
+    def requests(batch):
+        place_B = np.arange(batch * batch_images, (batch + 1) * batch_images).clip(max=len(image_N) - 1)
+        return np.zeros(batch_images, np.int64), image_N[place_B]
+
+    return requests
+
+
 def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_images: int = 256, mirror: str = "concat",
                  normalise: bool = True, progress=None, group=None,
                  **decoding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
@@ -84,10 +97,6 @@ def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_imag
     batches = -(-domain.images // (batch_images * ranks))  # of each rank
     first = rank * batches
 
-    def requests(batch):  # what lies past the end is the last image again, so that batches and ranks are all filled
-        image_B = np.arange(batch * batch_images, (batch + 1) * batch_images)
-        return np.zeros(batch_images, np.int64), image_B.clip(max=domain.images - 1)
-
     def images(stream):
         if progress:
             progress(0, domain.images)
@@ -96,6 +105,7 @@ def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_imag
             if progress:
                 progress(min((batch + 1 - first) * batch_images * ranks, domain.images), domain.images)
 
+    requests = in_order(np.arange(domain.images), batch_images)
     with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, first=first,
                      last=first + batches, device=str(device), **decoding) as stream:  # fmt: skip
         embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise, group=group)

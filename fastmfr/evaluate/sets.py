@@ -95,6 +95,13 @@ def _races(name, folder):
             yield EvaluationSet(images.name, images, pairs=pairs)
 
 
+def embed_set(backbone: torch.nn.Module, found: EvaluationSet, preprocess: Preprocess, device, *,
+              mirror: str | None = None, **embedding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
+    """(embedding_ND, bad) of a set's images, as `score_set` wants them; other arguments as `embed_domain` has them."""
+    return embed_domain(backbone, found.images, preprocess, device, mirror=mirror or found.mirror,
+                        normalise=found.templates is None, **embedding)  # fmt: skip
+
+
 def score_set(backbone: torch.nn.Module, found: EvaluationSet, preprocess: Preprocess, device, *,
               far: Sequence[float] = FAR, mirror: str | None = None, **embedding) -> dict:  # fmt: skip
     """What is reported of a backbone on one set: `score`, `score_folds`, `score_pairs` or `score_templates`.
@@ -102,9 +109,7 @@ def score_set(backbone: torch.nn.Module, found: EvaluationSet, preprocess: Prepr
     With it come images (how many), mirror, and bad_images {key: reason}: images that could not be decoded, which are
     left out of all comparisons. `embedding`: batch_images, progress and decoding, as embed_domain takes them.
     """
-    mirror = mirror or found.mirror
-    embedding_ND, bad = embed_domain(backbone, found.images, preprocess, device, mirror=mirror,
-                                     normalise=found.templates is None, **embedding)  # fmt: skip
+    embedding_ND, bad = embed_set(backbone, found, preprocess, device, mirror=mirror, **embedding)
     if found.templates:
         figures = score_templates(embedding_ND, found.templates.without(bad), far)
     elif found.pairs:
@@ -113,4 +118,4 @@ def score_set(backbone: torch.nn.Module, found: EvaluationSet, preprocess: Prepr
         folds = [pairs.without(bad) for pairs in found.folds]
         figures = score(embedding_ND, folds[0], far) if len(folds) == 1 else score_folds(embedding_ND, folds, far)
     bad_images = {found.images.key(image): reason for image, reason in bad.items()}
-    return figures | {"images": found.images.images, "mirror": mirror, "bad_images": bad_images}
+    return figures | {"images": found.images.images, "mirror": mirror or found.mirror, "bad_images": bad_images}

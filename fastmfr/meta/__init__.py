@@ -67,11 +67,11 @@ def meta_gradient(
     settings = MetaSettings(gamma, order, engine, **settings)
     settings.check(alpha, losses)
     trained = {name: value.detach() for name, value in backbone.named_parameters() if value.requires_grad}
-    chosen, reason = settings.make_engine(backbone, list(trained), losses)
+    chosen, reason = settings.make_engine(backbone, list(trained))
     flat = Flat(trained)
     theta_P = flat.fill(flat.empty(), list(trained.values()))
     total_P, logs = theta_P.new_empty(0), []
-    for part, _ in summands(settings, chosen, flat, theta_P, splits, alpha):
+    for part, _ in summands(settings, chosen, flat, theta_P, splits, alpha, losses):
         total_P = total_P if logs else flat.zeros()  # not before: the first split's passes want the memory
         add_split(total_P, part.g_P, part.v_P, part.hv_P, part.alpha, gamma)
         logs.append((part.losses, part.norms))

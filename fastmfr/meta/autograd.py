@@ -19,15 +19,15 @@ class AutogradEngine:
 
     name = "autograd"
 
-    def __init__(self, backbone, names, losses, batch_norm, *, precision=None, curvature=None):
-        self.backbone, self.names, self.losses, self.batch_norm = backbone, names, losses, batch_norm
+    def __init__(self, backbone, names, batch_norm, *, precision=None, curvature=None):
+        self.backbone, self.names, self.batch_norm = backbone, names, batch_norm
         self.precision, self.curvature = precision, curvature
 
-    def train(self, theta, pairs, domain_B, *, twice):
+    def train(self, theta, pairs, domain_B, losses, *, twice):
         """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
         again = twice and self.precision != self.curvature
         leaves, embeddings = self._embed(theta, pairs, self.precision, tracking=True)
-        terms, lengths, dz = pulls_and_gradient(self.losses, embeddings, domain_B, create_graph=twice and not again)
+        terms, lengths, dz = pulls_and_gradient(losses, embeddings, domain_B, create_graph=twice and not again)
         if twice:
             refuse_first_order(terms.total)
         gradient = _gradient(embeddings, dz, leaves, self.precision, create_graph=twice and not again)
@@ -36,17 +36,17 @@ class AutogradEngine:
             at, g = leaves, gradient
             if again:
                 at, embeddings = self._embed(theta, pairs, self.curvature, tracking=False)
-                dz = torch.autograd.grad(self.losses(*embeddings, domain_B).total, embeddings, create_graph=True)
+                dz = torch.autograd.grad(losses(*embeddings, domain_B).total, embeddings, create_graph=True)
                 g = _gradient(embeddings, dz, at, self.curvature, create_graph=True)
             with products(self.curvature):
                 return torch.autograd.grad(g, at, v, materialize_grads=True)
 
         return terms, lengths, [value.detach() for value in gradient], curve
 
-    def test(self, theta, pairs):
+    def test(self, theta, pairs, losses):
         """(terms, gradient) of meta-test."""
         leaves, embeddings = self._embed(theta, pairs, self.precision, tracking=False)
-        terms = self.losses(*embeddings)
+        terms = losses(*embeddings)
         dz = torch.autograd.grad(terms.total, embeddings)
         return terms, _gradient(embeddings, dz, leaves, self.precision, create_graph=False)
 

@@ -27,20 +27,20 @@ class OperatorEngine:
 
     name = "rop"
 
-    def __init__(self, backbone, names, losses, batch_norm, memory, *, precision=None, curvature=None):
+    def __init__(self, backbone, names, batch_norm, memory, *, precision=None, curvature=None):
         device = next((value.device.type for value in backbone.parameters()), "cpu")
         if precision is None and torch.is_autocast_enabled(device):
             raise NoROperator("autocast is on, and the R-operator computes in the precision of the parameters; "
                               "autograd takes this step, or give a precision")  # fmt: skip
         self.program = Program(backbone, names)
-        self.names, self.losses, self.batch_norm, self.memory = names, losses, batch_norm, memory
+        self.names, self.batch_norm, self.memory = names, batch_norm, memory
         self.precision, self.curvature = precision, curvature
 
-    def train(self, theta, pairs, domain_B, *, twice):
+    def train(self, theta, pairs, domain_B, losses, *, twice):
         """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
         groups, tapes, leaves = self._forward(theta, pairs, "tracked")
         embeddings = groups.join(leaves)
-        terms, lengths, dz = pulls_and_gradient(self.losses, embeddings, domain_B, create_graph=twice)
+        terms, lengths, dz = pulls_and_gradient(losses, embeddings, domain_B, create_graph=twice)
         if twice:
             refuse_first_order(terms.total)
         dz = torch.autograd.grad(embeddings, leaves, dz, create_graph=twice)
@@ -48,7 +48,7 @@ class OperatorEngine:
         gradient = self._backward(tapes, dz, keep=keep)
 
         curve = partial(self._kept, tapes, leaves, dz) if keep else partial(self._streaming, theta, groups, leaves, dz,
-                                                                            domain_B)  # fmt: skip
+                                                                            domain_B, losses)  # fmt: skip
         return terms, lengths, gradient, curve
 
     def _kept(self, tapes, leaves, dz, v):
@@ -60,7 +60,7 @@ class OperatorEngine:
         with products(self.curvature):
             return _sum(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
 
-    def _streaming(self, theta, groups, leaves, dz, domain_B, v):
+    def _streaming(self, theta, groups, leaves, dz, domain_B, losses, v):
         """The same from the images."""
         direction = dict(zip(self.names, v, strict=True))
         with products(self.curvature):
@@ -69,16 +69,16 @@ class OperatorEngine:
                           for tape, images in zip(tapes, groups.images, strict=True)), strict=True)  # fmt: skip
         if self.curvature != self.precision:  # the embeddings differ a little, and so does what pulls on them
             leaves = [embedding.requires_grad_() for embedding in z]
-            dz = torch.autograd.grad(self.losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
+            dz = torch.autograd.grad(losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
         dzd = torch.autograd.grad(dz, leaves, zd)
         with products(self.curvature):
             return _sum(tape.second_streaming(part.detach(), part_d)
                         for tape, part, part_d in zip(tapes, dz, dzd, strict=True))  # fmt: skip
 
-    def test(self, theta, pairs):
+    def test(self, theta, pairs, losses):
         """(terms, gradient) of meta-test."""
         groups, tapes, leaves = self._forward(theta, pairs, "batch")
-        terms = self.losses(*groups.join(leaves))
+        terms = losses(*groups.join(leaves))
         return terms, self._backward(tapes, torch.autograd.grad(terms.total, leaves), keep=False)
 
     def _forward(self, theta, pairs, statistics):

@@ -5,9 +5,7 @@ Shape suffixes: B = pairs, D = embedding, H W = image.
 
 import torch
 
-from fastmfr.losses import MfrLosses, through_length, unit_pairs
-
-LOSSES = ("hard_pair", "soft_classification", "domain_alignment")
+from fastmfr.losses import LOSSES, MfrLosses, through_length, unit_pairs
 
 
 class Groups:
@@ -32,11 +30,6 @@ class Groups:
         halves = zip(*(embedding.chunk(2) for embedding in embeddings), strict=True)
         gallery_BD, probe_BD = (torch.cat(half)[self.back] for half in halves)
         return gallery_BD, probe_BD
-
-
-def norm(tensors):
-    """Length of all tensors as one vector."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])))
 
 
 def pulls_and_gradient(losses: MfrLosses, embeddings, domain_B, *, create_graph):

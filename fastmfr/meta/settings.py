@@ -63,7 +63,7 @@ class MetaSettings:
                 f"domain_alignment 0, got {losses.domain_alignment:g}, or sharing 'none'"
             )
 
-    def make_engine(self, backbone: nn.Module, names: list[str], losses: MfrLosses):
+    def make_engine(self, backbone: nn.Module, names: list[str]):
         """(engine, why it is not the R-operator or ""). Raises ValueError for "rop" where it does not apply, and for a
         precision that the backbone's device does not have."""
         device = next((value.device for value in backbone.parameters()), torch.device("cpu"))
@@ -73,10 +73,10 @@ class MetaSettings:
         batch_norm = "batch" if self.sharing != "none" and self.batch_norm == "per_domain" else self.batch_norm
         precisions = {"precision": self.precision, "curvature": self.curvature}
         if self.engine == "autograd":
-            return AutogradEngine(backbone, names, losses, batch_norm, **precisions), "autograd was asked for"
+            return AutogradEngine(backbone, names, batch_norm, **precisions), "autograd was asked for"
         try:
-            return OperatorEngine(backbone, names, losses, batch_norm, self.memory, **precisions), ""
+            return OperatorEngine(backbone, names, batch_norm, self.memory, **precisions), ""
         except NoROperator as error:
             if self.engine == "rop":
                 raise
-            return AutogradEngine(backbone, names, losses, batch_norm, **precisions), str(error)
+            return AutogradEngine(backbone, names, batch_norm, **precisions), str(error)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastmfr.flat import Flat
 from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
-from fastmfr.meta.embedding import LOSSES
+from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta.records import Summand
 from fastmfr.meta.settings import MetaSettings
 
@@ -30,14 +30,14 @@ COUNTS = ("positives", "negatives")  # of mined pairs: of several domains added 
 
 
 def summands(
-    settings: MetaSettings, engine, flat: Flat, theta_P: Tensor, splits: Iterable, alpha: float
+    settings: MetaSettings, engine, flat: Flat, theta_P: Tensor, splits: Iterable, alpha: float, losses: MfrLosses
 ) -> Iterator[tuple[Summand, bool]]:
     """(summand, whether it is the last) of a meta-batch. Raises ValueError where there are too few splits."""
     if settings.order == 0:
         alpha = 0.0
     order = settings.order if alpha else 0  # at alpha = 0 the Hessian has no part in the gradient
     take = _one_by_one if settings.sharing == "none" else _shared
-    return take(engine, flat, theta_P, splits, alpha, order)
+    return take(engine, flat, theta_P, splits, alpha, order, losses)
 
 
 def joined(logs):
@@ -46,7 +46,7 @@ def joined(logs):
                  for parts in zip(*logs, strict=True))  # fmt: skip
 
 
-def _one_by_one(engine, flat, theta_P, splits, alpha, order):
+def _one_by_one(engine, flat, theta_P, splits, alpha, order, losses):
     """Of each split, in three buffers that all of them use."""
     g_P, v_P, hv_P = flat.empty(), flat.empty(), flat.empty() if order == 2 else None
     waiting = iter(splits)
@@ -54,36 +54,34 @@ def _one_by_one(engine, flat, theta_P, splits, alpha, order):
     if split is None:
         raise ValueError("want at least one split, got none")
     while split is not None:
-        summand = _split(engine, flat, theta_P, split, alpha, g_P, v_P, hv_P)
+        summand = _split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P)
         split = None  # images of two splits are never held together
         split = next(waiting, None)
         yield summand, split is None
 
 
-def _split(engine, flat, theta_P, split, alpha, g_P, v_P, hv_P):
+def _split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P):
     """The summand of one split, in these buffers; what else it held is free afterwards."""
     train, test = split
-    terms, pulls, g, curve = engine.train(flat.views(theta_P), train, train.domain_B, twice=hv_P is not None)
+    terms, pulls, g, curve = engine.train(flat.views(theta_P), train, train.domain_B, losses, twice=hv_P is not None)
     flat.fill(g_P, g)
     del g
     look_ahead(v_P, theta_P, g_P, alpha)
-    tested, v = engine.test(flat.views(v_P), test)
+    tested, v = engine.test(flat.views(v_P), test, losses)
     flat.fill(v_P, v)  # in the place of theta', which has served
     del v
     norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), pulls)
     if hv_P is not None:
         flat.fill(hv_P, curve(flat.views(v_P)))
         norms["alpha_hv_over_v"] = alpha * hv_P.norm() / _positive(norms["meta_test"])
-    losses = _losses({name: value.detach()[None] for name, value in vars(terms).items()},
-                     {name: value.detach()[None] for name, value in vars(tested).items()})  # fmt: skip
-    return Summand(g_P, v_P, hv_P, alpha, losses, {name: value[None] for name, value in norms.items()})
+    return Summand(g_P, v_P, hv_P, alpha, _losses(_of_one(vars(terms)), _of_one(vars(tested))), _of_one(norms))
 
 
-def _shared(engine, flat, theta_P, domains, alpha, order):
+def _shared(engine, flat, theta_P, domains, alpha, order, losses):
     """One for all splits, out of (train, test) batches of each domain; a split trains on all trains but its own."""
     terms, pulls, curves, tests, g_NP = [], [], [], [], []
     for train, test in domains:
-        term, pull, g, curve = engine.train(flat.views(theta_P), train, None, twice=order == 2)
+        term, pull, g, curve = engine.train(flat.views(theta_P), train, None, losses, twice=order == 2)
         g_NP.append(flat.fill(flat.empty(), g))
         for values, value in ((terms, term), (pulls, pull), (curves, curve), (tests, test)):
             values.append(value)
@@ -93,7 +91,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order):
         raise ValueError(f"want the batches of at least two domains to share between splits, got {N}")
     step = alpha / (N - 1)
     g_P = _sum(g_NP)
-    tested, norms = _look_ahead(engine, flat, theta_P, tests, g_P, g_NP, step, pulls)
+    tested, norms = _look_ahead(engine, flat, theta_P, tests, losses, g_P, g_NP, step, pulls)
     v_NP = g_NP  # each was overwritten by its split's v
     v_P, hv_P = _sum(v_NP), None
     if order == 2:
@@ -104,7 +102,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order):
     yield Summand(g_P, v_P, hv_P, step, _losses(trained, tested), norms), True
 
 
-def _look_ahead(engine, flat, theta_P, tests, sum_g_P, g_NP, step, all_pulls):
+def _look_ahead(engine, flat, theta_P, tests, losses, sum_g_P, g_NP, step, all_pulls):
     """(losses, norms) of all splits, without what H v adds to the norms; puts each split's v in the place of its g."""
     base_P = flat.empty()
     look_ahead(base_P, theta_P, sum_g_P, step)
@@ -112,7 +110,7 @@ def _look_ahead(engine, flat, theta_P, tests, sum_g_P, g_NP, step, all_pulls):
     for i, (test, g_P) in enumerate(zip(tests, g_NP, strict=True)):
         length_g = torch.dist(sum_g_P, g_P) / (len(tests) - 1)
         look_ahead(g_P, base_P, g_P, -step)
-        terms, v = engine.test(flat.views(g_P), test)
+        terms, v = engine.test(flat.views(g_P), test, losses)
         flat.fill(g_P, v)
         tested.append(vars(terms))
         pulls = torch.linalg.vector_norm(torch.stack(all_pulls[:i] + all_pulls[i + 1 :]), dim=0)
@@ -134,6 +132,11 @@ def _sum(flats):
     for flat_P in flats[1:]:
         total_P += flat_P
     return total_P
+
+
+def _of_one(log):
+    """What `_stack` gives of a single split, without a launch."""
+    return {name: value.detach()[None] for name, value in log.items()}
 
 
 def _stack(logs):

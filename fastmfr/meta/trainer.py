@@ -25,10 +25,10 @@ class MetaTrainer:
     once for each set of shapes and rates, and replayed: see `Captured`. `engine` and `reason` as of MetaGradient.
     """
 
-    def __init__(self, backbone: nn.Module, optimizer: torch.optim.SGD, settings: MetaSettings, losses: MfrLosses,
-                 *, cuda_graph: bool = True):  # fmt: skip
+    def __init__(self, backbone: nn.Module, optimizer: torch.optim.SGD, settings: MetaSettings, *,
+                 cuda_graph: bool = True):  # fmt: skip
         self._settings, self._sgd = settings, FlatSgd(backbone, optimizer)
-        self._engine, self.reason = settings.make_engine(backbone, self._sgd.flat.names, losses)
+        self._engine, self.reason = settings.make_engine(backbone, self._sgd.flat.names)
         self.engine = self._engine.name
         self._captured = Captured(self._step, backbone, settings) if cuda_graph else None
 
@@ -47,9 +47,9 @@ class MetaTrainer:
         return run(splits, alpha, rate, losses)
 
     def _step(self, splits, alpha, rate, losses) -> MetaStep:
-        self._engine.losses, sgd, gamma = losses, self._sgd, self._settings.gamma
+        sgd, gamma = self._sgd, self._settings.gamma
         total_P, logs, count, length = None, [], 0, torch.zeros(())
-        for part, is_last in summands(self._settings, self._engine, sgd.flat, sgd.theta_P, splits, alpha):
+        for part, is_last in summands(self._settings, self._engine, sgd.flat, sgd.theta_P, splits, alpha, losses):
             logs.append((part.losses, part.norms))
             count += len(part.losses["total"])
             combined = part.g_P, part.v_P, part.hv_P
