@@ -39,7 +39,7 @@ class Diagnosis:
         """A row a domain, as the network sees them, so that a mix-up of folders or channels meets the eye."""
         rows = {}
         for name, domain in self._domains.items():
-            starts, ends = domain.offsets[:people], domain.offsets[1 : people + 1]
+            starts, ends = domain.offsets[:-1][:people], domain.offsets[1:][:people]
             first = [range(start, min(end, start + images)) for start, end in zip(starts, ends, strict=True)]
             rows[name] = self._pixels(domain, np.concatenate(first))
         contact_sheet(rows, path)

@@ -52,6 +52,13 @@ def test_a_damaged_image_of_a_source_is_left_out_of_the_gap(diagnosis, tmp_path)
     assert (found["people"], found["images"]) == ([12, 5], [35, 15])
 
 
+def test_domains_of_few_people_are_drawn_with_those_there_are(diagnosis, tmp_path):
+    class_folder(tmp_path / "a", people=3)
+    class_folder(tmp_path / "b", people=2)
+    diagnosis("a", target="b")[0].draw_domains(tmp_path / "domains.png")
+    assert (tmp_path / "domains.png").stat().st_size > 0
+
+
 def test_a_domain_of_one_person_has_no_place_in_the_gap_and_one_domain_has_none(diagnosis, tmp_path):
     class_folder(tmp_path / "a")
     class_folder(tmp_path / "b", people=5)
