@@ -29,7 +29,7 @@ import torch
 import triton
 from fastmfr.kernels import gather, meta_update
 from fastmfr.kernels.batchnorm_prelu import fused
-from fastmfr.kernels.cos_lse import backward, double_backward, forward, tiles
+from fastmfr.kernels.cos_lse import backward, by_chunks, double_backward, forward, tiles
 from fastmfr.kernels.inverse_norm import _launch as inverse_norm
 from fastmfr.kernels.sgd_rows import _launch as sgd_rows
 from triton.backends.compiler import GPUTarget
@@ -137,6 +137,11 @@ def _calls(x_dtype, w_dtype, D):
     yield "kept", lambda: forward.forward(*given, 64.0, True)
     yield "", lambda: backward.backward(*given, 64.0, row, nothing, row, row, True, True)
     yield "kept", lambda: backward.backward(*given, 64.0, row, kept, row, row, True, True)
+    yield "by chunks", lambda: by_chunks.forward(*given, 64.0, False)
+    yield "by chunks, running maximum", lambda: by_chunks.forward(*given, 100.0, False)
+    yield "by chunks, kept", lambda: by_chunks.forward(*given, 64.0, True)
+    yield "by chunks", lambda: by_chunks.backward(*given, 64.0, row, nothing, row, row, True, True)
+    yield "by chunks, kept", lambda: by_chunks.backward(*given, 64.0, row, kept, row, row, True, True)
     twice = *given, 64.0, row, row, row, _empty(C, D), r, _empty(B, D)
     yield "", lambda: double_backward.double_backward(*twice, _empty(C, D), True)
     yield "weights outside", lambda: double_backward.double_backward(*twice, None, True)

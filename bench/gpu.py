@@ -1,93 +1,175 @@
 """Everything that needs a CUDA device, in one command: `make gpu`. It wants torch, triton, pytest and fastmfr, no more.
 
-First the tests of the kernels and those marked gpu, then the bench suites, as many as begin before the time is over;
-what is not installed, such as DALI, is skipped with a line. Ends with a short table; bench/results gets one file.
+Stages run in the order of their worth, each a process with a time limit; every figure is one line of JSON, flushed at
+once, so that a kill, a crash or a failed peer costs nothing else. It stops by itself after --seconds and says what it
+left out; called again with the same --out it goes on there. `--rehearse` runs the same schedule at toy sizes, on the
+CPU where there is no GPU.
 """
 
 import argparse
-import importlib.util
-import json
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-import torch
+from card import lines
 
-ROOT = Path(__file__).parent.parent
-
-
-def files(pattern, *words):
-    """The files with one of these words that can run here: what decodes wants DALI."""
-    for path in sorted(ROOT.glob(pattern)):
-        text = path.read_text()
-        if not any(word in text for word in words):
-            continue
-        if "fastmfr.decode" in text and not find_spec("nvidia.dali"):
-            print(f"skipped: {path.relative_to(ROOT)}, for DALI is not installed")
-            continue
-        yield path.relative_to(ROOT)
+BENCH = Path(__file__).parent
+RESULTS = BENCH / "results"
 
 
-def find_spec(name):
-    try:
-        return importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # not even the package around it
-        return None
+@dataclass(frozen=True)
+class Stage:
+    """One process: a module of bench/card. `limit`: seconds after which it is ended. `alone`: nothing is beside it."""
+
+    name: str
+    module: str
+    limit: float
+    arguments: tuple[str, ...] = ()
+    alone: bool = True
 
 
-def pytest(*arguments):
-    command = [sys.executable, "-m", "pytest", "-q", *map(str, arguments)]
-    print("\n$", *command[1:], flush=True)
-    return subprocess.run(command, cwd=ROOT).returncode
+STAGES = (
+    Stage("ceilings", "ceilings", 40),
+    Stage("tests", "kernel_tests", 150, ("--seconds", "130"), alone=False),
+    Stage("whole run", "whole_run", 120, alone=False),
+    Stage("accuracy", "accuracy", 60),
+    Stage("margin", "margin", 110),
+    Stage("meta", "meta_step", 100),
+    Stage("pretraining", "pretraining", 100),
+    Stage("operators", "operators", 45),
+    Stage("ten million", "ten_million", 40),
+    Stage("profile", "profile", 40),
+)
 
 
-def newest_results(since):
-    files = [path for path in (ROOT / "bench/results").glob("*.json") if path.stat().st_mtime >= since]
-    return max(files, key=lambda path: path.stat().st_mtime, default=None)
+def start(stage, figures, rehearse):
+    """The stage as a process of its own session, so that all it started ends with it."""
+    command = [sys.executable, "-m", f"card.{stage.module}", *stage.arguments]
+    command += ["--small"] if rehearse else []
+    path = os.pathsep.join(filter(None, [str(BENCH), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {lines.FILE: str(figures), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    log = open(figures.with_suffix(f".{stage.module}.log"), "w")  # noqa: SIM115  # open as long as the process
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def table(rows):
-    """Lines: what, median time, beside each peer, share of the ceilings measured in the same run."""
-    ceiling = {}
+def end(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(stages, figures, seconds, rehearse):
+    """Runs the stages; neighbours that are not `alone` side by side. Gives the names of those left out."""
+    clock, left_out, queue = time.monotonic(), [], list(stages)
+    while queue:
+        group = [queue.pop(0)]
+        while queue and not group[-1].alone and not queue[0].alone:
+            group.append(queue.pop(0))
+        running = []
+        for stage in group:
+            left = seconds - (time.monotonic() - clock)
+            if left < min(20, stage.limit):
+                left_out.append(stage.name)
+                continue
+            print(
+                f"{time.monotonic() - clock:5.0f} s  {stage.name}, at most {min(left, stage.limit):.0f} s", flush=True
+            )
+            running.append((stage, start(stage, figures, rehearse), time.monotonic(), min(left, stage.limit)))
+        while running:
+            for one in list(running):
+                stage, process, begin, limit = one
+                spent = time.monotonic() - begin
+                if process.poll() is None and spent < limit:
+                    continue
+                ended = {"status": process.returncode} if process.returncode is not None else {"killed_after": limit}
+                end(process)
+                tail = {}
+                if ended.get("status") != 0:
+                    tail = {"output": figures.with_suffix(f".{stage.module}.log").read_text()[-2000:]}
+                note(figures, stage.name, ended=ended, seconds=round(spent, 1), **tail)
+                running.remove(one)
+            time.sleep(0.05)
+    return left_out
+
+
+def note(figures, stage, **figure):
+    os.environ[lines.FILE] = str(figures)
+    lines.write("schedule", what=stage, **figure)
+
+
+def table(figures):
+    """Lines for people: tests that failed, then every figure beside its peers and as a share of the ceilings."""
+    rows = [row for row in figures if "median_seconds" in row]
+    best = {row["what"]: row for row in rows if row["stage"] == "ceilings"}
+    copy, product = best.get("copy", {}).get("tb_per_second"), best.get("product bf16", {}).get("tflop_per_second")
+    tests = [row for row in figures if row["stage"] == "test"]
+    failed = [row for row in tests if row["outcome"] == "failed"]
+    yield f"tests: {len(tests) - len(failed)} passed or skipped, {len(failed)} failed"
+    for row in failed:
+        yield f"  FAILED {row['what']}: {row['error'].strip().splitlines()[-1][:160]}"
+    for row in figures:
+        if "failed" in row:
+            yield f"  FAILED {row['stage']}, {row['what']}, {row.get('who', '')}: {row['failed'][:160]}"
     for row in rows:
-        info, seconds = row["extra_info"], row["stats"]["median"]
-        if row["fullname"].split("/")[-1].startswith("bench_ceilings"):
-            ceiling |= {unit: info[unit] / seconds for unit in ("bytes", "flops") if unit in info}
-    for unit, name, scale in (("bytes", "copy", "TB/s"), ("flops", "product", "TFLOP/s")):
-        if unit in ceiling:
-            yield f"{name:<64} {ceiling[unit] / 1e12:9.2f} {scale}"
-    for row in rows:
-        info = row["extra_info"]
-        ours = info.get("ours") or info.get("ordinary")
-        if row["fullname"].split("/")[-1].startswith("bench_ceilings") or not ours:
-            continue
-        shares = [
-            f"{100 * info[unit] / ours['median_seconds'] / ceiling[unit]:.0f} % of {name}"
-            for unit, name in (("bytes", "copy"), ("flops", "product"))
-            if unit in info and unit in ceiling
-        ]
-        beside = [f"{name} {value['times_ours']:.2f}x" for name, value in info.items()
-                  if value is not ours and isinstance(value, dict) and "times_ours" in value]  # fmt: skip
-        yield f"{row['name']:<64} {1e3 * ours['median_seconds']:9.3f} ms   {', '.join(shares + beside)}"
+        size = " ".join(f"{key}={row[key]}" for key in ("B", "C", "shape", "dtype", "parameters") if key in row)
+        share = ""
+        if "tflop_per_second" in row and product and "product" not in row["what"]:
+            share = f"{100 * row['tflop_per_second'] / product:4.0f} % of product"
+        if "tb_per_second" in row and copy and row["what"] != "copy":
+            share = f"{100 * row['tb_per_second'] / copy:4.0f} % of copy"
+        rate = f"{row['images_per_second']:,.0f} images/s" if "images_per_second" in row else ""
+        memory = f"{row['peak_bytes'] / 1e6:,.0f} MB" if row.get("peak_bytes") is not None else ""
+        yield (
+            f"{row['stage']:<12} {row['what'][:34]:<34} {size[:44]:<44} {row['who'][:34]:<34} "
+            f"{1e3 * row['median_seconds']:10.3f} ms {row.get('times_ours', 1):7.2f} x {share} {rate} {memory}"
+        )
+    for row in figures:
+        if row["stage"] in ("accuracy", "whole run", "meta", "schedule", "ten million") and "median_seconds" not in row:
+            kept = {key: value for key, value in row.items() if key not in ("stage", "at", "output")}
+            yield f"{row['stage']}: {kept}"[:400]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=500, help="no bench begins after so many (default 500)")
-    parser.add_argument("--select", default="", help="pytest's -k for the bench suites")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("`make gpu` wants a CUDA device and finds none; `make test` and `make bench` need no GPU")
-    begin, clock = time.time(), time.monotonic()
-    failed = pytest("-m", "gpu or kernel", *files("tests/test_*.py", "mark.gpu", "mark.kernel"))
-    left = arguments.seconds - (time.monotonic() - clock)
-    failed |= pytest(f"--deadline={left:.0f}", "-k", arguments.select, *files("bench/bench_*.py", "compare"))
-    if results := newest_results(begin):
-        print("\n" + "\n".join(table(json.loads(results.read_text())["benchmarks"])))
-        print(f"results in {results}")
-    print(f"{time.monotonic() - clock:.0f} seconds; {'something failed, see above' if failed else 'all passed'}")
-    sys.exit(failed)
+    parser.add_argument("--seconds", type=float, default=500, help="after which nothing runs any more (default 500)")
+    parser.add_argument("--only", default="", help="names of stages, with commas between")
+    parser.add_argument("--out", type=Path, help="the file of figures; one that is there is gone on with")
+    parser.add_argument("--rehearse", action="store_true", help="toy sizes, on the CPU where there is no GPU")
+    options = parser.parse_args()
+    names = [stage.name for stage in STAGES]
+    only = [name.strip() for name in options.only.split(",") if name.strip()]
+    if unknown := set(only) - set(names):
+        parser.error(f"there is no stage {', '.join(sorted(unknown))}; want some of {', '.join(names)}")
+    if not options.rehearse:
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit(
+                "`make gpu` wants a CUDA device and finds none; `make test` and `make bench` need no GPU, and "
+                "`python bench/gpu.py --rehearse` runs the same schedule at toy sizes"
+            )
+    RESULTS.mkdir(exist_ok=True)
+    figures = (options.out or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}-gpu.jsonl").resolve()
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    figures.touch()
+    done = {
+        row["what"] for row in lines.read(figures) if row["stage"] == "schedule" and row["ended"].get("status") == 0
+    }
+    chosen = [stage for stage in STAGES if (stage.name in only if only else stage.name not in done)]
+    begin = time.monotonic()
+    left_out = run(chosen, figures, options.seconds, options.rehearse)
+    found = lines.read(figures)
+    print("\n" + "\n".join(table(found)))
+    print(f"{time.monotonic() - begin:.0f} seconds; left out: {', '.join(left_out) or 'nothing'}; figures in {figures}")
+    bad = [row for row in found if row.get("outcome") == "failed" or "failed" in row or row.get("agree") is False]
+    bad += [row for row in found if row["stage"] == "schedule" and row["ended"].get("status") != 0]
+    sys.exit(bool(bad or left_out))
 
 
 if __name__ == "__main__":

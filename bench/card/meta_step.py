@@ -1,0 +1,92 @@
+"""Whole meta steps at the paper's size, with and without their CUDA graph, beside ordinary steps and autograd twice.
+
+`ordinary`: plain gradients of the same images and one step of torch's SGD, in the same precision.
+"""
+
+import warnings
+
+import torch
+from bench_meta import ALPHA, GAMMA, LOSSES, batch, hv_errors, network
+
+from fastmfr.meta import MetaSettings, MetaTrainer
+from fastmfr.optim import set_rate, sgd
+from fastmfr.precision import autocast, products
+
+from . import lines
+from .timing import DEVICE, GPU, arguments, compare
+
+DOMAINS, PAIRS, PIXELS, WIDTH = 3, 128, 120, 0.5
+
+
+def ordinary(splits, width, precision):
+    backbone = network(width)
+    optimizer = sgd(backbone.parameters(), 0.9, 5e-4)
+    set_rate(optimizer, 1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        for split in splits:
+            for pairs in split:
+                with autocast(precision, DEVICE):
+                    embedding = backbone(torch.cat([pairs.gallery_B3HW, pairs.probe_B3HW])).float()
+                    total = LOSSES(*embedding.chunk(2), pairs.domain_B).total
+                with products(precision):
+                    total.backward()
+        optimizer.step()
+
+    return step
+
+
+def trainer(splits, width, precision, **options):
+    graph = options.pop("cuda_graph", False)
+    backbone, settings = network(width), MetaSettings(GAMMA, precision=precision, **options)
+    made = MetaTrainer(backbone, sgd(backbone.parameters(), 0.9, 5e-4), settings, cuda_graph=graph)
+
+    def step():
+        return made.step(splits, alpha=ALPHA, rate=1e-4, losses=LOSSES)
+
+    for _ in range(3 if graph else 0):  # the second is recorded
+        step()
+    lines.write("meta", what="state", precision=precision, graph=made.graph, engine=made.engine)
+    return step
+
+
+def main():
+    options = arguments(__doc__)
+    warnings.simplefilter("ignore")
+    width, pixels, pairs = (0.125, 32, 8) if options.small else (WIDTH, PIXELS, PAIRS)
+    gen = torch.Generator().manual_seed(0)
+    splits = [(batch(gen, pairs, pixels, 2), batch(gen, pairs, pixels)) for _ in range(DOMAINS)]
+    ways = {"autograd twice": {"engine": "autograd"}, "rop": {"engine": "rop"}}
+    if GPU:
+        ways["rop, CUDA graph"] = {"engine": "rop", "cuda_graph": True}
+        ways["rop streaming, CUDA graph"] = {"engine": "rop", "memory": "streaming", "cuda_graph": True}
+    for precision in ("fp32", "tf32", "bf16") if GPU else ("fp32",):
+        contenders = {"ordinary": ordinary(splits, width, precision)}
+        for name, settings in ways.items():
+            try:
+                contenders[name] = trainer(splits, width, precision, **settings)
+            except Exception as error:
+                lines.write(
+                    "meta",
+                    what=f"whole step, {precision}",
+                    who=name,
+                    failed=f"{type(error).__name__}: {' '.join(str(error).split())[:1500]}",
+                )
+        compare(
+            "meta",
+            f"whole step, {precision}",
+            contenders,
+            domains=DOMAINS,
+            size=pixels,
+            images=4 * pairs * DOMAINS,
+            memory=True,
+            seconds=2 * options.seconds,
+        )
+        contenders.clear()
+    errors, by_precision = hv_errors(width, batch(gen, 8, pixels, 2))
+    lines.write("meta", what="error of H v against float64", errors=errors, by_precision=by_precision)
+
+
+if __name__ == "__main__":
+    main()
