@@ -27,14 +27,17 @@ from .tiles import (
     tile_at,
 )
 
-_LOWEST = torch.finfo(torch.float32).min / 4  # log of an empty sum; finite, so that nothing becomes NaN
+OF_NOTHING = torch.finfo(torch.float32).min / 4  # of an empty sum; finite, so that nothing becomes NaN
 
 
 @triton.jit
 def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, label_ptr, B, C, kept_stride,
                    scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-                   DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Share `program_id(1)` of the identities for a block of rows; a maximum is kept where `peak_ptr` is given."""
+                   DEPTH: tl.constexpr, PRECISION: tl.constexpr, CARRIES: tl.constexpr = False):  # fmt: skip
+    """Share `program_id(1)` of the identities for a block of rows; a maximum is kept where `peak_ptr` is given.
+
+    Where it carries, the results of an earlier launch are what its sums and maximum begin with; weights are unit rows.
+    """
     LOWEST: tl.constexpr = -1e30
     WHOLE: tl.constexpr = DEPTH >= D  # the block of x then stays, and only identities pass by
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -45,6 +48,11 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
     total = tl.zeros((ROWS,), tl.float32)
     true_dot = tl.zeros((ROWS,), tl.float32)
     peak = tl.full((ROWS,), LOWEST, tl.float32)
+    if CARRIES:
+        total = tl.load(sum_ptr + split * B + b, mask=b < B, other=0.0)
+        true_dot = tl.load(cos_ptr + split * B + b, mask=b < B, other=0.0)
+        if peak_ptr is not None:
+            peak = tl.load(peak_ptr + split * B + b, mask=b < B, other=LOWEST)
     k = tl.arange(0, DEPTH)
     x_at = tile_at(x_ptr, first, row, B, k, D)
     if WHOLE:
@@ -123,5 +131,5 @@ def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
             sum_SB, peak_SB, cos_SB, kept_BC if keep else None, *operands, B, C, width, scale * LOG2E.value, share, D,
             tile.rows, tile.classes, tile.depth, precision(unit_BD.dtype), **tile.options,
         )  # fmt: skip
-        join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, _LOWEST, 128, **FUSED)
+        join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, OF_NOTHING, 128, **FUSED)
     return log_sum_B, cos_B, kept_BC

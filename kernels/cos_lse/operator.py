@@ -4,15 +4,19 @@ Forward, backward and double backward are operators of torch.library, so torch.c
 Shape suffixes: B = batch, C = identities, D = embedding.
 """
 
+import contextlib
 import warnings
 
 import torch
 from torch import Tensor
 
-from . import backward, chunked, double_backward, forward
+from . import backward, by_chunks, chunked, double_backward, forward
 from .tiles import KEPT_MULTIPLE, MAX_EMBEDDING
 
 KEEPS = ("none", "exp", "auto")
+PATHS = ("auto", "tiles", "chunks")  # on a GPU; see `select`
+CHUNKS_FROM = 256  # rows of a batch whose 16-bit products "auto" takes by chunks. Predicted, not measured
+_path = "auto"
 _SHARE = 64  # keep="auto" spends at most this fraction of the GPU's memory: B = 1024, C = 1M on an H200
 
 
@@ -20,9 +24,29 @@ def _fits_kernels(unit_BD):
     return unit_BD.is_cuda and unit_BD.dtype != torch.float64 and unit_BD.shape[1] <= MAX_EMBEDDING
 
 
+@contextlib.contextmanager
+def select(path):
+    """Inside of this context all passes on a GPU go by this path, whichever thread runs them: for measuring.
+
+    "tiles": products in Triton, a tile at a time. "chunks": products in cuBLAS, see by_chunks.py. "auto": "chunks" for
+    products of 16 bits and batches of at least CHUNKS_FROM, else "tiles". Raises ValueError for other names.
+    """
+    global _path
+    if path not in PATHS:
+        raise ValueError(f"want a path out of {', '.join(map(repr, PATHS))}, got {path!r}")
+    before, _path = _path, path
+    try:
+        yield
+    finally:
+        _path = before
+
+
 def _serving(unit_BD, kernels):
-    """The module whose passes take this call: `kernels`, or the one in plain PyTorch."""
-    return kernels if _fits_kernels(unit_BD) else chunked
+    """The module whose passes take this call: `kernels`, the one by chunks, or the one in plain PyTorch."""
+    if not _fits_kernels(unit_BD):
+        return chunked
+    by_itself = unit_BD.dtype != torch.float32 and len(unit_BD) >= CHUNKS_FROM
+    return by_chunks if _path == "chunks" or (_path == "auto" and by_itself) else kernels
 
 
 def _as_given(unit_BD):

@@ -73,6 +73,9 @@ _TILES = {  # of 16-bit products
         100: (Tile(64, 64, 64, 256, 8, 2), Tile(64, 64, 64, 512, 8, 2)),
     },
 }
+_TILES |= {  # of a chunk's passes: what a program makes it stores, so two of them can share a multiprocessor
+    "gradient": {arch: (Tile(128, 128, 64, stages=3 if arch > 80 else 2, resident=2),) * 2 for arch in (80, 90, 100)},
+}
 _MIXED = {  # where weights are float32 and rounded as they are loaded, if that needs another tile
     "forward": {90: _FORWARD, 100: (_SHALLOW[0], _FORWARD[1])},
     "rows": {80: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 32, 64, 512, 8, 2))},
@@ -85,6 +88,7 @@ _SINGLE = {  # of float32 products: no tensor cores, unless tf32 is allowed
     "rows": Tile(32, 16, 16, 256, 8, 2),
     "classes": Tile(16, 32, 16, 256, 8, 2),
     "mean": Tile(64, 32, 16, resident=2),
+    "gradient": Tile(64, 64, 32, resident=2),
     "rows twice": Tile(32, 16, 16, 128, 8, 2, resident=2),
     "classes twice": Tile(16, 32, 16, 256, 8, 2),
 }

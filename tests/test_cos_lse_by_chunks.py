@@ -1,0 +1,180 @@
+"""cos_lse by chunks of identities, on a GPU or in Triton's interpreter, against the reference in float64."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+from fastmfr.kernels.cos_lse import backward as tiles_backward
+from fastmfr.kernels.cos_lse import by_chunks, chunked, operator
+from fastmfr.kernels.cos_lse.by_chunks import backward, chunk_size, forward
+from helpers import DEVICE, assert_as_accurate
+from test_cos_lse_kernels import BF16, FLOOR, FP16, FP32, OVERFLOW, Problem, from_autograd
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch lets no product be deterministic
+NAMES = "log_sum", "cos", "dx", "dw"
+SIZE = 32 if DEVICE == "cpu" else by_chunks.MULTIPLE  # identities of a chunk, the fewest there can be
+# The last chunk is ragged, is one identity, is whole, is the only one.
+SHAPES = [(20, 2 * SIZE + 11, 24), (9, 2 * SIZE + 1, 16), (5, 2 * SIZE, 10), (1, 2, 1)]
+pytestmark = [pytest.mark.kernel, pytest.mark.filterwarnings(OVERFLOW)]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(by_chunks, "MULTIPLE", SIZE)
+
+
+def by_chunks_of(size, p, scale=64.0, keep=False):
+    """All results by name, made in memory that was NaN."""
+    given = p.x_BD, p.w_CD, p.r_C, p.label_B, scale
+    torch.use_deterministic_algorithms(True)  # new memory is filled with NaN then
+    try:
+        log_sum, cos, kept = forward(*given, keep, size)
+        dx, dw, radial = backward(*given, log_sum, kept, p.g_B, p.g_cos_B, True, True, size)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert radial.isfinite().all()
+    return dict(zip(NAMES, (log_sum, cos, dx, dw), strict=True))
+
+
+def assert_accurate(p, floor=None, scale=64.0, size=SIZE, **variant):
+    got = by_chunks_of(size, p, scale, **variant)
+    ref, truth = (from_autograd(p, dtype, scale) for dtype in (p.x_BD.dtype, torch.float64))
+    for name in NAMES:
+        assert got[name].dtype == FP32, name
+        lowest = (floor or FLOOR[p.x_BD.dtype]) * truth[name].abs().max()
+        assert_as_accurate(got[name], ref[name], truth[name], lowest)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+def test_as_accurate_as_pytorch(shape, dtype):
+    assert_accurate(Problem(*shape, dtype))
+
+
+@pytest.mark.parametrize("normed", [True, False], ids=["raw weights", "unit weights"])
+@pytest.mark.parametrize(("dtype", "weight_dtype"), [(BF16, BF16), (BF16, FP32), (FP16, FP32)], ids=str)
+def test_takes_weights_of_either_kind(dtype, weight_dtype, normed):
+    assert_accurate(Problem(18, SIZE + 9, 24, dtype, weight_dtype, normed=normed))
+
+
+@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+def test_carries_a_running_maximum_above_scale_80(dtype):
+    assert_accurate(Problem(*SHAPES[0], dtype), scale=100.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_kept_exponentials_stand_in_for_the_logits(shape, dtype):
+    assert_accurate(Problem(*shape, dtype), floor=FLOOR[BF16], keep=True)
+
+
+@pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64], ids=str)
+def test_true_identities_lie_at_the_edges_of_chunks(label_dtype):
+    p = Problem(8, 2 * SIZE + 11, 16, BF16, FP32, label_dtype=label_dtype)
+    p.label_B.copy_(torch.tensor([0, SIZE - 1, SIZE, 2 * SIZE - 1, 2 * SIZE, 2 * SIZE + 10, -1, 2 * SIZE + 11]))
+    assert_accurate(p)
+
+
+@pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("nobody", [-1, 2 * SIZE + 11, 2**31 - 1, -(2**31)])
+def test_a_label_out_of_range_names_nobody(label_dtype, nobody):
+    p = Problem(5, 2 * SIZE + 11, 10, BF16, label_dtype=label_dtype)
+    p.label_B.fill_(nobody)
+    assert_accurate(p)
+    assert not by_chunks_of(SIZE, p)["cos"].any()
+
+
+@pytest.mark.parametrize("g_scale", [2.0**-40, 2.0**16])
+def test_float16_holds_gradients_of_any_size(g_scale):
+    p = Problem(9, 2 * SIZE + 1, 16, FP16)
+    p.g_B, p.g_cos_B = p.g_B * g_scale, p.g_cos_B * g_scale
+    got, truth = by_chunks_of(SIZE, p), from_autograd(p, torch.float64)
+    for name in NAMES:
+        assert (got[name] - truth[name]).abs().max() <= FLOOR[FP16] * truth[name].abs().max(), name
+
+
+@pytest.mark.parametrize(("need_x", "need_w"), [(True, False), (False, True), (False, False)])
+def test_makes_what_is_needed(need_x, need_w):
+    p = Problem(9, 2 * SIZE + 1, 16, BF16)
+    log_sum_B, _, kept = forward(p.x_BD, p.w_CD, p.r_C, p.label_B, 64.0, False, SIZE)
+    given = p.x_BD, p.w_CD, p.r_C, p.label_B, 64.0, log_sum_B, kept, p.g_B, p.g_cos_B
+    every, some = (backward(*given, *need, SIZE) for need in ((True, True), (need_x, need_w)))
+    for whole, one, need in zip(every, some, (need_x, need_w, need_w), strict=True):
+        assert torch.equal(one, whole) if need else one.shape == (0,)
+
+
+def test_one_chunk_and_several_agree():
+    p = Problem(9, 2 * SIZE + 11, 16)
+    several, one = by_chunks_of(SIZE, p), by_chunks_of(None, p)
+    for name in NAMES:
+        torch.testing.assert_close(several[name], one[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_radial_part_is_what_the_tiles_make():
+    p = Problem(9, 2 * SIZE + 11, 16)
+    log_sum_B, _, kept = forward(p.x_BD, p.w_CD, p.r_C, p.label_B, 64.0, False, SIZE)
+    given = p.x_BD, p.w_CD, p.r_C, p.label_B, 64.0, log_sum_B, kept, p.g_B, p.g_cos_B, False, True
+    want, got = tiles_backward.backward(*given)[2], backward(*given, SIZE)[2]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", [{}, {"keep": True}, {"scale": 100.0}], ids=str)
+def test_repeats_to_the_bit_and_keeps_its_operands(variant):
+    p = Problem(9, 2 * SIZE + 11, 24, BF16, FP32)
+    before = {name: one.clone() for name, one in vars(p).items()}
+    first, second = (by_chunks_of(SIZE, p, **variant) for _ in range(2))
+    for name, one in first.items():
+        assert torch.equal(one, second[name]), name
+    for name, one in vars(p).items():
+        assert torch.equal(one, before[name]), name
+
+
+def test_an_empty_batch_gives_nothing_and_zero_gradients():
+    p = Problem(9, 2 * SIZE + 1, 16, BF16)
+    for name in ("x_BD", "label_B", "g_B", "g_cos_B"):
+        setattr(p, name, getattr(p, name)[:0])
+    got = by_chunks_of(SIZE, p)
+    assert [tuple(got[name].shape) for name in NAMES] == [(0,), (0,), (0, 16), (2 * SIZE + 1, 16)]
+    assert not got["dw"].any()
+
+
+@pytest.mark.parametrize("scale", [64.0, 100.0])
+def test_with_nobody_else_the_sum_is_empty(scale):
+    got = by_chunks_of(SIZE, Problem(3, 1, 10, BF16, ignored=False), scale)
+    assert (got["log_sum"] < -1e30).all()
+    assert all(one.isfinite().all() for one in got.values())
+
+
+def test_a_chunk_stays_in_the_cache_whatever_the_batch(monkeypatch):
+    monkeypatch.setattr(by_chunks, "MULTIPLE", 128)
+    assert [chunk_size(B, 10**7) for B in (1, 1024, 2048, 10**6)] == [65536, 12288, 6144, 128]
+    assert chunk_size(1024, 10**7, itemsize=4) == 6144
+    assert chunk_size(1024, 1000) == 1024
+
+
+def test_the_path_is_selected_by_name(monkeypatch):
+    monkeypatch.setattr(operator, "_fits_kernels", lambda unit_BD: True)
+    large, small, single = torch.empty(256, 1, dtype=BF16), torch.empty(255, 1, dtype=BF16), torch.empty(256, 1)
+    serving = partial(operator._serving, kernels=tiles_backward)
+    assert [serving(one) for one in (large, small, single)] == [by_chunks, tiles_backward, tiles_backward]
+    with operator.select("tiles"):
+        assert serving(large) is tiles_backward
+        with operator.select("chunks"):
+            assert serving(small) is serving(single) is by_chunks
+        assert serving(large) is tiles_backward
+    assert serving(large) is by_chunks
+    with pytest.raises(ValueError, match="path out of 'auto', 'tiles', 'chunks', got 'both'"), operator.select("both"):
+        pass
+    monkeypatch.undo()
+    assert serving(large.double()) is chunked
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("D", [256, 320, 512, 1024])
+@pytest.mark.parametrize(("dtype", "weight_dtype"), [(BF16, BF16), (FP16, FP16), (BF16, FP32), (FP32, FP32)], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"keep": True}, {"scale": 100.0}], ids=str)
+def test_the_chunks_that_ship_are_as_accurate(D, dtype, weight_dtype, variant):
+    floor = FLOOR[BF16] if "keep" in variant else None
+    assert_accurate(Problem(300, 5003, D, dtype, weight_dtype), floor, size=2048, **variant)
