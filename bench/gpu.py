@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from card import lines
 
 BENCH = Path(__file__).parent
 RESULTS = BENCH / "results"
+LOGS = Path(tempfile.gettempdir()) / "fastmfr-gpu"  # what the stages print
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def start(stage, figures, rehearse):
     command += ["--small"] if rehearse else []
     path = os.pathsep.join(filter(None, [str(BENCH), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {lines.FILE: str(figures), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    log = open(figures.with_suffix(f".{stage.module}.log"), "w")  # noqa: SIM115  # open as long as the process
+    log = open(LOGS / f"{stage.module}.log", "w")  # noqa: SIM115  # open as long as the process
     return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -91,7 +93,7 @@ def run(stages, figures, seconds, rehearse):
                 end(process)
                 tail = {}
                 if ended.get("status") != 0:
-                    tail = {"output": figures.with_suffix(f".{stage.module}.log").read_text()[-2000:]}
+                    tail = {"output": (LOGS / f"{stage.module}.log").read_text()[-2000:]}
                 note(figures, stage.name, ended=ended, seconds=round(spent, 1), **tail)
                 running.remove(one)
             time.sleep(0.05)
@@ -155,6 +157,7 @@ def main():
                 "`python bench/gpu.py --rehearse` runs the same schedule at toy sizes"
             )
     RESULTS.mkdir(exist_ok=True)
+    LOGS.mkdir(exist_ok=True)
     figures = (options.out or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}-gpu.jsonl").resolve()
     figures.parent.mkdir(parents=True, exist_ok=True)
     figures.touch()

@@ -4,6 +4,7 @@ Each line names a kernel, its calls and its milliseconds in one step, the longes
 """
 
 import warnings
+from operator import attrgetter
 
 import torch
 from bench_meta import batch
@@ -26,14 +27,20 @@ def told(what, function):
     with profile(activities=activities) as found:
         function()
         wait()
-    time_of = (lambda row: row.self_device_time_total) if GPU else (lambda row: row.self_cpu_time_total)
-    rows = sorted((row for row in found.key_averages() if time_of(row)), key=time_of, reverse=True)
-    if GPU:  # only what ran on the device: the host's rows carry the same time once more
-        rows = [row for row in rows if row.device_type == torch.autograd.DeviceType.CUDA]
+    time_of = attrgetter("self_device_time_total" if GPU else "self_cpu_time_total")
+    kind = torch.autograd.DeviceType.CUDA if GPU else torch.autograd.DeviceType.CPU  # the host's rows repeat the time
+    rows = [row for row in found.key_averages() if row.device_type == kind and time_of(row)]
+    rows.sort(key=time_of, reverse=True)
     total = sum(map(time_of, rows)) / 1e3
-    lines.write("profile", what=what, step_milliseconds=round(1e3 * seconds, 3), kernels_milliseconds=round(total, 3),
-                idle=round(1 - total / (1e3 * seconds), 3), launches=sum(row.count for row in rows),
-                longest=[[row.key[:110], row.count, round(time_of(row) / 1e3, 3)] for row in rows[:KERNELS]])  # fmt: skip
+    lines.write(
+        "profile",
+        what=what,
+        step_milliseconds=round(1e3 * seconds, 3),
+        kernels_milliseconds=round(total, 3),
+        idle=round(1 - total / (1e3 * seconds), 3),
+        launches=sum(row.count for row in rows),
+        longest=[[row.key[:110], row.count, round(time_of(row) / 1e3, 3)] for row in rows[:KERNELS]],
+    )
 
 
 def main():
