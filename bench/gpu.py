@@ -27,7 +27,7 @@ LOGS = Path(tempfile.gettempdir()) / "fastmfr-gpu"  # what the stages print
 
 @dataclass(frozen=True)
 class Stage:
-    """One process: a module of bench/card. `limit`: seconds after which it is ended. `alone`: nothing is beside it."""
+    """One process: a module that is run. `limit`: seconds after which it is ended. `alone`: nothing is beside it."""
 
     name: str
     module: str
@@ -37,27 +37,27 @@ class Stage:
 
 
 STAGES = (
-    Stage("ceilings", "ceilings", 40),
-    Stage("tests", "kernel_tests", 150, ("--seconds", "130"), alone=False),
-    Stage("whole run", "whole_run", 120, alone=False),
-    Stage("accuracy", "accuracy", 60),
-    Stage("margin", "margin", 110),
-    Stage("meta", "meta_step", 100),
-    Stage("pretraining", "pretraining", 100),
-    Stage("operators", "operators", 45),
-    Stage("ten million", "ten_million", 40),
-    Stage("profile", "profile", 40),
+    Stage("ceilings", "card.ceilings", 40),
+    Stage("tests", "card.kernel_tests", 150, ("--seconds", "130"), alone=False),
+    Stage("whole run", "card.whole_run", 120, alone=False),
+    Stage("accuracy", "card.accuracy", 60),
+    Stage("margin", "card.margin", 110),
+    Stage("meta", "card.meta_step", 100),
+    Stage("pretraining", "card.pretraining", 100),
+    Stage("operators", "card.operators", 45),
+    Stage("ten million", "card.ten_million", 40),
+    Stage("profile", "card.profile", 40),
 )
 
 
 def start(stage, figures, rehearse):
     """The stage as a process of its own session, so that all it started ends with it."""
-    command = [sys.executable, "-m", f"card.{stage.module}", *stage.arguments]
+    command = [sys.executable, "-m", stage.module, *stage.arguments]
     command += ["--small"] if rehearse else []
     path = os.pathsep.join(filter(None, [str(BENCH), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {lines.FILE: str(figures), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    log = open(LOGS / f"{stage.module}.log", "w")  # noqa: SIM115  # open as long as the process
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    with open(LOGS / f"{stage.module}.log", "w") as log:  # the process has its own end of it
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def end(process):
@@ -98,6 +98,12 @@ def run(stages, figures, seconds, rehearse):
                 running.remove(one)
             time.sleep(0.05)
     return left_out
+
+
+def to_do(stages, figures):
+    """The stages that did not come to a good end before, as the file of figures has it."""
+    ended = {row["what"]: row["ended"].get("status") for row in lines.read(figures) if row["stage"] == "schedule"}
+    return [stage for stage in stages if ended.get(stage.name) != 0]
 
 
 def note(figures, stage, **figure):
@@ -161,10 +167,7 @@ def main():
     figures = (options.out or RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}-gpu.jsonl").resolve()
     figures.parent.mkdir(parents=True, exist_ok=True)
     figures.touch()
-    done = {
-        row["what"] for row in lines.read(figures) if row["stage"] == "schedule" and row["ended"].get("status") == 0
-    }
-    chosen = [stage for stage in STAGES if (stage.name in only if only else stage.name not in done)]
+    chosen = [stage for stage in STAGES if stage.name in only] if only else to_do(STAGES, figures)
     begin = time.monotonic()
     left_out = run(chosen, figures, options.seconds, options.rehearse)
     found = lines.read(figures)

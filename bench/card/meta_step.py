@@ -54,7 +54,7 @@ def trainer(splits, width, precision, **options):
 def main():
     options = arguments(__doc__)
     warnings.simplefilter("ignore")
-    width, pixels, pairs = (0.125, 32, 8) if options.small else (WIDTH, PIXELS, PAIRS)
+    width, pixels, pairs = (0.0625, 16, 4) if options.small else (WIDTH, PIXELS, PAIRS)
     gen = torch.Generator().manual_seed(0)
     splits = [(batch(gen, pairs, pixels, 2), batch(gen, pairs, pixels)) for _ in range(DOMAINS)]
     ways = {"autograd twice": {"engine": "autograd"}, "rop": {"engine": "rop"}}
@@ -84,7 +84,7 @@ def main():
             seconds=2 * options.seconds,
         )
         contenders.clear()
-    errors, by_precision = hv_errors(width, batch(gen, 8, pixels, 2))
+    errors, by_precision = hv_errors(width, batch(gen, 8, max(pixels, 32), 2))
     lines.write("meta", what="error of H v against float64", errors=errors, by_precision=by_precision)
 
 

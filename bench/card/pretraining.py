@@ -72,7 +72,7 @@ def theirs(name, images, label, C, peer, compiled=False):
 def main():
     options = arguments(__doc__)
     warnings.simplefilter("ignore")
-    name, sizes, size = ("iresnet18", [(4, 100)], 32) if options.small else ("iresnet50", SIZES, 112)
+    name, sizes, size = ("mfr28", [(4, 100)], 32) if options.small else ("iresnet50", SIZES, 112)
     for B, C in sizes:
         images, label = inputs(B, C, size)
         contenders = {}

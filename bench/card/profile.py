@@ -50,12 +50,12 @@ def main():
     embedding, weight, label = margin.inputs(B, C)
     for path in PATHS:
         told(f"margin softmax, {path}", margin.ours(embedding, weight, label, path))
-    width, pixels, pairs = (0.125, 32, 8) if small else (meta_step.WIDTH, meta_step.PIXELS, meta_step.PAIRS)
+    width, pixels, pairs = (0.0625, 16, 4) if small else (meta_step.WIDTH, meta_step.PIXELS, meta_step.PAIRS)
     gen = torch.Generator().manual_seed(0)
     splits = [(batch(gen, pairs, pixels, 2), batch(gen, pairs, pixels)) for _ in range(meta_step.DOMAINS)]
     for precision in ("fp32", "bf16") if GPU else ("fp32",):
         told(f"meta step, {precision}", meta_step.trainer(splits, width, precision, engine="rop"))
-    name, B, C, size = ("iresnet18", 4, 100, 32) if small else ("iresnet50", 512, 100_000, 112)
+    name, B, C, size = ("mfr28", 4, 100, 32) if small else ("iresnet50", 512, 100_000, 112)
     images, label = pretraining.inputs(B, C, size)
     told("pretraining step", pretraining.ours(name, images, label, C, PATHS[-1]))
 
