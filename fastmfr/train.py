@@ -17,7 +17,7 @@ from fastmfr import synthetic
 from fastmfr.backbone import of_settings
 from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
 from fastmfr.config import Config, parse
-from fastmfr.decode import Verdicts, choose_decoder
+from fastmfr.decode import Verdicts, checked_decoder, choose_decoder
 from fastmfr.diagnose import Diagnosis
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.evaluate import embed_and_score
@@ -45,6 +45,8 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     device = device_for(config.device)
     for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
         check_precision(precision, device)
+    if config.data.decode != "auto":
+        checked_decoder(config.data.decode, device)
     settle(config.seed, config.threads)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     seconds = {}

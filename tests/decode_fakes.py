@@ -3,11 +3,14 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from fastmfr.decode import ImageStream, Preprocess
+from fastmfr.decode import ImageStream, Preprocess, dali_installed
 
+needs_dali = pytest.mark.skipif(not dali_installed(), reason="nvidia-dali is not installed")
+EITHER = [pytest.param("cpu", marks=needs_dali), "pillow"]  # decoders that give what a CPU gives
 PLAIN = Preprocess(size=8, mean=0.0, std=1.0, flip=0.0)  # with it, a stream gives grey levels
 
 

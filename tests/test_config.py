@@ -74,7 +74,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     (["--meta.sharing", "per_domain", "--meta.method", "mldg"], "one split a step has nothing to share"),
     (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
     (["--meta.batch_norm", "group"], "got 'group'"),
-    (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', got 'gpu'"),
+    (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', 'pillow', got 'gpu'"),
     (["--config", "nope"], "no recipe 'nope'; want a .yaml file or one of"),
     (["--resume", "/nowhere"], "/nowhere is no run folder"),
 ])  # fmt: skip

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from decode_fakes import GOOD, PLAIN, SMALL_PNG, batches, encode, flip_bits, level, levels, picture
+from decode_fakes import GOOD, PLAIN, SMALL_PNG, batches, encode, flip_bits, level, levels, needs_dali, picture
 from PIL import Image
 
 from fastmfr.decode import Preprocess, decode_reference, mirror_flags
@@ -80,6 +80,7 @@ def test_turns_an_image_as_its_exif_orientation_says():
     assert np.array_equal(images[0][0, 0], np.rot90(pixel_HW, -1))  # 6: the camera was held turned left
 
 
+@needs_dali
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="decodes on a CUDA device")
 def test_mixed_decoding_equals_pillow_within_four_grey_levels():

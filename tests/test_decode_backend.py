@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from decode_fakes import GOOD, PLAIN, SMALL_PNG, FakeDomain, batches, encode, flip_bits, level, picture
+from decode_fakes import GOOD, PLAIN, SMALL_PNG, FakeDomain, batches, encode, flip_bits, level, needs_dali, picture
 
 from fastmfr.decode import DecodedCache, Preprocess, backend, choose_decoder
 
 LOOK = Preprocess(size=24)
+pytestmark = needs_dali  # it is the choice between its decoders; without it see test_decode_without_dali.py
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="decodes on a CUDA device")]
 
 
@@ -52,7 +53,7 @@ def test_refuses_a_decoder_that_cannot_be_had():
         batches([level(0)] * 4, decoder="mixed")
     with pytest.raises(ValueError, match=sentence):
         DecodedCache([domain], PLAIN, place="host", decoder="mixed")
-    with pytest.raises(ValueError, match="want decoder out of 'cpu', 'mixed', got 'gpu'"):
+    with pytest.raises(ValueError, match="want decoder out of 'cpu', 'mixed', 'pillow', got 'gpu'"):
         batches([level(0)] * 4, decoder="gpu")
 
 

@@ -5,14 +5,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from decode_fakes import GOOD, PLAIN, SMALL_PNG, FakeDomain, batches, encode, flip_bits, in_turn, level, picture
+from decode_fakes import EITHER, GOOD, PLAIN, SMALL_PNG, FakeDomain, batches, encode, flip_bits, in_turn, level, picture
 
 from fastmfr.decode import ImageStream, Preprocess, mirror_flags
 
 
-def test_batches_come_in_order_and_stay_as_they_were():
+@pytest.mark.parametrize("decoder", EITHER)
+def test_batches_come_in_order_and_stay_as_they_were(decoder):
     encoded = [level(number) for number in range(24)]
-    with ImageStream([FakeDomain(encoded)], in_turn(4, 24), PLAIN, batch_images=4, first=1, last=5) as stream:
+    options = {"batch_images": 4, "first": 1, "last": 5, "decoder": decoder}
+    with ImageStream([FakeDomain(encoded)], in_turn(4, 24), PLAIN, **options) as stream:
         held = [(i, image_B3HW, image_B3HW.clone()) for i, image_B3HW in stream]
     assert [i for i, _, _ in held] == [1, 2, 3, 4]
     assert stream.wait_seconds > 0
@@ -35,10 +37,11 @@ def test_a_stream_of_no_batches_ends_at_once():
     assert batches([level(0)] * 4, first=5, last=5) == ({}, {})
 
 
-def test_a_resumed_stream_is_the_tail_of_the_whole_one_bit_for_bit():
+@pytest.mark.parametrize("decoder", EITHER)
+def test_a_resumed_stream_is_the_tail_of_the_whole_one_bit_for_bit(decoder):
     encoded = [encode(picture(20 + n, 24, seed=n)) for n in range(24)]
     encoded[2], encoded[9], encoded[17] = flip_bits(SMALL_PNG), GOOD[:100], flip_bits(SMALL_PNG)
-    options = {"preprocess": Preprocess(size=16), "batch_images": 5, "seed": 7, "last": 12}
+    options = {"preprocess": Preprocess(size=16), "batch_images": 5, "seed": 7, "last": 12, "decoder": decoder}
     whole, bad = batches(encoded, **options)
     assert set(bad) == {"studio/2.jpg", "studio/9.jpg", "studio/17.jpg"}
     for first in (1, 4, 11):
@@ -47,11 +50,13 @@ def test_a_resumed_stream_is_the_tail_of_the_whole_one_bit_for_bit():
         assert all(torch.equal(image_B3HW, whole[i]) for i, image_B3HW in tail.items())
 
 
-def test_a_batch_decoded_one_by_one_equals_what_it_would_have_been():
+@pytest.mark.parametrize("decoder", EITHER)
+def test_a_batch_decoded_one_by_one_equals_what_it_would_have_been(decoder):
     encoded = [encode(picture(30, 20 + n, seed=n)) for n in range(4)]
     preprocess = Preprocess(size=16)
-    want, _ = batches([*encoded[:3], encoded[0]], preprocess)
-    got, bad = batches([*encoded[:3], flip_bits(SMALL_PNG)], preprocess)  # 3 is replaced by 0, the next of its four
+    want, _ = batches([*encoded[:3], encoded[0]], preprocess, decoder=decoder)
+    # 3 is replaced by 0, the next of its four
+    got, bad = batches([*encoded[:3], flip_bits(SMALL_PNG)], preprocess, decoder=decoder)
     assert bad
     assert torch.equal(got[0], want[0])
 
@@ -67,13 +72,15 @@ def test_mirrors_as_a_function_of_seed_batch_and_slot():
     assert not mirror_flags(5, 0, 1000, 0.0).any()
 
 
-def test_gives_the_batches_before_an_error_then_the_error():
+@pytest.mark.parametrize("decoder", EITHER)
+def test_gives_the_batches_before_an_error_then_the_error(decoder):
     def requests(i):
         if i == 3:
             raise KeyError("no such batch")
         return np.zeros(4, np.int64), np.arange(4)
 
-    stream, got = ImageStream([FakeDomain([level(0)] * 4)], requests, PLAIN, batch_images=4, prefetch=3), []
+    options = {"batch_images": 4, "prefetch": 3, "decoder": decoder}
+    stream, got = ImageStream([FakeDomain([level(0)] * 4)], requests, PLAIN, **options), []
     with pytest.raises(KeyError, match="no such batch"):
         got.extend(i for i, _ in stream)
     assert got == [0, 1, 2]
@@ -114,11 +121,13 @@ def threads_of_this_process():
     return set(os.listdir("/proc/self/task"))
 
 
+@pytest.mark.parametrize("decoder", EITHER)
 @pytest.mark.parametrize("vet", [False, True])
-def test_leaves_no_thread_behind(vet):
+def test_leaves_no_thread_behind(vet, decoder):
     before = threads_of_this_process()
     domain = FakeDomain([level(0)] * 4)
-    streams = [ImageStream([domain], in_turn(4, 4), PLAIN, batch_images=4, vet=vet) for _ in range(3)]
+    options = {"batch_images": 4, "vet": vet, "decoder": decoder}
+    streams = [ImageStream([domain], in_turn(4, 4), PLAIN, **options) for _ in range(3)]
     assert [next(stream)[0] for stream in streams] == [0, 0, 0]
     running = threads_of_this_process() - before
     assert running
@@ -134,10 +143,12 @@ def test_a_closed_stream_ends():
     assert image_B3HW.eq(0).all()
 
 
-def test_a_stream_left_open_does_not_hold_up_the_end_of_the_program():
+@pytest.mark.parametrize("decoder", EITHER)
+def test_a_stream_left_open_does_not_hold_up_the_end_of_the_program(decoder):
     program = (
         "import decode_fakes as t\n"
-        "stream = t.ImageStream([t.FakeDomain([t.level(0)] * 4)], t.in_turn(4, 4), t.PLAIN, batch_images=4)\n"
+        "stream = t.ImageStream([t.FakeDomain([t.level(0)] * 4)], t.in_turn(4, 4), t.PLAIN, batch_images=4,"
+        f"                       decoder={decoder!r})\n"
         "next(stream)\n"
         "stream.itself = stream\n"  # so that not even the garbage collector closes it first
     )

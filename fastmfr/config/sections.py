@@ -67,7 +67,7 @@ class Data:
     contrast: float = 0.0
     """largest relative change of a training image's contrast"""
     decode: str = "auto"
-    """decode on the 'cpu' or 'mixed', that is on the GPU (nvJPEG); 'auto': the faster one, by a short measurement"""
+    """decode on the 'cpu', 'mixed' (nvJPEG, on the GPU), or by 'pillow'; 'auto': the faster of DALI's, as measured"""
     vet: bool = True
     """decode each image alone when first met; without, one that cannot be decoded may crash DALI 2.4 and the run"""
     cache: str = "auto"
@@ -83,7 +83,7 @@ class Data:
         _require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")
         _require(self.std > 0, f"want data.std > 0, got {self.std}")
         _require(0 <= self.flip <= 1, f"want data.flip in [0, 1], got {self.flip}")
-        _one_of("data.decode", self.decode, ("auto", "cpu", "mixed"))
+        _one_of("data.decode", self.decode, ("auto", "cpu", "mixed", "pillow"))
         _one_of("data.cache", self.cache, ("auto", "gpu", "host", "none"))
         _require(self.threads >= 1, f"want data.threads >= 1, got {self.threads}")
 

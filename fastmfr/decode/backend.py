@@ -1,7 +1,7 @@
 """Which decoder: the CPU's or the GPU's (nvJPEG)? Which one is faster depends on the machine and on the images.
 
 Faces of about 112 pixels are so small that nvJPEG reads their bits on the host as well, and many cores may outrun it;
-so both are measured on a sample of the user's own images.
+so both are measured on a sample of the user's own images. Where DALI is not installed, Pillow decodes, and it is said.
 """
 
 import statistics
@@ -14,33 +14,44 @@ import torch
 
 from .batches import checked_device
 from .encoded import checked_size
-from .pipeline import Vetting, build_pipeline, needed, pixels
+from .pipeline import PILLOW, Vetting, build_pipeline, dali_installed, pixels
+from .preprocess import needed
 
-DECODERS = ("cpu", "mixed")  # mixed is DALI's word for nvJPEG: encoded bytes on the host, pixels on the GPU
+DECODERS = ("cpu", "mixed")  # DALI's; mixed is its word for nvJPEG: encoded bytes on the host, pixels on the GPU
 SAMPLE = 512  # images
 _BATCH = 64  # images decoded at once
 _ROUNDS = 9
+_INSTALL = "`pip install nvidia-dali-cuda130`"
 _LOOKING, _TIMING = 0.7, 1.0  # seconds that finding good images and timing may take, or little more
 
 
 def checked_decoder(decoder, device):
-    """The decoder, if `device` has it; else a ValueError."""
-    if decoder not in DECODERS:
-        raise ValueError(f"want decoder out of {', '.join(map(repr, DECODERS))}, got {decoder!r}")
+    """The decoder, "pillow" for "cpu" where DALI is not installed; a ValueError where it cannot be had on `device`."""
+    if decoder not in (*DECODERS, PILLOW):
+        raise ValueError(f"want decoder out of {', '.join(map(repr, (*DECODERS, PILLOW)))}, got {decoder!r}")
     if decoder == "mixed" and device.type != "cuda":
         raise ValueError(f"decoder mixed decodes on a CUDA device, but the device is {device}; want cpu or auto")
-    return decoder
+    if decoder == PILLOW or dali_installed():
+        return decoder
+    if decoder == "mixed":
+        raise ValueError(f"decoder mixed is nvidia-dali's, which is not installed; {_INSTALL}, or want cpu or auto")
+    return PILLOW
 
 
 def choose_decoder(wanted, domains, preprocess, device, threads, measure=None):
-    """(choice, sentence): "cpu" or "mixed", and which it is and why.
+    """(choice, sentence): "cpu", "mixed" or "pillow", and which it is and why.
 
     `wanted`: one of those, or "auto" for the one that is faster on these images; `measure` defaults to
-    measure_decoders. Raises ValueError where the decoder asked for cannot be had.
+    measure_decoders. Without DALI "cpu" and "auto" are "pillow". Raises ValueError where the decoder asked for cannot
+    be had.
     """
     device = torch.device(device)
+    choice = checked_decoder("cpu" if wanted == "auto" else wanted, device)
+    if choice == PILLOW != wanted:
+        return choice, (f"decoder pillow: nvidia-dali is not installed; Pillow decodes on {threads} "
+                        f"thread{'s' * (threads != 1)} instead. {_INSTALL} is faster")  # fmt: skip
     if wanted != "auto":
-        return checked_decoder(wanted, device), f"decoder {wanted}, as asked for"
+        return choice, f"decoder {wanted}, as asked for"
     if device.type != "cuda":
         return "cpu", "decoder cpu: there is no CUDA device"
     found, images = (measure or measure_decoders)(domains, preprocess, device, threads)
@@ -130,10 +141,17 @@ def _turns(sample, size, device, decoder, threads):
                               prefetch=2)  # fmt: skip
     while True:
         pixels(pipeline)  # not timed: meanwhile the batch that the other decoder has begun ahead comes to its end
+        _wait_for(device)
         start = time.perf_counter()
         for _ in runs:
             pixels(pipeline)
+        _wait_for(device)  # nvJPEG's work is only queued so far
         yield (time.perf_counter() - start) * len(sample) / (len(runs) * images)
+
+
+def _wait_for(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _one_line(error):

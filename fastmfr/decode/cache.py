@@ -47,6 +47,7 @@ class DecodedCache:
         with _Filling(self, preprocess, min(images, _FILL), **decoding) as filling:
             for _ in filling:
                 progress(min(filling.done, images), images)
+            filling.hand_over()
         self.bad = dict(filling.bad)
 
     def holds(self, domains, size):
@@ -63,6 +64,13 @@ class _Filling(Decoding):
         images = len(cache.image_NHW3)
         super().__init__(cache.domains, self._requests, preprocess, batch_images=batch_images, device=cache.device,
                          last=-(-images // batch_images), **decoding)  # fmt: skip
+        if self._aside:  # the cache's memory may still be in use by what was queued before it was allocated
+            self._aside.wait_stream(torch.cuda.current_stream(self._device))
+
+    def hand_over(self):
+        """Has the current stream of the device wait until the cache is written."""
+        if self._aside:
+            torch.cuda.current_stream(self._device).wait_stream(self._aside)
 
     def _requests(self, number):
         wanted = np.arange(number * self._batch_images, (number + 1) * self._batch_images)

@@ -12,10 +12,12 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .augment import Augment
 from .encoded import checked_size
+
+AS_IS, CROP, RESIZE = range(3)  # what an image needs to have the wanted size; RESIZE is followed by a crop
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Preprocess(Augment):
         return replace(self, **vars(Augment(flip=0.0)))
 
 
+def needed(sizes, size):
+    """What images of these (width, height) need to become `size` pixels a side: uint8 (B,), as build_pipeline's."""
+    return np.array([AS_IS if pair == (size, size) else CROP if min(pair) == size else RESIZE for pair in sizes],
+                    np.uint8)  # fmt: skip
+
+
 def decode_reference(encoded, preprocess, mirror):
     """The image (3, size, size), float32, of encoded bytes (bytes or uint8 array), by Pillow.
 
@@ -52,14 +60,36 @@ def decode_reference(encoded, preprocess, mirror):
     """
     checked_size(encoded)
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(bytes(encoded))))
-    except OSError as error:
+        image = upright_rgb(encoded)
+    except ValueError as error:
         raise ValueError(f"Pillow cannot decode these {len(encoded)} bytes: {error}") from error
-    pixel_HW3 = _centre(_resize_shorter(_as_rgb(image), preprocess.size), preprocess.size)
+    pixel_HW3 = fitted(image, preprocess.size)
     if mirror:
         pixel_HW3 = pixel_HW3[:, ::-1]
     normalised_HW3 = (pixel_HW3.astype(np.float32) - preprocess.mean) / preprocess.std
     return np.ascontiguousarray(normalised_HW3.transpose(2, 0, 1), dtype=np.float32)
+
+
+def upright_rgb(encoded):
+    """The Pillow image, RGB and upright, of an encoded JPEG or PNG (bytes or uint8 array).
+
+    Raises ValueError with Pillow's reason where it cannot decode them, whatever trips it: a damaged file gets far.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _as_rgb(image)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:  # its text is the address of an object
+        raise ValueError("the header is damaged") from None
+    except Exception as error:
+        raise ValueError(f"{error}" or type(error).__name__) from error
+
+
+def fitted(image, size):
+    """The pixels, uint8 (size, size, 3), of an RGB image: the shorter side resized to `size`, the centre cropped."""
+    return _centre(_resize_shorter(image, size), size)
 
 
 def _as_rgb(image):

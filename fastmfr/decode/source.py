@@ -14,7 +14,7 @@ import numpy as np
 
 from .batches import checked_request
 from .encoded import checked_size
-from .pipeline import needed
+from .preprocess import needed
 from .verdicts import BAD, UNKNOWN, full_key
 
 MAX_TRIES = 1000  # so many bad images in a row are no accident: the domain is not what it claims to be
@@ -111,7 +111,7 @@ class Batch(NamedTuple):
     """One batch as DALI takes it, and where each image was asked for and found."""
 
     encoded: list[np.ndarray]  # uint8, of B lengths
-    need_B: np.ndarray  # what their sizes lack, see pipeline.needed
+    need_B: np.ndarray  # what their sizes lack, see preprocess.needed
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
     found_B: np.ndarray  # as read

@@ -1,8 +1,8 @@
 """From encoded images to batches on the device, in order, whatever the images are like.
 
-DALI decodes on its own threads, `prefetch` batches ahead. A batch it cannot decode raises an error that names no image
-and is lost to it, while later batches still come in order; that one batch is then decoded image by image, its culprits
-replaced, so the user sees every batch, in order.
+DALI, or Pillow in its place, decodes on its own threads, `prefetch` batches ahead. A batch it cannot decode raises an
+error that names no image and is lost to it, while later batches still come in order; that one batch is then decoded
+image by image, its culprits replaced, so the user sees every batch, in order.
 Shape suffixes: B = images of a batch, 3 = RGB, H W = preprocess.size.
 """
 
@@ -15,7 +15,7 @@ import torch
 from .backend import checked_decoder
 from .batches import Batches, check_whole, checked_device
 from .finish import Finish
-from .pipeline import Vetting, build_pipeline, decoding_failure, pixels
+from .pipeline import Vetting, build_pipeline, close_pipeline, decoding_failure, pixels
 from .source import Reader, Source
 from .verdicts import Verdicts
 
@@ -41,9 +41,10 @@ class Decoding(Batches):
         self._pipeline = self._build(self._source, images=batch_images, threads=threads, prefetch=prefetch)
 
     def close(self):
-        """Stop DALI's threads. Batches already given out stay valid; iterating on ends at once."""
+        """Stop the decoder's threads. Batches already given out stay valid; iterating on ends at once."""
         super().close()
-        self._pipeline = None  # the only reference, so this runs its destructor, which joins the threads
+        close_pipeline(self._pipeline)
+        self._pipeline = None  # the only reference, so this runs DALI's destructor, which joins the threads
         self._vetting.close()
         self._source.ahead.clear()
 
@@ -69,7 +70,7 @@ class Decoding(Batches):
         return batch
 
     def _one_by_one(self, batch):
-        """Decode a batch DALI refused, each image alone, replacing those that fail."""
+        """Decode a batch the decoder refused, each image alone, replacing those that fail."""
         images, run = [], []
         pipeline = self._build(lambda _: run, images=1, threads=1, prefetch=1)
         for slot in range(len(batch.encoded)):
@@ -82,6 +83,7 @@ class Decoding(Batches):
                         images.append(pixels(pipeline).clone())
                 except RuntimeError as error:
                     self._reader.reject(int(batch.domain_B[slot]), int(alone.found_B[0]), decoding_failure(error))
+        close_pipeline(pipeline)
         return torch.cat(images)
 
     @contextmanager
@@ -106,6 +108,7 @@ class ImageStream(Decoding):
     `requests(i)`: two whole-number arrays (batch_images,), domain and image of every slot; must be pure in i, and is
     called up to `prefetch` batches ahead. Each image_B3HW is float32, contiguous, on `device`, and the caller's own.
     `decoder`: "cpu", or "mixed" to decode and resize on the GPU that `device` is; choose_decoder finds the faster one.
+    "pillow" does without DALI, and is what "cpu" means where DALI is not installed.
     `wait_seconds`: time spent waiting for data so far. `bad`: "domain/key" -> reason, of every bad image met so far.
     `vet`: decode each image alone when it is first met. DALI 2.4 can crash the process on a batch that holds an image
     it cannot decode (32 images or more were enough); vetted, it never sees one.

@@ -13,7 +13,7 @@ from rich.console import Console
 from fastmfr.backbone import of_settings
 from fastmfr.checkpoint import load_weights
 from fastmfr.config import parse
-from fastmfr.decode import Preprocess, choose_decoder
+from fastmfr.decode import Preprocess, choose_decoder, dali_installed
 from fastmfr.pack.progress import progress_of
 from fastmfr.protocols import paper_protocol
 from fastmfr.protocols.paper import PROTOCOLS, unlike_the_paper
@@ -145,6 +145,9 @@ def _evaluate(weights, config, paths, options, console, group):
         backbone = of_settings(config)
         load_weights(backbone, weights)
         backbone = fast_layout(backbone, device)
+        if not dali_installed() and place(group)[0] == 0:
+            _, sentence = choose_decoder("auto", [], None, device, config.data.threads)  # nothing to measure
+            console.print(sentence, markup=False, soft_wrap=True)
     chosen = {"seed": config.seed, "probes_per_identity": config.evaluate.probes_per_identity}
     results = {}
     for name, path in paths.items():
@@ -192,7 +195,8 @@ def _scored(backbone, found, config, device, mirror, console, group):
     """What score_set returns, on the first rank; None on the others, which only embed."""
     data = config.data
     preprocess = Preprocess(size=data.size, mean=data.mean, std=data.std)
-    wanted = data.decode if device.type == "cuda" else "cpu"  # the run's choice was made on the machine it ran on
+    here = device.type == "cuda" and dali_installed()
+    wanted = data.decode if here else "cpu"  # the run's choice was made on the machine it ran on
     with together(group):
         decoder, _ = choose_decoder(wanted, [found.images], preprocess, device, data.threads)
     embedding = {"batch_images": config.evaluate.batch_images, "decoder": shared(decoder, group)[0],  # as measured

@@ -1,0 +1,83 @@
+"""What stands in for DALI where it is not installed: Pillow on a pool of threads, which let go of the GIL to decode.
+
+The pixels are those of preprocess.py's reference, to the bit. Shape suffixes: B = images of a batch, 3 = RGB,
+H W = preprocess.size.
+"""
+
+import threading
+import weakref
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from .preprocess import fitted, upright_rgb
+
+_NAME = "fastmfr-decode"  # of the threads
+_TASK = 8  # images decoded by one task: a task of one image would cost a tenth of its time in hand-overs
+
+
+class Undecodable(RuntimeError):
+    """An image of a run cannot be decoded; the text is the reason."""
+
+
+class PillowPipeline:
+    """Runs of decoded images in order, `prefetch` of them begun; the arguments are pipeline.build_pipeline's."""
+
+    def __init__(self, source, size, device, *, images, threads, prefetch):
+        self._source, self._size, self._device = source, size, device
+        self._images, self._prefetch = images, prefetch
+        self._calls, self._ended, self._begun = 0, False, deque()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=_NAME)
+        self._stop = weakref.finalize(self, _join, self._pool)  # a pipeline may also be dropped without being closed
+        self._stop.atexit = False
+
+    def run(self):
+        """The next run's images, uint8 (B, H, W, 3), on the device; StopIteration after the last one.
+
+        Raises Undecodable if one of its images cannot be decoded; the next call gives the next run all the same.
+        """
+        while not self._ended and len(self._begun) < self._prefetch:
+            self._begin()
+        if not self._begun:
+            raise StopIteration
+        pixel_BHW3, tasks = self._begun.popleft()
+        for task in tasks:
+            task.result()
+        # torch gives pinned memory to nobody else until the copies queued from it are done, though this drops it here.
+        return pixel_BHW3.to(self._device, non_blocking=True)
+
+    def close(self):
+        """Stop the threads and wait for them; runs begun are dropped."""
+        self._ended = True
+        self._begun.clear()
+        self._stop()
+
+    def _begin(self):
+        try:
+            encoded, _ = self._source(self._calls)  # what the sizes lack, Pillow sees for itself
+        except StopIteration:
+            self._ended = True
+            return
+        self._calls += 1
+        pixel_BHW3 = torch.empty((self._images, self._size, self._size, 3), dtype=torch.uint8,
+                                 pin_memory=self._device.type == "cuda")  # fmt: skip
+        slots = [slice(start, start + _TASK) for start in range(0, self._images, _TASK)]
+        array_BHW3 = pixel_BHW3.numpy()
+        tasks = [self._pool.submit(_decode, encoded[some], array_BHW3[some]) for some in slots]
+        self._begun.append((pixel_BHW3, tasks))
+
+
+def _decode(encoded, pixel_BHW3):
+    """Decodes images into `pixel_BHW3`."""
+    for one, pixel_HW3 in zip(encoded, pixel_BHW3, strict=True):
+        try:
+            image = upright_rgb(one)
+        except ValueError as error:
+            raise Undecodable(str(error)) from None
+        pixel_HW3[:] = fitted(image, len(pixel_HW3))
+
+
+def _join(pool):
+    # The garbage collector may drop a pipeline in any thread, and a thread cannot wait for itself.
+    pool.shutdown(wait=not threading.current_thread().name.startswith(_NAME), cancel_futures=True)
