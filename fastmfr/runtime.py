@@ -138,6 +138,12 @@ def available_bytes() -> int:
     return free if limit == "max" else min(free, int(limit) - int(taken))
 
 
+def to_device(array, device) -> torch.Tensor:
+    """The NumPy array as a tensor on the torch device. The host does not wait until it is there."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def peak_bytes(device) -> int:
     """The most memory so far: of torch on a GPU, of the whole process on the CPU."""
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.optim import meta_rates, pretrain_rate, set_rate, sgd
 from fastmfr.precision import autocast, products
-from fastmfr.runtime import peak_bytes
+from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.sampler import GroupedDomainSampler, Pairs
 
 SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
@@ -137,7 +137,7 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
     ):
         for step, image_B3HW in stream:
             pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
-            label_B = torch.from_numpy(sources.label(pairs.domain, pairs.identity)).repeat(2).to(device)
+            label_B = to_device(np.tile(sources.label(pairs.domain, pairs.identity), 2), device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
             with autocast(settings.precision, device):
@@ -223,7 +223,7 @@ def _split(image_B3HW, pairs):
     """(train, test) batches out of the images of one split, laid as `_images` asked for them."""
     halves = []
     for pair, images in zip(pairs, image_B3HW.split([2 * len(pair.domain) for pair in pairs]), strict=True):
-        domain_B = torch.from_numpy(pair.domain).to(images.device)
+        domain_B = to_device(pair.domain, images.device)
         gallery_B3HW, probe_B3HW = map(_channels_last, images.chunk(2))
         halves.append(PairBatch(gallery_B3HW, probe_B3HW, domain_B))
     return tuple(halves)

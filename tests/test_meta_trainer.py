@@ -190,6 +190,7 @@ def on_gpu(batches):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype feature, torch says
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records a CUDA graph")
 @pytest.mark.parametrize("settings", [
     {}, {"memory": "streaming"}, {"engine": "autograd"}, {"precision": "bf16", "curvature": "tf32"},

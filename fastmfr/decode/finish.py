@@ -11,6 +11,7 @@ import torch
 
 from fastmfr import _native
 from fastmfr.kernels import gather_images  # pyright: ignore[reportMissingImports]  # the folder kernels/
+from fastmfr.runtime import to_device
 
 from .augment import changes
 
@@ -39,9 +40,7 @@ class Finish:
 
     def _moved(self, array):
         """The array as a tensor on the device; the host does not wait until it is there."""
-        if array is None:
-            return None
-        return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+        return None if array is None else to_device(array, self._device)
 
 
 class _Recycled:

@@ -1,5 +1,6 @@
 """A meta step recorded as one CUDA graph: the host launches it whole, instead of some thousand kernels one by one."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.meta.records import MetaStep, PairBatch
 
 
@@ -69,10 +71,31 @@ class _Recording:
 
 def record(function):
     """(replay, result) of what `function` launches on the current GPU, of which nothing is run yet."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads decode images meanwhile
-        result = function()
+    graph, pool, side = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    with torch.cuda.stream(side):  # left again whatever happens, which torch.cuda.graph does not do
+        batchnorm_prelu.prepare_capture(side.device)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        try:
+            graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads decode images meanwhile
+            result = function()
+            graph.capture_end()
+        except BaseException:
+            _abandon(graph, pool, side.device)
+            raise
     return graph.replay, result
+
+
+def _abandon(graph, pool, device):
+    """Ends a recording that went wrong. Else all memory asked for later would come from its pool, and stay there."""
+    for step in (
+        graph.capture_end,
+        lambda: torch._C._cuda_endAllocateToPool(device.index, pool),
+        graph.reset,
+        torch.cuda.synchronize,  # an error that is still on its way is raised here, not by the next step
+    ):
+        with contextlib.suppress(RuntimeError):  # it may have ended before
+            step()
 
 
 def _tensors(batches):

@@ -18,6 +18,12 @@ def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum,
                             momentum=momentum, eps=eps)  # fmt: skip
 
 
+def prepare_capture(device):
+    """Makes what the kernels keep for the current stream of a CUDA `device`; to be called before a CUDA graph is
+    recorded on that stream, and waited for."""
+    fused.make_counts(device)
+
+
 def backward(ctx, dy):
     """dx, and the gradients of weight, bias and slope (None without one)."""
     return ctx.path.backward(ctx, dy)

@@ -7,8 +7,6 @@ tells who is last, and joins them.
 Shape suffixes: N = pixels of all images, C = channels, P = programs, K = sums.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -193,14 +191,25 @@ def _last(tensor):
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.contiguous()
 
 
-def _counts(x):
-    """Of each block of channels, how many programs have handed in: 0 between launches. Streams do not share them."""
-    return _zeros(x.device, torch.cuda.current_stream(x.device).stream_id if x.is_cuda else 0)
+_COUNTS = {}
 
 
-@functools.cache
-def _zeros(device, stream):
-    return torch.zeros(_BLOCKS, dtype=torch.int32, device=device)
+def make_counts(device):
+    """Of each block of channels, how many programs have handed in: 0 between launches. Streams do not share them.
+
+    They are made at the first call on a stream. A CUDA graph must not record that: it would clear, at each replay,
+    counts in its own memory, while graphs recorded later would begin with whatever is there.
+    """
+    is_cuda = device.type == "cuda"
+    key = device, torch.cuda.current_stream(device).stream_id if is_cuda else 0
+    if key not in _COUNTS:
+        if is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "the first BatchNorm + PReLU of a stream cannot be recorded as a CUDA graph; call "
+                "fastmfr.kernels.batchnorm_prelu.prepare_capture(device) on the stream before"
+            )
+        _COUNTS[key] = torch.zeros(_BLOCKS, dtype=torch.int32, device=device)
+    return _COUNTS[key]
 
 
 def _sums(kernel, count, x, pointers, sizes, *flags):
@@ -210,8 +219,9 @@ def _sums(kernel, count, x, pointers, sizes, *flags):
     P = triton.cdiv(N, share)
     sum_KC = torch.empty((1 + P, count, C), device=device)  # and after it the programs' own
     with on_device(x):
-        kernel[P, triton.cdiv(C, _CHANNELS)](sum_KC, _counts(x), *pointers, N, C, share, *flags, _ROWS, _CHANNELS,
-                                             num_warps=_WARPS, **FUSED)  # fmt: skip
+        kernel[P, triton.cdiv(C, _CHANNELS)](
+            sum_KC, make_counts(x.device), *pointers, N, C, share, *flags, _ROWS, _CHANNELS, num_warps=_WARPS, **FUSED
+        )  # fmt: skip
     return sum_KC[0]
 
 

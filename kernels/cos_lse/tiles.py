@@ -45,8 +45,8 @@ _FORWARD = (Tile(128, 64, 64, resident=2),) * 2
 _SHALLOW = (Tile(128, 64, 32, resident=2),) * 2
 _STAYING = Tile(128, 64, 256, warps=8, stages=2), Tile(128, 32, 512, warps=8, stages=2)  # of rows: half the L2 traffic
 _TILES = {  # of 16-bit products
-    "forward": {80: _FORWARD, 90: _STAYING, 100: _STAYING},
-    "forward, kept": {80: _FORWARD, 90: _SHALLOW, 100: _SHALLOW},
+    "forward": {80: _FORWARD, 90: _STAYING, 100: (Tile(128, 32, 256, warps=8, stages=2), _STAYING[1])},
+    "forward, kept": {80: _FORWARD, 90: _SHALLOW, 100: (Tile(128, 64, 32, warps=8, resident=2),) * 2},
     "rows": {
         80: (Tile(64, 64, 64, 256, 8, 2), Tile(64, 32, 64, 512, 8, 3)),
         90: (Tile(64, 64, 256, 256, 8, 2), Tile(64, 32, 512, 512, 8, 2)),
@@ -73,8 +73,18 @@ _TILES = {  # of 16-bit products
         100: (Tile(64, 64, 64, 256, 8, 2), Tile(64, 64, 64, 512, 8, 2)),
     },
 }
-_TILES |= {  # of a chunk's passes: what a program makes it stores, so two of them can share a multiprocessor
-    "gradient": {arch: (Tile(128, 128, 64, stages=3 if arch > 80 else 2, resident=2),) * 2 for arch in (80, 90, 100)},
+_TILES |= {  # of a chunk's passes: what a program makes it stores, and needs no registers for long
+    "gradient": {
+        80: (Tile(128, 128, 64, stages=2, resident=2),) * 2,
+        90: (Tile(128, 128, 64, resident=2),) * 2,
+        100: (Tile(128, 128, 64, warps=8),) * 2,
+    },
+    "gradient, kept": {arch: (Tile(16, 128, 32, resident=8),) * 2 for arch in (80, 90, 100)},  # takes no product
+    "curvature": {
+        80: (Tile(64, 64, 64, stages=2, resident=2),) * 2,
+        90: (Tile(128, 128, 64, warps=8),) * 2,
+        100: (Tile(64, 64, 32, resident=2),) * 2,
+    },
 }
 _MIXED = {  # where weights are float32 and rounded as they are loaded, if that needs another tile
     "forward": {90: _FORWARD, 100: (_SHALLOW[0], _FORWARD[1])},
@@ -89,6 +99,8 @@ _SINGLE = {  # of float32 products: no tensor cores, unless tf32 is allowed
     "classes": Tile(16, 32, 16, 256, 8, 2),
     "mean": Tile(64, 32, 16, resident=2),
     "gradient": Tile(64, 64, 32, resident=2),
+    "gradient, kept": Tile(16, 128, 32, resident=8),
+    "curvature": Tile(64, 32, 16, resident=2),
     "rows twice": Tile(32, 16, 16, 128, 8, 2, resident=2),
     "classes twice": Tile(16, 32, 16, 256, 8, 2),
 }
@@ -143,8 +155,12 @@ def contiguous(*operands):
 
 
 def precision(dtype):
-    """How float32 products are taken: as torch.matmul takes them."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How float32 products are taken: as torch.matmul takes them.
+
+    Not asked of `allow_tf32`, which raises once somebody has set `fp32_precision`.
+    """
+    is_tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if is_tf32 else "ieee"
 
 
 def lift(dtype, g_B, g_cos_B, inverse_norm_C=None, reach=None, gain=1.0):
