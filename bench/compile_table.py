@@ -29,7 +29,7 @@ import torch
 import triton
 from fastmfr.kernels import gather, meta_update
 from fastmfr.kernels.batchnorm_prelu import fused
-from fastmfr.kernels.cos_lse import backward, by_chunks, double_backward, forward, tiles
+from fastmfr.kernels.cos_lse import backward, by_chunks, by_chunks_twice, double_backward, forward, tiles
 from fastmfr.kernels.inverse_norm import _launch as inverse_norm
 from fastmfr.kernels.sgd_rows import _launch as sgd_rows
 from triton.backends.compiler import GPUTarget
@@ -145,6 +145,8 @@ def _calls(x_dtype, w_dtype, D):
     twice = *given, 64.0, row, row, row, _empty(C, D), r, _empty(B, D)
     yield "", lambda: double_backward.double_backward(*twice, _empty(C, D), True)
     yield "weights outside", lambda: double_backward.double_backward(*twice, None, True)
+    yield "by chunks", lambda: by_chunks_twice.double_backward(*twice, _empty(C, D), True)
+    yield "by chunks, weights outside", lambda: by_chunks_twice.double_backward(*twice, None, True)
 
 
 def _sgd_rows():

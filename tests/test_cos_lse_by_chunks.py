@@ -8,11 +8,12 @@ import torch
 from fastmfr.kernels.cos_lse import backward as tiles_backward
 from fastmfr.kernels.cos_lse import by_chunks, chunked, operator
 from fastmfr.kernels.cos_lse.by_chunks import backward, chunk_size, forward
+from fastmfr.kernels.cos_lse.by_chunks_twice import double_backward
 from helpers import DEVICE, assert_as_accurate
 from test_cos_lse_kernels import BF16, FLOOR, FP16, FP32, OVERFLOW, Problem, from_autograd
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch lets no product be deterministic
-NAMES = "log_sum", "cos", "dx", "dw"
+NAMES = "log_sum", "cos", "dx", "dw", "Dx", "Dw", "Dg", "Dg_cos"
 SIZE = 32 if DEVICE == "cpu" else by_chunks.MULTIPLE  # identities of a chunk, the fewest there can be
 # The last chunk is ragged, is one identity, is whole, is the only one.
 SHAPES = [(20, 2 * SIZE + 11, 24), (9, 2 * SIZE + 1, 16), (5, 2 * SIZE, 10), (1, 2, 1)]
@@ -24,22 +25,24 @@ def _small_chunks(monkeypatch):
     monkeypatch.setattr(by_chunks, "MULTIPLE", SIZE)
 
 
-def by_chunks_of(size, p, scale=64.0, keep=False):
+def by_chunks_of(size, p, scale=64.0, keep=False, inner=True):
     """All results by name, made in memory that was NaN."""
     given = p.x_BD, p.w_CD, p.r_C, p.label_B, scale
     torch.use_deterministic_algorithms(True)  # new memory is filled with NaN then
     try:
         log_sum, cos, kept = forward(*given, keep, size)
         dx, dw, radial = backward(*given, log_sum, kept, p.g_B, p.g_cos_B, True, True, size)
+        ux, uw = p.ux_BD, p.uw_CD if inner else None
+        twice = double_backward(*given, log_sum, p.g_B, p.g_cos_B, dw, radial, ux, uw, True, size)
     finally:
         torch.use_deterministic_algorithms(False)
     assert radial.isfinite().all()
-    return dict(zip(NAMES, (log_sum, cos, dx, dw), strict=True))
+    return dict(zip(NAMES, (log_sum, cos, dx, dw, *twice), strict=True))
 
 
-def assert_accurate(p, floor=None, scale=64.0, size=SIZE, **variant):
-    got = by_chunks_of(size, p, scale, **variant)
-    ref, truth = (from_autograd(p, dtype, scale) for dtype in (p.x_BD.dtype, torch.float64))
+def assert_accurate(p, floor=None, scale=64.0, size=SIZE, inner=True, **variant):
+    got = by_chunks_of(size, p, scale, inner=inner, **variant)
+    ref, truth = (from_autograd(p, dtype, scale, inner) for dtype in (p.x_BD.dtype, torch.float64))
     for name in NAMES:
         assert got[name].dtype == FP32, name
         lowest = (floor or FLOOR[p.x_BD.dtype]) * truth[name].abs().max()
@@ -56,6 +59,12 @@ def test_as_accurate_as_pytorch(shape, dtype):
 @pytest.mark.parametrize(("dtype", "weight_dtype"), [(BF16, BF16), (BF16, FP32), (FP16, FP32)], ids=str)
 def test_takes_weights_of_either_kind(dtype, weight_dtype, normed):
     assert_accurate(Problem(18, SIZE + 9, 24, dtype, weight_dtype, normed=normed))
+
+
+@pytest.mark.parametrize("normed", [True, False], ids=["raw weights", "unit weights"])
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_weights_may_lie_outside_of_what_is_differentiated_twice(dtype, normed):
+    assert_accurate(Problem(*SHAPES[0], dtype, normed=normed), inner=False)
 
 
 @pytest.mark.parametrize("dtype", FLOOR, ids=str)
@@ -88,10 +97,12 @@ def test_a_label_out_of_range_names_nobody(label_dtype, nobody):
 @pytest.mark.parametrize("g_scale", [2.0**-40, 2.0**16])
 def test_float16_holds_gradients_of_any_size(g_scale):
     p = Problem(9, 2 * SIZE + 1, 16, FP16)
+    plain = by_chunks_of(SIZE, p)
     p.g_B, p.g_cos_B = p.g_B * g_scale, p.g_cos_B * g_scale
-    got, truth = by_chunks_of(SIZE, p), from_autograd(p, torch.float64)
-    for name in NAMES:
-        assert (got[name] - truth[name]).abs().max() <= FLOOR[FP16] * truth[name].abs().max(), name
+    p.ux_BD, p.uw_CD = p.ux_BD / g_scale, p.uw_CD / g_scale
+    grown = dict.fromkeys(("dx", "dw"), g_scale) | dict.fromkeys(("Dg", "Dg_cos"), 1 / g_scale)
+    for name, one in by_chunks_of(SIZE, p).items():
+        torch.testing.assert_close(one, plain[name] * grown.get(name, 1), rtol=1e-5, atol=0, msg=name)
 
 
 @pytest.mark.parametrize(("need_x", "need_w"), [(True, False), (False, True), (False, False)])
@@ -102,6 +113,11 @@ def test_makes_what_is_needed(need_x, need_w):
     every, some = (backward(*given, *need, SIZE) for need in ((True, True), (need_x, need_w)))
     for whole, one, need in zip(every, some, (need_x, need_w, need_w), strict=True):
         assert torch.equal(one, whole) if need else one.shape == (0,)
+    given = *given[:6], p.g_B, p.g_cos_B, *every[1:], p.ux_BD, p.uw_CD
+    whole, part = (double_backward(*given, need, SIZE) for need in (True, False))
+    assert part[1].shape == (0,)
+    for at in (0, 2, 3):
+        assert torch.equal(whole[at], part[at])
 
 
 def test_one_chunk_and_several_agree():
@@ -132,11 +148,13 @@ def test_repeats_to_the_bit_and_keeps_its_operands(variant):
 
 def test_an_empty_batch_gives_nothing_and_zero_gradients():
     p = Problem(9, 2 * SIZE + 1, 16, BF16)
-    for name in ("x_BD", "label_B", "g_B", "g_cos_B"):
+    for name in ("x_BD", "label_B", "g_B", "g_cos_B", "ux_BD"):
         setattr(p, name, getattr(p, name)[:0])
     got = by_chunks_of(SIZE, p)
-    assert [tuple(got[name].shape) for name in NAMES] == [(0,), (0,), (0, 16), (2 * SIZE + 1, 16)]
+    shapes = [(0,), (0,), (0, 16), (2 * SIZE + 1, 16)]
+    assert [tuple(got[name].shape) for name in NAMES] == [*shapes, *shapes[2:], (0,), (0,)]
     assert not got["dw"].any()
+    assert not got["Dw"].any()
 
 
 @pytest.mark.parametrize("scale", [64.0, 100.0])
@@ -174,7 +192,7 @@ def test_the_path_is_selected_by_name(monkeypatch):
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize("D", [256, 320, 512, 1024])
 @pytest.mark.parametrize(("dtype", "weight_dtype"), [(BF16, BF16), (FP16, FP16), (BF16, FP32), (FP32, FP32)], ids=str)
-@pytest.mark.parametrize("variant", [{}, {"keep": True}, {"scale": 100.0}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"keep": True}, {"scale": 100.0}, {"inner": False}], ids=str)
 def test_the_chunks_that_ship_are_as_accurate(D, dtype, weight_dtype, variant):
     floor = FLOOR[BF16] if "keep" in variant else None
     assert_accurate(Problem(300, 5003, D, dtype, weight_dtype), floor, size=2048, **variant)

@@ -10,7 +10,8 @@ A margin changes the true cosine only, so it acts on (B,) vectors outside of her
     forward.py          log_sum and cos in Triton
     backward.py         their gradients: rows and identities each stay in place while the others pass by
     double_backward.py  the gradients' gradients, likewise
-    by_chunks.py        all three again for large batches: a chunk of identities at a time, products in cuBLAS
+    by_chunks.py        forward and backward for large batches: a chunk of identities at a time, products in cuBLAS
+    by_chunks_twice.py  double backward likewise
     normalisation.py    what weights of any length add to their gradients: both projections, over whole rows
     operator.py         which of these serves a call; registered with torch.library
 """

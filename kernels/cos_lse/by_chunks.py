@@ -65,13 +65,14 @@ def chunk_size(B, C, itemsize=2):
     return min(max(MULTIPLE, size), triton.cdiv(C, MULTIPLE) * MULTIPLE)
 
 
-def _chunks(unit_BD, weight_CD, inverse_norm_C, label_B, size):
-    """Each chunk in turn; the next one overwrites its unit rows."""
+def chunks_of(unit_BD, weight_CD, inverse_norm_C, label_B, size, rows_ND=None):
+    """Each chunk in turn; the next one overwrites its unit rows, which lie at the beginning of `rows_ND` if given."""
     C, D = weight_CD.shape
     start_K1 = torch.arange(0, C, size, device=label_B.device).unsqueeze(1)
     label_KB = label_B.long() - start_K1  # outside of [0, N) a label names nobody in the chunk
-    as_given = inverse_norm_C is None and weight_CD.dtype == unit_BD.dtype
-    rows_ND = None if as_given else unit_BD.new_empty(size, D)
+    as_given = rows_ND is None and inverse_norm_C is None and weight_CD.dtype == unit_BD.dtype
+    if rows_ND is None and not as_given:
+        rows_ND = unit_BD.new_empty(size, D)
     for label_B, start in zip(label_KB.unbind(), range(0, C, size), strict=True):
         at = slice(start, min(C, start + size))
         weight_ND = weight_CD[at]
@@ -159,7 +160,7 @@ def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep, size=None)
     sum_SB, cos_SB, peak_SB = floats(unit_BD, (S, B), (S, B), (S, B))
     peak_SB = peak_SB if scale > PLAIN_SCALE else None
     with on_device(unit_BD):
-        for chunk in _chunks(*operands, size):
+        for chunk in chunks_of(*operands, size):
             N = len(chunk.weight_ND)
             share = triton.cdiv(triton.cdiv(N, tile.classes), S) * tile.classes
             forward_kernel[blocks, S](
@@ -188,10 +189,10 @@ def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept
     size = size or chunk_size(B, C, unit_BD.element_size())
     m_BN = unit_BD.new_empty(B * size)
     with on_device(unit_BD):
-        for chunk in _chunks(unit_BD, *operands, size):
+        for chunk in chunks_of(unit_BD, *operands, size):
             gradient_BN = _gradient(m_BN, unit_BD, chunk, scale, *rows)
             if need_x:
-                _add_product(dx_BD, gradient_BN[:, : len(chunk.unit_ND)], chunk.unit_ND, chunk.at.start == 0)
+                add_product(dx_BD, gradient_BN[:, : len(chunk.unit_ND)], chunk.unit_ND, chunk.at.start == 0)
             if need_w:
                 dw_ND, radial_N = dw_CD[chunk.at], radial_C[chunk.at]
                 product(gradient_BN[:, : len(dw_ND)].T, unit_BD, dw_ND)
@@ -204,7 +205,7 @@ def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept
 def _gradient(m_BN, unit_BD, chunk, scale, log_sum_B, kept_BC, g_B, g_cos_B):
     """M of a chunk (B, N), its identities filled up, at the beginning of the memory of `m_BN`."""
     B, D = unit_BD.shape
-    tile = choose("gradient", unit_BD, unit_BD)
+    tile = choose("gradient" if kept_BC is None else "gradient, kept", unit_BD, unit_BD)
     blocks = triton.cdiv(B, tile.rows)
     S, share = _spread(chunk.padded, tile, blocks, D, unit_BD.device)
     width = 0 if kept_BC is None else kept_BC.shape[1]
@@ -222,7 +223,7 @@ def _spread(N, tile, blocks, D, device):
     return shares(N, tile, blocks, device) if tile.depth >= D else (triton.cdiv(N, tile.classes), tile.classes)
 
 
-def _add_product(sum_BD, left_BN, right_ND, is_first):
+def add_product(sum_BD, left_BN, right_ND, is_first):
     """`sum_BD`, in place, plus left @ right; the first one is written, not added."""
     if is_first:
         product(left_BN, right_ND, sum_BD)

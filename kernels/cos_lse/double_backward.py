@@ -188,7 +188,7 @@ def double_backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_
     unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD = contiguous(
         unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD
     )
-    reach = _reach(dtype, ux_BD, uw_CD, inverse_norm_C)
+    reach = reach_of(dtype, ux_BD, uw_CD, inverse_norm_C)
     ux_BD = (ux_BD if reach is None else ux_BD / reach).to(dtype).contiguous()
     with on_device(unit_BD):
         u_CD = _tangent(uw_CD, weight_CD, inverse_norm_C, reach, dtype)
@@ -253,7 +253,7 @@ def _to_classes(operands, scale, g_B, g_cos_B, mean_B, reach):
     return Dw_CD
 
 
-def _reach(dtype, ux_BD, uw_CD, inverse_norm_C):
+def reach_of(dtype, ux_BD, uw_CD, inverse_norm_C):
     """A bound of |T|, by which float16 tangents are divided to stay where float16 is exact; None for other dtypes."""
     if dtype != torch.float16:
         return None

@@ -36,7 +36,7 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
                    DEPTH: tl.constexpr, PRECISION: tl.constexpr, CARRIES: tl.constexpr = False):  # fmt: skip
     """Share `program_id(1)` of the identities for a block of rows; a maximum is kept where `peak_ptr` is given.
 
-    Where it carries, the results of an earlier launch are what its sums and maximum begin with; weights are unit rows.
+    Where it carries, it adds to the results of an earlier launch; weights are then unit rows.
     """
     LOWEST: tl.constexpr = -1e30
     WHOLE: tl.constexpr = DEPTH >= D  # the block of x then stays, and only identities pass by
@@ -48,11 +48,6 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
     total = tl.zeros((ROWS,), tl.float32)
     true_dot = tl.zeros((ROWS,), tl.float32)
     peak = tl.full((ROWS,), LOWEST, tl.float32)
-    if CARRIES:
-        total = tl.load(sum_ptr + split * B + b, mask=b < B, other=0.0)
-        true_dot = tl.load(cos_ptr + split * B + b, mask=b < B, other=0.0)
-        if peak_ptr is not None:
-            peak = tl.load(peak_ptr + split * B + b, mask=b < B, other=LOWEST)
     k = tl.arange(0, DEPTH)
     x_at = tile_at(x_ptr, first, row, B, k, D)
     if WHOLE:
@@ -84,6 +79,16 @@ def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, la
         total += tl.sum(tl.where(is_true, 0.0, e), 1)
     if r_ptr is not None:
         true_dot *= tl.load(r_ptr + label, mask=label >= 0, other=0.0)
+    if CARRIES:  # after the loop: within it there is no room
+        earlier = tl.load(sum_ptr + split * B + b, mask=b < B, other=0.0)
+        true_dot += tl.load(cos_ptr + split * B + b, mask=b < B, other=0.0)
+        if peak_ptr is not None:
+            earlier_peak = tl.load(peak_ptr + split * B + b, mask=b < B, other=LOWEST)
+            risen = tl.maximum(peak, earlier_peak)
+            earlier *= tl.exp2(earlier_peak - risen)
+            total *= tl.exp2(peak - risen)
+            peak = risen
+        total += earlier
     tl.store(sum_ptr + split * B + b, total, mask=b < B)
     tl.store(cos_ptr + split * B + b, true_dot, mask=b < B)
     if peak_ptr is not None:

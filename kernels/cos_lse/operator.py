@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import backward, by_chunks, chunked, double_backward, forward
+from . import backward, by_chunks, by_chunks_twice, chunked, double_backward, forward
 from .tiles import KEPT_MULTIPLE, MAX_EMBEDDING
 
 KEEPS = ("none", "exp", "auto")
@@ -41,12 +41,12 @@ def select(path):
         _path = before
 
 
-def _serving(unit_BD, kernels):
+def _serving(unit_BD, kernels, chunks=by_chunks):
     """The module whose passes take this call: `kernels`, the one by chunks, or the one in plain PyTorch."""
     if not _fits_kernels(unit_BD):
         return chunked
     by_itself = unit_BD.dtype != torch.float32 and len(unit_BD) >= CHUNKS_FROM
-    return by_chunks if _path == "chunks" or (_path == "auto" and by_itself) else kernels
+    return chunks if _path == "chunks" or (_path == "auto" and by_itself) else kernels
 
 
 def _as_given(unit_BD):
@@ -75,8 +75,9 @@ def _double_backward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, 
                      log_sum: Tensor, g: Tensor, g_cos: Tensor, dw: Tensor, radial: Tensor, ux: Tensor,
                      uw: Tensor | None, need_w: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with _as_given(unit):
-        return _serving(unit, double_backward).double_backward(unit, weight, inverse_norm, label, scale, log_sum,
-                                                               g, g_cos, dw, radial, ux, uw, need_w)  # fmt: skip
+        serving = _serving(unit, double_backward, by_chunks_twice)
+        return serving.double_backward(unit, weight, inverse_norm, label, scale, log_sum, g, g_cos, dw, radial, ux, uw,
+                                       need_w)  # fmt: skip
 
 
 def _wide(tensor, shape):
