@@ -100,7 +100,7 @@ _SINGLE = {  # of float32 products: no tensor cores, unless tf32 is allowed
     "mean": Tile(64, 32, 16, resident=2),
     "gradient": Tile(64, 64, 32, resident=2),
     "gradient, kept": Tile(16, 128, 32, resident=8),
-    "curvature": Tile(64, 32, 16, resident=2),
+    "curvature": Tile(64, 32, 16, warps=8, resident=2),
     "rows twice": Tile(32, 16, 16, 128, 8, 2, resident=2),
     "classes twice": Tile(16, 32, 16, 256, 8, 2),
 }
