@@ -79,6 +79,8 @@ def assert_accurate(p, floor=None, **variant):
     for name in truth:
         assert got[name].dtype == FP32, name
         lowest = (floor or FLOOR[p.x_BD.dtype]) * truth[name].abs().max()
+        if name in ("Dx", "Dw"):  # T - mean is rounded, and then multiplied by scale^2 g: so where it is 0, too
+            lowest = lowest + torch.finfo(FP32).eps * variant.get("scale", 64.0) ** 2 * p.g_B.abs().max()
         assert_as_accurate(got[name], ref[name], truth[name], lowest)
 
 

@@ -13,7 +13,7 @@ from fastmfr.optim import set_rate, sgd
 from fastmfr.precision import autocast, products
 
 from . import lines
-from .timing import DEVICE, GPU, arguments, compare
+from .timing import DEVICE, GPU, arguments, compare, replayed
 
 DOMAINS, PAIRS, PIXELS, WIDTH = 3, 128, 120, 0.5
 
@@ -24,7 +24,7 @@ def ordinary(splits, width, precision):
     set_rate(optimizer, 1e-4)
 
     def step():
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         for split in splits:
             for pairs in split:
                 with autocast(precision, DEVICE):
@@ -63,6 +63,8 @@ def main():
         ways["rop streaming, CUDA graph"] = {"engine": "rop", "memory": "streaming", "cuda_graph": True}
     for precision in ("fp32", "tf32", "bf16") if GPU else ("fp32",):
         contenders = {"ordinary": ordinary(splits, width, precision)}
+        if GPU:
+            contenders["ordinary, CUDA graph"] = replayed(ordinary(splits, width, precision))
         for name, settings in ways.items():
             try:
                 contenders[name] = trainer(splits, width, precision, **settings)

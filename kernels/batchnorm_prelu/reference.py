@@ -52,7 +52,8 @@ def backward(ctx, dy):
 
 def tangent(ctx, xd, weight_d, bias_d, slope_d):
     """y' along (x', weight', bias', slope')."""
-    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd.to(ctx.weight.dtype), None)
+    xd = xd.to(ctx.weight.dtype)
+    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, _zeros_and_ones(xd)[1])
     ctx.slope_d, ctx.scale_d = slope_d, weight_d * ctx.r
     ctx.shift_d = torch.addcmul(bias_d, ctx.scale_d, ctx.mean, value=-1)
     zd = _z_tangent(ctx)
@@ -110,13 +111,22 @@ def _normalisation_backward(ctx, dz, weight):
 
 def _dot(a, b):
     """Sum of a * b per channel in one reading: BatchNorm's weight gradient, where mean is 0 and r is 1."""
-    constants = _zeros_and_ones(b.shape[1], b.dtype, b.device)
-    return _aten.native_batch_norm_backward(a, b, None, None, None, *constants, True, 0.0, [False, True, False])[1]
+    zeros, ones = _zeros_and_ones(b)
+    # On a GPU PyTorch gives no gradient of a weight that is None, so the weight is 1.
+    return _aten.native_batch_norm_backward(a, b, ones, None, None, zeros, ones, True, 0.0, [False, True, False])[1]
 
 
-@lru_cache
-def _zeros_and_ones(channels, dtype, device):
+def _zeros_and_ones(like):
+    """One of each per channel. Kept on the CPU only: what a CUDA graph records must not be used outside of it."""
+    make = _kept_on_the_cpu if like.device.type == "cpu" else _new
+    return make(like.shape[1], like.dtype, like.device)
+
+
+def _new(channels, dtype, device):
     return torch.zeros(channels, dtype=dtype, device=device), torch.ones(channels, dtype=dtype, device=device)
+
+
+_kept_on_the_cpu = lru_cache(_new)
 
 
 def _z_tangent(ctx):
