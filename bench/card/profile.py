@@ -50,6 +50,8 @@ def main():
     embedding, weight, label = margin.inputs(B, C)
     for path in PATHS:
         told(f"margin softmax, {path}", margin.ours(embedding, weight, label, path))
+    if GPU:
+        told("margin softmax, tiles, kept", margin.ours(embedding, weight, label, "tiles", "exp"))
     width, pixels, pairs = (0.0625, 16, 4) if small else (meta_step.WIDTH, meta_step.PIXELS, meta_step.PAIRS)
     gen = torch.Generator().manual_seed(0)
     splits = [(batch(gen, pairs, pixels, 2), batch(gen, pairs, pixels)) for _ in range(meta_step.DOMAINS)]
