@@ -59,6 +59,8 @@ class MarginHead(nn.Module):
     (seed, `draw`), as in PartialFC (arXiv 2010.05222). `keep` is cos_lse's.
     """
 
+    inverse_norm_C: torch.Tensor
+
     def __init__(self, embedding, identities, margin, scale=64.0, *, keep="auto", sample_rate=1.0, seed=0, group=None):
         super().__init__()
         if identities < 2:
@@ -98,14 +100,17 @@ class MarginHead(nn.Module):
         if drawn_ND.grad is None:
             raise RuntimeError("the classifier has no gradient yet; call backward() on its loss before update()")
         grad_ND = drawn_ND.grad if self._world == 1 else drawn_ND.grad / self._world
-        sgd_rows(self.weight_CD.detach(), grad_ND, self.momentum_CD, self._inverse_norms(), row_N, rate=rate,
+        sgd_rows(self.weight_CD.detach(), grad_ND, self.momentum_CD, self.inverse_norms(), row_N, rate=rate,
                  momentum=momentum, weight_decay=weight_decay)  # fmt: skip
         self._normed, drawn_ND.grad, self._drawn = self.weight_CD._version, None, None
 
-    def _inverse_norms(self):
-        """1 / |weight_CD|: as `update` left it, or anew where something else has changed the weights."""
+    def inverse_norms(self):
+        """1 / |weight_CD|: as `update` left it, or anew where something else has changed the weights.
+
+        Always the same tensor, so that a recorded step may go on reading it.
+        """
         if self._normed != self.weight_CD._version:
-            self.inverse_norm_C = inverse_norm(self.weight_CD.detach())
+            self.inverse_norm_C.copy_(inverse_norm(self.weight_CD.detach()))
             self._normed = self.weight_CD._version
         return self.inverse_norm_C
 
@@ -113,7 +118,7 @@ class MarginHead(nn.Module):
         """(weight_ND, inverse_norm_N, which of these rows each label means), a label of another rank meaning none."""
         local_B = label_B - self.first
         if self.sample_rate == 1:
-            return self.weight_CD, self._inverse_norms(), local_B
+            return self.weight_CD, self.inverse_norms(), local_B
         C = len(self.weight_CD)
         N = max(1, int(self.sample_rate * C))
         if len(local_B) > N and N < C:
@@ -127,7 +132,7 @@ class MarginHead(nn.Module):
         chance_C[torch.where(here_B, local_B, C)] = 2.0  # the batch's own always; labels of others go past the end
         row_N = chance_C[:C].topk(N).indices.sort().values
         self._drawn = row_N, self.weight_CD.detach()[row_N].requires_grad_()
-        return self._drawn[1], self._inverse_norms()[row_N], torch.where(here_B, torch.searchsorted(row_N, local_B), -1)
+        return self._drawn[1], self.inverse_norms()[row_N], torch.where(here_B, torch.searchsorted(row_N, local_B), -1)
 
 
 def _first_weights(identities, embedding):

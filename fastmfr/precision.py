@@ -43,12 +43,15 @@ def products(precision: str | None):
 
 
 @contextmanager
-def autocast(precision: str | None, device: torch.device):
-    """`products`, and what autograd records within keeps its activations as `precision` says."""
+def autocast(precision: str | None, device: torch.device, cache: bool = True):
+    """`products`, and what autograd records within keeps its activations as `precision` says.
+
+    `cache`: a weight that is used several times within is cast once.
+    """
     with products(precision):
         if precision is None:
             yield
             return
         dtype = activations(precision)
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=cache):
             yield

@@ -4,6 +4,7 @@ Shape suffixes: B = batch or pairs, H W = image.
 """
 
 import math
+from collections import deque
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -17,12 +18,13 @@ from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.optim import meta_rates, pretrain_rate, set_rate, sgd
-from fastmfr.precision import autocast, products
+from fastmfr.pretraining_step import PretrainingStep, to_host
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.sampler import GroupedDomainSampler, Pairs
 
 SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
 ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method
+KEPT_BACK = {"cuda": 1}  # losses that are not read before the next step is queued, by device
 
 
 class NonFiniteLoss(RuntimeError):
@@ -129,35 +131,59 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
     first = checkpoints.resume(both, optimizer)
     logbook.rewind("pretrain", first)
     both.train()
-    batch_images = 2 * settings.batch_identities
+    run = PretrainingStep(backbone, head, settings.precision, cuda_graph=settings.cuda_graph)
     requests = lambda step: _images(sampler.batch(step))  # noqa: E731
     with (
-        open_images(requests, batch_images=batch_images, first=first, last=settings.steps) as stream,
+        open_images(requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps) as stream,
         logbook.progress("pretrain", first, settings.steps) as meter,
     ):
+        losses = _Losses(partial(_tell_loss, sources, logbook, meter, stream, first), device)
         for step, image_B3HW in stream:
             pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
             label_B = to_device(np.tile(sources.label(pairs.domain, pairs.identity), 2), device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
-            with autocast(settings.precision, device):
-                loss_B = head(backbone(_channels_last(image_B3HW)), label_B, draw=step)
-            optimizer.zero_grad()
-            with products(settings.precision):
-                loss_B.mean().backward()
+            loss_B = run(image_B3HW, label_B, step)
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
-
-            loss = loss_B.mean().item()  # the step's one synchronisation, after all of its work is queued
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(_blame_rows(loss_B, pairs, sources, step))
-            seen = (step + 1 - first) * batch_images
-            speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {loss:.3f}")
-            logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
+            losses.add(loss_B, step, pairs, rate)
             if (step + 1) % config.save_every == 0:
+                losses.tell()
                 checkpoints.save(step + 1, both, optimizer)
             watch(step + 1)
-    logbook.say(f"pretrain: peak memory {peak_bytes(device) / 2**20:,.0f} MB")
+        losses.tell()
+    optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
+    logbook.say(f"pretrain: {run.state}; peak memory {peak_bytes(device) / 2**20:,.0f} MB")
+
+
+class _Losses:
+    """Has each step's losses told in order: on the CPU at once, on a GPU when the next step is queued.
+
+    Reading a loss waits for its step, the only thing in a step that does. So told, the GPU has work meanwhile.
+    """
+
+    def __init__(self, tell, device):
+        self._tell, self._waiting, self._kept_back = tell, deque(), KEPT_BACK.get(device.type, 0)
+
+    def add(self, loss_B, *what):
+        self._waiting.append((to_host(loss_B), *what))
+        self.tell(self._kept_back)
+
+    def tell(self, kept_back=0):
+        """Tells all but the last few. Before a state is saved all must be told: one may be of a loss gone wrong."""
+        while len(self._waiting) > kept_back:
+            read, *what = self._waiting.popleft()
+            self._tell(read(), *what)
+
+
+def _tell_loss(sources, logbook, meter, stream, first, loss_B, step, pairs, rate):
+    """Records a step of pretraining. Raises NonFiniteLoss."""
+    loss = loss_B.mean().item()
+    if not math.isfinite(loss):
+        raise NonFiniteLoss(_blame_rows(loss_B, pairs, sources, step))
+    seen = (step + 1 - first) * len(loss_B)
+    speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {loss:.3f}")
+    logbook.record("pretrain", step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
 
 
 def meta_train(backbone, sources, config, open_images, device, logbook, checkpoints, watch=lambda steps: None):

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {"config", "precision", "protocols", "runtime"}
 DATA = {"domains", "sampler", "decode", "synthetic", "pack", "split", "_native"}
-MATHS = {"backbone", "collectives", "flat", "head", "losses", "optim", "rop", "kernels"}
-ABOVE = {"meta", "evaluate", "checkpoint"}
+MATHS = {"backbone", "collectives", "cuda_graph", "flat", "head", "losses", "optim", "rop", "kernels"}
+ABOVE = {"meta", "pretraining_step", "evaluate", "checkpoint"}
 MAY = {
     **{name: GROUND for name in GROUND},
     **{name: GROUND | DATA | {"kernels"} for name in DATA},
