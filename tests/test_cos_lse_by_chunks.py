@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastmfr.kernels.cos_lse import backward as tiles_backward
 from fastmfr.kernels.cos_lse import by_chunks, chunked, operator
+from fastmfr.kernels.cos_lse import forward as tiles_forward
 from fastmfr.kernels.cos_lse.by_chunks import backward, chunk_size, forward
 from fastmfr.kernels.cos_lse.by_chunks_twice import double_backward
 from helpers import DEVICE, assert_as_accurate
@@ -164,18 +165,19 @@ def test_with_nobody_else_the_sum_is_empty(scale):
     assert all(one.isfinite().all() for one in got.values())
 
 
-def test_a_chunk_stays_in_the_cache_whatever_the_batch(monkeypatch):
+def test_a_chunk_takes_its_share_of_memory_whatever_the_batch(monkeypatch):
     monkeypatch.setattr(by_chunks, "MULTIPLE", 128)
-    assert [chunk_size(B, 10**7) for B in (1, 1024, 2048, 10**6)] == [65536, 12288, 6144, 128]
-    assert chunk_size(1024, 10**7, itemsize=4) == 6144
+    assert [chunk_size(B, 10**7) for B in (1, 1024, 2048, 10**6)] == [131072, 131072, 65536, 128]
+    assert chunk_size(1024, 10**7, itemsize=4) == 65536
     assert chunk_size(1024, 1000) == 1024
 
 
 def test_the_path_is_selected_by_name(monkeypatch):
     monkeypatch.setattr(operator, "_fits_kernels", lambda unit_BD: True)
-    large, small, single = torch.empty(256, 1, dtype=BF16), torch.empty(255, 1, dtype=BF16), torch.empty(256, 1)
+    large, small, single = torch.empty(64, 1, dtype=BF16), torch.empty(63, 1, dtype=BF16), torch.empty(64, 1)
     serving = partial(operator._serving, kernels=tiles_backward)
     assert [serving(one) for one in (large, small, single)] == [by_chunks, tiles_backward, tiles_backward]
+    assert operator._serving(large, tiles_forward) is tiles_forward
     with operator.select("tiles"):
         assert serving(large) is tiles_backward
         with operator.select("chunks"):

@@ -11,14 +11,14 @@ import torch
 from peers_margin_softmax import insightface_arcface, tuned_cosface
 
 from fastmfr.backbone import build
+from fastmfr.fused import fused
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.optim import set_rate, sgd
-from fastmfr.precision import autocast, products
+from fastmfr.pretraining_step import PretrainingStep
 from fastmfr.runtime import fast_layout
 
 from . import lines
-from .paths import PATHS, taking
-from .timing import DEVICE, GPU, arguments, compare
+from .timing import DEVICE, GPU, arguments, compare, replayed
 
 COMPILED = GPU and os.environ.get("FASTMFR_COMPILED", "1") == "1"  # compiling takes a minute
 SIZES = [(128, 100_000), (512, 100_000)]
@@ -30,24 +30,24 @@ def inputs(B, C, size):
     return images.contiguous(memory_format=torch.channels_last), torch.randint(C, (B,), generator=gen, device=DEVICE)
 
 
-def ours(name, images, label, C, path, compiled=False):
+def ours(name, images, label, C, cuda_graph=True, is_fused=True):
+    """A step as stages.pretrain makes it, without its log."""
     torch.manual_seed(0)
     backbone = fast_layout(build(name, image_size=images.shape[2]), DEVICE).train()
-    network = torch.compile(backbone, dynamic=False) if compiled else backbone
+    network = fused(backbone)[0] if is_fused and GPU else backbone
     head = MarginHead(backbone.embedding, C, make_margin("arcface"), 64.0).to(DEVICE)
     optimizer = sgd(backbone.parameters(), 0.9, 5e-4)
     set_rate(optimizer, 0.01)
+    run = PretrainingStep(network, head, "bf16", cuda_graph=cuda_graph)
 
     def step():
-        with taking(path):
-            with autocast("bf16", DEVICE):
-                loss_B = head(network(images), label)
-            optimizer.zero_grad()
-            with products("bf16"):
-                loss_B.mean().backward()
-            optimizer.step()
-            head.update(0.01, 0.9, 5e-4)
+        run(images, label)
+        optimizer.step()
+        head.update(0.01, 0.9, 5e-4)
 
+    for _ in range(3):  # the second is recorded
+        step()
+    lines.write("pretraining", what="state", graph=run.state)
     return step
 
 
@@ -69,6 +69,11 @@ def theirs(name, images, label, C, peer, compiled=False):
     return step
 
 
+def replayed_whole(*given):
+    """Their step, with its update, as one CUDA graph: what PyTorch can do at best where the host is slow."""
+    return replayed(theirs(*given))
+
+
 def main():
     options = arguments(__doc__)
     warnings.simplefilter("ignore")
@@ -76,15 +81,16 @@ def main():
     for B, C in sizes:
         images, label = inputs(B, C, size)
         contenders = {}
-        makers = {f"ours, {path}": (ours, path) for path in PATHS}
+        makers = {"ours": (ours,), "ours, not fused": (ours, True, False), "ours, launched": (ours, False)}
         makers["eager, InsightFace's order"] = (theirs, insightface_arcface)
         makers["eager, tuned torch"] = (theirs, tuned_cosface)
+        if GPU and B == 128:
+            makers["tuned torch, all of it a CUDA graph"] = (replayed_whole, tuned_cosface)
         if COMPILED and B == 512:
             makers["compiled backbone, tuned torch"] = (theirs, tuned_cosface, True)
-            makers[f"ours, {PATHS[-1]}, compiled backbone"] = (ours, PATHS[-1], True)
-        for who, (make, what, *compiled) in makers.items():
+        for who, (make, *how) in makers.items():
             try:
-                contenders[who] = make(name, images, label, C, what, *compiled)
+                contenders[who] = make(name, images, label, C, *how)
             except Exception as error:
                 lines.write("pretraining", what=name, who=who, failed=f"{type(error).__name__}: {error}"[:900])
         compare(

@@ -59,7 +59,7 @@ def main():
         told(f"meta step, {precision}", meta_step.trainer(splits, width, precision, engine="rop"))
     name, B, C, size = ("mfr28", 4, 100, 32) if small else ("iresnet50", 512, 100_000, 112)
     images, label = pretraining.inputs(B, C, size)
-    told("pretraining step", pretraining.ours(name, images, label, C, PATHS[-1]))
+    told("pretraining step", pretraining.ours(name, images, label, C))
 
 
 if __name__ == "__main__":

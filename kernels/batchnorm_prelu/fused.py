@@ -7,6 +7,8 @@ tells who is last, and joins them.
 Shape suffixes: N = pixels of all images, C = channels, P = programs, K = sums.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -14,8 +16,9 @@ import triton.language as tl
 from ..launching import FUSED, multiprocessors, on_device
 from .tiles import channel, channels, hand_in, normalised, normalised_tangent, pixels, slope_of
 
-_ROWS, _CHANNELS, _WARPS = 16, 32, 4  # of one tile: larger ones take so many registers that few programs run beside
-_PER_MULTIPROCESSOR = 4  # programs that make sums
+_WARPS = 4
+_EACH = 1024  # elements of one tile of the elementwise passes
+_ROW_BYTES = 128  # of one pixel's channels that a tile takes: a line of the cache
 _BLOCKS = 1 << 16  # of channels, at most
 
 
@@ -25,14 +28,14 @@ def _statistics(sum_ptr, count_ptr, x_ptr, N, C, share, ROWS: tl.constexpr, CHAN
     p = tl.program_id(0)
     c, present = channels(C, CHANNELS)
     origin = channel(x_ptr, c, present)
-    first_sum, second_sum = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
+    first_sum, second_sum = tl.zeros((ROWS, CHANNELS), tl.float32), tl.zeros((ROWS, CHANNELS), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
         at, inside = pixels(first, c, present, C, N, ROWS)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x = tl.where(inside, x - origin, 0.0)
-        first_sum += tl.sum(x, 0)
-        second_sum += tl.sum(x * x, 0)
-    hand_in(sum_ptr, count_ptr, c, present, C, first_sum, second_sum, None)
+        first_sum += x
+        second_sum += x * x
+    hand_in(sum_ptr, count_ptr, c, present, C, tl.sum(first_sum, 0), tl.sum(second_sum, 0), None)
 
 
 @triton.jit
@@ -69,18 +72,19 @@ def _backward_sums(sum_ptr, count_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_pt
     c, present = channels(C, CHANNELS)
     weight, bias = channel(weight_ptr, c, present), channel(bias_ptr, c, present)
     slope = slope_of(slope_ptr, c, present, STEP)
-    plain, along, below = (tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32),
-                           tl.zeros((CHANNELS,), tl.float32))  # fmt: skip
+    plain = tl.zeros((ROWS, CHANNELS), tl.float32)
+    along = tl.zeros((ROWS, CHANNELS), tl.float32)
+    below = tl.zeros((ROWS, CHANNELS), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
         at, inside = pixels(first, c, present, C, N, ROWS)
         xh = normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         z = weight * xh + bias
         dz = tl.where(z > 0, dy, slope * dy)
-        plain += tl.sum(dz, 0)
-        along += tl.sum(xh * dz, 0)
-        below += tl.sum(tl.where(z > 0, 0.0, z * dy), 0)
-    hand_in(sum_ptr, count_ptr, c, present, C, plain, along, below)
+        plain += dz
+        along += xh * dz
+        below += tl.where(z > 0, 0.0, z * dy)
+    hand_in(sum_ptr, count_ptr, c, present, C, tl.sum(plain, 0), tl.sum(along, 0), tl.sum(below, 0))
 
 
 @triton.jit
@@ -103,13 +107,13 @@ def _tangent_sums(sum_ptr, count_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, N, C, shar
     """Sums of x' and xh x'."""
     p = tl.program_id(0)
     c, present = channels(C, CHANNELS)
-    plain, along = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
+    plain, along = tl.zeros((ROWS, CHANNELS), tl.float32), tl.zeros((ROWS, CHANNELS), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
         at, inside = pixels(first, c, present, C, N, ROWS)
         xd = tl.load(xd_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        plain += tl.sum(xd, 0)
-        along += tl.sum(normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present) * xd, 0)
-    hand_in(sum_ptr, count_ptr, c, present, C, plain, along, None)
+        plain += xd
+        along += normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present) * xd
+    hand_in(sum_ptr, count_ptr, c, present, C, tl.sum(plain, 0), tl.sum(along, 0), None)
 
 
 @triton.jit
@@ -139,8 +143,9 @@ def _second_sums(sum_ptr, count_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, dyd_ptr, 
     weight, bias, r = channel(weight_ptr, c, present), channel(bias_ptr, c, present), channel(r_ptr, c, present)
     weight_d, bias_d = channel(weight_d_ptr, c, present), channel(bias_d_ptr, c, present)
     slope = slope_of(slope_ptr, c, present, STEP)
-    plain, along, below = (tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32),
-                           tl.zeros((CHANNELS,), tl.float32))  # fmt: skip
+    plain = tl.zeros((ROWS, CHANNELS), tl.float32)
+    along = tl.zeros((ROWS, CHANNELS), tl.float32)
+    below = tl.zeros((ROWS, CHANNELS), tl.float32)
     for first in range(p * share, tl.minimum((p + 1) * share, N), ROWS):
         at, inside = pixels(first, c, present, C, N, ROWS)
         xh = normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
@@ -152,10 +157,10 @@ def _second_sums(sum_ptr, count_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, dyd_ptr, 
         if slope_ptr is not None:
             dzd += tl.where(z > 0, 0.0, slope_of(slope_d_ptr, c, present, STEP) * dy)
             zd = weight * xhd + weight_d * xh + bias_d
-            below += tl.sum(tl.where(z > 0, 0.0, z * dyd + zd * dy), 0)
-        plain += tl.sum(dzd, 0)
-        along += tl.sum(xh * dzd + xhd * tl.where(z > 0, dy, slope * dy), 0)
-    hand_in(sum_ptr, count_ptr, c, present, C, plain, along, below)
+            below += tl.where(z > 0, 0.0, z * dyd + zd * dy)
+        plain += dzd
+        along += xh * dzd + xhd * tl.where(z > 0, dy, slope * dy)
+    hand_in(sum_ptr, count_ptr, c, present, C, tl.sum(plain, 0), tl.sum(along, 0), tl.sum(below, 0))
 
 
 @triton.jit
@@ -212,24 +217,54 @@ def make_counts(device):
     return _COUNTS[key]
 
 
-def _sums(kernel, count, x, pointers, sizes, *flags):
-    """The `count` sums per channel (K, C) that a kernel makes in shares of the pixels, joined in a fixed order."""
-    (N, C), device = sizes, x.device
-    share = triton.cdiv(triton.cdiv(N, _PER_MULTIPROCESSOR * multiprocessors(device)), _ROWS) * _ROWS
+class Summing(NamedTuple):
+    """How a kernel makes its `sums` per channel: `elements` of one tile, `resident` programs to a multiprocessor.
+
+    As many programs as registers leave room for, each with some 24 kB on their way in all: that fills the bandwidth.
+    """
+
+    sums: int
+    elements: int
+    resident: int
+
+
+_SUMMING = {
+    _statistics: Summing(2, 2048, 6),
+    _backward_sums: Summing(3, 1024, 4),
+    _tangent_sums: Summing(2, 2048, 6),
+    _second_sums: Summing(3, 512, 4),
+}
+
+
+def tile_of(elements, C, itemsize):
+    """(rows, channels) of a tile: whole lines of the cache, but no more channels than there are."""
+    wide = min(_ROW_BYTES // itemsize, triton.next_power_of_2(C))
+    return elements // wide, wide
+
+
+def _sums(kernel, x, pointers, sizes, *flags):
+    """The sums per channel (K, C) that a kernel makes in shares of the pixels, joined in a fixed order."""
+    (N, C), device, (count, elements, resident) = sizes, x.device, _SUMMING[kernel]
+    rows, wide = tile_of(elements, C, x.element_size())
+    blocks = triton.cdiv(C, wide)
+    programs = max(1, resident * multiprocessors(device) // blocks)
+    share = triton.cdiv(triton.cdiv(N, programs), rows) * rows
     P = triton.cdiv(N, share)
     sum_KC = torch.empty((1 + P, count, C), device=device)  # and after it the programs' own
     with on_device(x):
-        kernel[P, triton.cdiv(C, _CHANNELS)](
-            sum_KC, make_counts(x.device), *pointers, N, C, share, *flags, _ROWS, _CHANNELS, num_warps=_WARPS, **FUSED
-        )  # fmt: skip
+        kernel[P, blocks](
+            sum_KC, make_counts(x.device), *pointers, N, C, share, *flags, rows, wide, num_warps=_WARPS, **FUSED
+        )
     return sum_KC[0]
 
 
 def _each(kernel, out, pointers, sizes, *flags):
     N, C = sizes
+    rows, wide = tile_of(_EACH, C, out.element_size())
     with on_device(out):
-        kernel[triton.cdiv(N, _ROWS), triton.cdiv(C, _CHANNELS)](out, *pointers, N, C, *flags, _ROWS, _CHANNELS,
-                                                                 num_warps=_WARPS, **FUSED)  # fmt: skip
+        kernel[triton.cdiv(N, rows), triton.cdiv(C, wide)](
+            out, *pointers, N, C, *flags, rows, wide, num_warps=_WARPS, **FUSED
+        )
     return out
 
 
@@ -242,7 +277,7 @@ def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum,
     sums, moved = None, (None, None)
     if batch_statistics:
         ctx.mean, ctx.r = torch.empty((2, C), device=x.device).unbind()
-        sums, moved = _sums(_statistics, 2, x, [x], ctx.sizes), running
+        sums, moved = _sums(_statistics, x, [x], ctx.sizes), running
     else:
         ctx.mean, ctx.r = running[0], torch.rsqrt(running[1] + eps)
     pointers = [ctx.mean, ctx.r, *moved, sums, x, *ctx.layer]
@@ -253,7 +288,7 @@ def backward(ctx, dy):
     """dx, and the gradients of weight, bias and slope, as reference.backward."""
     ctx.dy = _last(dy)
     pointers = [ctx.x, ctx.dy, ctx.mean, ctx.r, *ctx.layer]
-    ctx.sums = _sums(_backward_sums, 3, ctx.x, pointers, ctx.sizes, ctx.step)
+    ctx.sums = _sums(_backward_sums, ctx.x, pointers, ctx.sizes, ctx.step)
     dx = _each(_backward, torch.empty_like(ctx.x), [ctx.sums, *pointers], ctx.sizes, ctx.step, ctx.batch)
     return dx, ctx.sums[1], ctx.sums[0], _of_slope(ctx, ctx.sums[2])
 
@@ -261,7 +296,7 @@ def backward(ctx, dy):
 def tangent(ctx, xd, weight_d, bias_d, slope_d):
     """y', as reference.tangent."""
     ctx.xd, ctx.moving = _last(xd), (weight_d, bias_d, slope_d)
-    ctx.moved = _sums(_tangent_sums, 2, ctx.x, [ctx.x, ctx.xd, ctx.mean, ctx.r], ctx.sizes) if ctx.batch else None
+    ctx.moved = _sums(_tangent_sums, ctx.x, [ctx.x, ctx.xd, ctx.mean, ctx.r], ctx.sizes) if ctx.batch else None
     pointers = [ctx.moved, ctx.x, ctx.xd, ctx.mean, ctx.r, *ctx.layer, *ctx.moving]
     return _each(_tangent, torch.empty_like(ctx.x), pointers, ctx.sizes, ctx.step, ctx.batch)
 
@@ -271,7 +306,7 @@ def second_backward(ctx, dyd):
     dyd = _last(dyd)
     weight_d, bias_d, slope_d = ctx.moving
     known = [ctx.moved, ctx.x, ctx.dy, ctx.xd, dyd, ctx.mean, ctx.r, *ctx.layer]
-    sums = _sums(_second_sums, 3, ctx.x, [*known, weight_d, bias_d, slope_d], ctx.sizes, ctx.step, ctx.batch)
+    sums = _sums(_second_sums, ctx.x, [*known, weight_d, bias_d, slope_d], ctx.sizes, ctx.step, ctx.batch)
     dxd = _each(_second, torch.empty_like(ctx.x), [sums, ctx.sums, *known, weight_d, slope_d], ctx.sizes, ctx.step,
                 ctx.batch)  # fmt: skip
     return dxd, sums[1], sums[0], _of_slope(ctx, sums[2])

@@ -15,7 +15,7 @@ from .tiles import KEPT_MULTIPLE, MAX_EMBEDDING
 
 KEEPS = ("none", "exp", "auto")
 PATHS = ("auto", "tiles", "chunks")  # on a GPU; see `select`
-CHUNKS_FROM = 256  # rows of a batch whose 16-bit products "auto" takes by chunks. Predicted, not measured
+CHUNKS_FROM = 64  # rows of a batch whose 16-bit gradients "auto" takes by chunks: measured on an H200
 _path = "auto"
 _SHARE = 64  # keep="auto" spends at most this fraction of the GPU's memory: B = 1024, C = 1M on an H200
 
@@ -29,7 +29,7 @@ def select(path):
     """Inside of this context all passes on a GPU go by this path, whichever thread runs them: for measuring.
 
     "tiles": products in Triton, a tile at a time. "chunks": products in cuBLAS, see by_chunks.py. "auto": "chunks" for
-    products of 16 bits and batches of at least CHUNKS_FROM, else "tiles". Raises ValueError for other names.
+    both derivatives, of 16 bits and batches of at least CHUNKS_FROM, else "tiles". Raises ValueError for other names.
     """
     global _path
     if path not in PATHS:
@@ -45,7 +45,7 @@ def _serving(unit_BD, kernels, chunks=by_chunks):
     """The module whose passes take this call: `kernels`, the one by chunks, or the one in plain PyTorch."""
     if not _fits_kernels(unit_BD):
         return chunked
-    by_itself = unit_BD.dtype != torch.float32 and len(unit_BD) >= CHUNKS_FROM
+    by_itself = kernels is not forward and unit_BD.dtype != torch.float32 and len(unit_BD) >= CHUNKS_FROM
     return chunks if _path == "chunks" or (_path == "auto" and by_itself) else kernels
 
 
