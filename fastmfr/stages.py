@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fastmfr.decode import DecodedCache, Preprocess, choose_cache, open_stream
+from fastmfr.fused import AS_IT_IS, fused
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
@@ -131,7 +132,8 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
     first = checkpoints.resume(both, optimizer)
     logbook.rewind("pretrain", first)
     both.train()
-    run = PretrainingStep(backbone, head, settings.precision, cuda_graph=settings.cuda_graph)
+    network = _network(backbone, settings, device, logbook)
+    run = PretrainingStep(network, head, settings.precision, cuda_graph=settings.cuda_graph)
     requests = lambda step: _images(sampler.batch(step))  # noqa: E731
     with (
         open_images(requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps) as stream,
@@ -154,6 +156,15 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
         losses.tell()
     optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
     logbook.say(f"pretrain: {run.state}; peak memory {peak_bytes(device) / 2**20:,.0f} MB")
+
+
+def _network(backbone, settings, device, logbook):
+    """What runs in place of the backbone, whose parameters and buffers it shares; on the CPU the backbone itself."""
+    if device.type != "cuda":
+        return backbone
+    network, sentence = fused(backbone) if settings.fused else (backbone, f"{AS_IT_IS}, as was asked for")
+    logbook.say(f"pretrain: {sentence}")
+    return network
 
 
 class _Losses:

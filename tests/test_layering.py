@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {"config", "precision", "protocols", "runtime"}
 DATA = {"domains", "sampler", "decode", "synthetic", "pack", "split", "_native"}
-MATHS = {"backbone", "collectives", "cuda_graph", "flat", "head", "losses", "optim", "rop", "kernels"}
+MATHS = {"backbone", "collectives", "cuda_graph", "flat", "fused", "head", "losses", "optim", "rop", "kernels"}
 ABOVE = {"meta", "pretraining_step", "evaluate", "checkpoint"}
 MAY = {
     **{name: GROUND for name in GROUND},

@@ -133,6 +133,8 @@ class Pretrain:
     """of convolutions and products: 'fp32'; on a GPU 'tf32' is faster, and 'bf16' faster still, as torch.autocast"""
     cuda_graph: bool = True
     """on a GPU, record forward and backward once and replay them; false runs them operation by operation, to debug"""
+    fused: bool = True
+    """on a GPU, run each BatchNorm with the PReLU after it as one operation; false runs PyTorch's own, one by one"""
 
     def __post_init__(self):
         _require(self.steps >= 0, f"want pretrain.steps >= 0, got {self.steps}")
