@@ -61,7 +61,7 @@ def main():
     if GPU:
         ways["rop, CUDA graph"] = {"engine": "rop", "cuda_graph": True}
         ways["rop streaming, CUDA graph"] = {"engine": "rop", "memory": "streaming", "cuda_graph": True}
-    for precision in ("fp32", "tf32", "bf16") if GPU else ("fp32",):
+    for precision in ("bf16", "fp32", "tf32") if GPU else ("fp32",):
         contenders = {"ordinary": ordinary(splits, width, precision)}
         if GPU:
             contenders["ordinary, CUDA graph"] = replayed(ordinary(splits, width, precision))
