@@ -176,6 +176,16 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again_and_finds_what_was_
         loss.backward()
 
 
+def test_gradients_are_summed_over_passes_and_may_be_changed():
+    network, _ = fused(nn.Sequential(nn.BatchNorm1d(4), nn.PReLU(4)))
+    image = torch.randn(5, 4)
+    network(image).square().sum().backward()
+    first = [value.grad.clone() for value in network.parameters()]
+    network(image).square().sum().backward()
+    for value, once in zip(network.parameters(), first, strict=True):
+        torch.testing.assert_close(value.grad.mul_(0.5), once)
+
+
 def test_gradients_keep_nothing_else_alive(monkeypatch):
     inner = batchnorm_prelu.backward
 
@@ -224,8 +234,12 @@ def assert_as_near(mine, plain, truth, slack=1.3, floor=1e-4):
     """All outputs, gradients and buffers, each kind as a whole, miss the truth by little more than the plain ones."""
     for name, value in plain.items():
         assert mine[name].dtype == value.dtype, name
-    kinds = {"outputs": lambda name: name.endswith(".z"), "gradients": lambda name: name[0] in "01" and not name.endswith(".z"),
-             "means": lambda name: name.endswith("_mean"), "variances": lambda name: name.endswith("_var")}  # fmt: skip
+    kinds = {
+        "outputs": lambda name: name.endswith(".z"),
+        "gradients": lambda name: name[0] in "01" and not name.endswith(".z"),
+        "means": lambda name: name.endswith("_mean"),
+        "variances": lambda name: name.endswith("_var"),
+    }
     for kind, is_one in kinds.items():
         whole = lambda values: torch.cat([values[name].double().cpu().flatten() for name in truth if is_one(name)])  # noqa: B023, E731
         exact = whole(truth)
