@@ -58,7 +58,7 @@ def replayed(function):
     with torch.cuda.graph(graph):
         held = function()
 
-    def replay(_held=held):
+    def replay(_kept=(function, held)):  # what the graph reads and writes lives as long as it is replayed
         graph.replay()
 
     return replay
@@ -108,9 +108,16 @@ def compare(stage, what, contenders, *, seconds=1.5, ours=None, memory=False, gr
     turn = sum(warm[name] * calls[name] for name in working)
     rounds = min(_ROUNDS[1], max(_ROUNDS[0], int(seconds / turn))) if working else 0
     spent = {name: [] for name in working}
-    for _ in range(rounds):
-        for name, function in working.items():
-            spent[name].append(seconds_of(function, calls[name]))
+    try:
+        for _ in range(rounds):
+            for name, function in working.items():
+                spent[name].append(seconds_of(function, calls[name]))
+    except Exception as error:  # the rounds before it count
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+        lines.write(stage, what=what, who=name, failed=reason, **facts)
+        whole = min(map(len, spent.values()))
+        spent = {name: times[:whole] for name, times in spent.items() if whole > 1}
+        memory = False
     mine = spent.get(ours or next(iter(contenders)))
     result = {}
     for name, times in spent.items():
