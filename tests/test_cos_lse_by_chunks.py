@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,6 +171,14 @@ def test_a_chunk_takes_its_share_of_memory_whatever_the_batch(monkeypatch):
     assert [chunk_size(B, 10**7) for B in (1, 1024, 2048, 10**6)] == [131072, 131072, 65536, 128]
     assert chunk_size(1024, 10**7, itemsize=4) == 65536
     assert chunk_size(1024, 1000) == 1024
+
+
+def test_auto_keeps_exponentials_only_where_they_save_time(monkeypatch):
+    monkeypatch.setattr(operator, "_fits_kernels", lambda unit_BD: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+    keeps = lambda B, dtype, keep="auto", C=100_000: operator._keeps(keep, torch.empty(B, 1, dtype=dtype), C, 64.0)  # noqa: E731
+    assert [keeps(32, BF16), keeps(64, BF16), keeps(32, FP32)] == [True, False, False]
+    assert [keeps(64, BF16, "exp"), keeps(32, BF16, "none"), keeps(32, BF16, C=10**8)] == [True, False, False]
 
 
 def test_the_path_is_selected_by_name(monkeypatch):

@@ -156,8 +156,8 @@ def cos_lse(unit_BD, weight_CD, label_B, scale, *, inverse_norm_C=None, keep="au
     float16, float32; float64 if both have it), sums in float32. `label_B` (B,): int32 or int64; one outside [0, C),
     such as -1, names no identity here: the sum then runs over all, and cos is 0. `scale` > 0.
     `keep`: "exp" holds exp(scale x cosine), bfloat16 (B, C), for a backward without recomputing it, "none" does not,
-    "auto" takes "exp" for products of 16 bits where that is at most 1/64 of the GPU's memory; on the CPU nothing is
-    kept. Differentiable twice.
+    "auto" takes "exp" where that is faster, for small batches of 16 bits, if it is at most 1/64 of the GPU's memory; on
+    the CPU nothing is kept. Differentiable twice.
     Raises ValueError where shapes or dtypes do not fit.
     """
     _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep)
@@ -173,8 +173,8 @@ def _keeps(keep, unit_BD, C, scale):
     if keep == "none" or not _fits_kernels(unit_BD) or scale > chunked.PLAIN_SCALE:
         return False
     memory = torch.cuda.get_device_properties(unit_BD.device).total_memory
-    if keep == "auto" and unit_BD.dtype == torch.float32:  # what is kept has 8 bits: too few for products of 24
-        return False
+    if keep == "auto" and (unit_BD.dtype == torch.float32 or _serving(unit_BD, backward) is by_chunks):
+        return False  # what is kept has 8 bits, too few for products of 24; by chunks it gained nothing on an H200
     return keep == "exp" or 2 * len(unit_BD) * C <= memory // _SHARE
 
 
