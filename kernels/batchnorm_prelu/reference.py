@@ -53,7 +53,7 @@ def backward(ctx, dy):
 def tangent(ctx, xd, weight_d, bias_d, slope_d):
     """y' along (x', weight', bias', slope')."""
     xd = xd.to(ctx.weight.dtype)
-    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, _zeros_and_ones(xd)[1])
+    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, _weight_of_one(xd))
     ctx.slope_d, ctx.scale_d = slope_d, weight_d * ctx.r
     ctx.shift_d = torch.addcmul(bias_d, ctx.scale_d, ctx.mean, value=-1)
     zd = _z_tangent(ctx)
@@ -112,8 +112,14 @@ def _normalisation_backward(ctx, dz, weight):
 def _dot(a, b):
     """Sum of a * b per channel in one reading: BatchNorm's weight gradient, where mean is 0 and r is 1."""
     zeros, ones = _zeros_and_ones(b)
-    # On a GPU PyTorch gives no gradient of a weight that is None, so the weight is 1.
-    return _aten.native_batch_norm_backward(a, b, ones, None, None, zeros, ones, True, 0.0, [False, True, False])[1]
+    return _aten.native_batch_norm_backward(
+        a, b, _weight_of_one(b), None, None, zeros, ones, True, 0.0, [False, True, False]
+    )[1]
+
+
+def _weight_of_one(like):
+    """None, which says so on the CPU and is faster; on a GPU PyTorch gives no gradient of a weight that is None."""
+    return _zeros_and_ones(like)[1] if like.is_cuda else None
 
 
 def _zeros_and_ones(like):
