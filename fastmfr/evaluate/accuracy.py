@@ -9,6 +9,7 @@ Shape suffixes: N pairs, F folds, K thresholds.
 import numpy as np
 
 from .bootstrap import share_interval
+from .roc import refuse_not_finite
 
 FOLDS = 10
 GRIDS = {"grid_0.01": 0.01, "grid_0.001": 0.001, "exact": None}
@@ -19,9 +20,10 @@ def accuracies(scores_N, is_mate_N, fold_N=None, person_N=None) -> dict:
 
     `scores_N`: cosines; `fold_N`: the fold of each pair, by default as `folds_of` deals them. std is over the folds, as
     InsightFace prints it; interval [low, high] holds 95 % of what drawing the people (`person_N`; by default the pairs)
-    anew gives, the thresholds kept. Raises ValueError where there are fewer than two folds.
+    anew gives, the thresholds kept. Raises ValueError for fewer than two folds, and for scores that are not finite.
     """
     scores_N, is_mate_N = np.asarray(scores_N, np.float64), np.asarray(is_mate_N, bool)
+    refuse_not_finite(scores_N)
     fold_N = folds_of(is_mate_N) if fold_N is None else np.unique(fold_N, return_inverse=True)[1]
     person_N = np.arange(len(scores_N)) if person_N is None else person_N
     out = {}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .crossing import Crossing
-from .roc import Roc
+from .roc import Roc, refuse_not_finite
 
 DRAWS = 200
 KEPT = 2**16  # impostor pairs, and genuine pairs, kept for a FAR: about 16,000 set the threshold, to 1 % of the FAR
@@ -25,7 +25,7 @@ class Sample:
 
     `people`: how many there are; genuine pairs, the score and person of each; the highest impostor pairs, falling,
     with both persons of each. `kept`: the share of the impostor pairs down to the last that are here; `total(weight)`:
-    what all impostor pairs together weigh, where each person weighs `weight`.
+    what all impostor pairs together weigh, where each person weighs `weight`. ValueError for scores not finite.
     """
 
     people: int
@@ -35,6 +35,10 @@ class Sample:
     impostor_people_2K: np.ndarray
     total: Callable[[np.ndarray], float]
     kept: float = 1.0
+
+    def __post_init__(self):
+        refuse_not_finite(self.genuine_N)
+        refuse_not_finite(self.impostor_K)
 
 
 def tar_interval(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> list[float]:

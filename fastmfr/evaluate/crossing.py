@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from .histogram import Histogram
 from .roc import Roc, exact_roc, refuse_one_kind
@@ -21,6 +20,7 @@ class Crossing:
     """The scores (cosines) of all gallery x probe pairs; rows of gallery_GD and probe_PD need not be of unit length.
 
     In float64 where exact, and on a GPU, where TF32, if switched on, would round cosines to 1e-3; else float32.
+    ValueError for rows that are not finite.
     """
 
     def __init__(self, gallery_GD, gallery_id, probe_PD, probe_id):
@@ -28,8 +28,8 @@ class Crossing:
         order = np.argsort(gallery_id, kind="stable")
         self.gallery_order = order  # column of score_PG -> number in the gallery
         self._gallery_id = gallery_id[order]
-        self._gallery_GD = unit(gallery_GD, self.exact)[torch.from_numpy(order)]
-        self._probe_PD = unit(probe_PD, self.exact)
+        self._gallery_GD = unit(gallery_GD, self.exact, "gallery embeddings")[torch.from_numpy(order)]
+        self._probe_PD = unit(probe_PD, self.exact, "probe embeddings")
         self._first_P = np.asarray(np.searchsorted(self._gallery_id, probe_id))
         self.mates_P = np.searchsorted(self._gallery_id, probe_id, side="right") - self._first_P
 
@@ -91,9 +91,20 @@ def _ranks(score_PG, row, column) -> np.ndarray:
     return torch.where(mates_P > 0, above_P - mates_above_P, -1).cpu().numpy()
 
 
-def unit(rows_ND, exact=True) -> torch.Tensor:
-    """Rows at unit length, on their device: in float64 if `exact` or on a GPU, else in float32."""
+def unit(rows_ND, exact=True, what="embeddings") -> torch.Tensor:
+    """Rows at unit length, on their device: in float64 if `exact` or on a GPU, else in float32.
+
+    ValueError, in which they are called `what`, for rows whose length is not finite: no comparison with NaN holds, so
+    a rank or a curve of such rows would look as good as any.
+    """
     if not isinstance(rows_ND, torch.Tensor):
         rows_ND = torch.from_numpy(np.array(rows_ND, np.float64))  # a copy: torch warns of arrays it may not write
     rows_ND = rows_ND.detach()
-    return F.normalize(rows_ND.double() if exact or rows_ND.is_cuda else rows_ND.float())
+    rows_ND = rows_ND.double() if exact or rows_ND.is_cuda else rows_ND.float()
+    length_N = torch.linalg.vector_norm(rows_ND, dim=1)
+    broken = (~length_N.isfinite()).nonzero()
+    if len(broken):
+        raise ValueError(f"want embeddings of finite length, but {len(broken)} of {len(rows_ND)} {what} hold NaN or "
+                         f"infinity, or overflow, the first that of row {int(broken[0])}; look at what the network "
+                         "gives for that image, or leave the row out")  # fmt: skip
+    return rows_ND / length_N.clamp_min(1e-12)[:, None]

@@ -46,10 +46,12 @@ def domain_gap(embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]], far: f
         across_of_all, across        which share of each is of two domains: domains are apart where the second is below
         false_accepts_of             (N, N) the false accepts by the domains of the two; 0 below the diagonal
 
-    Raises ValueError for fewer than two domains or fewer than two people in one.
+    Raises ValueError for fewer than two domains, fewer than two people in one, or embeddings that are not finite.
     """
     _check(embeddings)
-    unit_BD = torch.cat([unit(rows, exact=False) for rows, _ in embeddings.values()])
+    if not 0 < far < 1:
+        raise ValueError(f"want a false accept rate above 0 and below 1, got {far}")
+    unit_BD = torch.cat([unit(rows, False, f"embeddings of {name!r}") for name, (rows, _) in embeddings.items()])
     whose = [np.unique(person_B, return_inverse=True)[1] for _, person_B in embeddings.values()]
     people = [int(own_B.max()) + 1 for own_B in whose]
     starts = np.cumsum([0, *people[:-1]])

@@ -22,6 +22,7 @@ def hardest_pairs(embedding_ND, pairs: GalleryProbe, count: int = PAIRS) -> dict
     Each is a dict of cosine, gallery and probe (image numbers), gallery_id and probe_id. A person stands at most once
     in a list, so that one mislabelled person does not fill it; a list is shorter where there are not enough people.
     `embedding_ND` holds all images of the domain in their order; rows need not be of unit length.
+    ValueError for rows in the lists that are not finite.
     """
     crossing = Crossing(embedding_ND[pairs.gallery], pairs.gallery_id, embedding_ND[pairs.probe], pairs.probe_id)
     genuine = impostor = torch.empty(3, 0, dtype=torch.float64)

@@ -14,13 +14,13 @@ def identification(gallery_GD, gallery_id, probe_PD, probe_id, k: int = 1) -> fl
 
     Nearness is the cosine; rows need not be of unit length. k = 1 is rank-1: the nearest gallery image is a mate. A
     mate that ties with a stranger comes after it, so that a collapsed model scores 0. Raises ValueError for a probe
-    with no mate in the gallery.
+    with no mate in the gallery, and for embeddings that are not finite.
     """
     gallery_id, probe_id = as_numpy(gallery_id), as_numpy(probe_id)
     if (len(gallery_GD), len(probe_PD)) != (len(gallery_id), len(probe_id)):
         raise ValueError(f"want one identity for each row, got {len(gallery_GD)} gallery rows with {len(gallery_id)} "
                          f"identities and {len(probe_PD)} probe rows with {len(probe_id)}")
-    if k < 1:
+    if not k >= 1:
         raise ValueError(f"want a rank k of at least 1, got {k}")
     if not len(probe_id):
         raise ValueError("there is no probe to look up; want at least one")

@@ -79,9 +79,7 @@ def exact_roc(scores: np.ndarray, is_mate: np.ndarray) -> Roc:
     if len(scores) != len(is_mate):
         raise ValueError(f"want one mate flag for each score, got {len(scores)} scores and {len(is_mate)} flags")
     refuse_one_kind(int(np.count_nonzero(is_mate)), len(scores))
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite; "
-                         "the embeddings hold NaN or infinity")
+    refuse_not_finite(scores)
     order = np.argsort(scores)[::-1]
     falling = scores[order].astype(np.float64)
     last_of_tie = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
@@ -95,6 +93,13 @@ def refuse_one_kind(genuine: int, pairs: int) -> None:
     if genuine in (0, pairs):
         raise ValueError(f"want genuine and impostor pairs, got {genuine} genuine of {pairs} pairs; "
                          "scoring needs at least two people, and one with two images")
+
+
+def refuse_not_finite(scores: np.ndarray) -> None:
+    """Raises ValueError unless all scores are finite: no comparison with NaN holds, and sorting puts it anywhere."""
+    broken = np.count_nonzero(~np.isfinite(scores))
+    if broken:
+        raise ValueError(f"{broken} of {len(scores)} scores are not finite; the embeddings hold NaN or infinity")
 
 
 def as_numpy(values) -> np.ndarray:

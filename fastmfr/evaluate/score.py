@@ -147,7 +147,7 @@ def template_embeddings(embedding_ND, templates: TemplateSet) -> torch.Tensor:
     parts = (torch.from_numpy(column).to(device).split(ROWS) for column in columns)
     for image, template, share in zip(*parts, strict=True):
         sum_TD.index_add_(0, template, embedding_ND[image].double() * share[:, None])
-    return unit(sum_TD)
+    return unit(sum_TD, what="template embeddings")
 
 
 def _pair_figures(cos_N, pairs, far):
