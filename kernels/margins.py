@@ -11,6 +11,7 @@ method `penalty(norm_B)`, that is added to the loss. Angles are in radians.
 Shape suffix: B = batch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,15 @@ import torch
 from torch import Tensor, nn
 
 Margin = Callable[[Tensor, Tensor], Tensor]
+
+
+def _want(margin, name, value, low, high, angle=False):
+    """Raises ValueError unless the number `name` of a margin lies in [low, high); of angles, degrees are recognised."""
+    if low <= value < high:
+        return
+    within = "radians in [0, pi)" if angle else f"a number in [{low:g}, {high:g})"
+    degrees = f", which looks like degrees: in radians it is {math.radians(value):.3g}"
+    raise ValueError(f"{margin} wants {name} as {within}, got {value:g}{degrees if angle and 4 < value < 360 else ''}")
 
 
 def _turned(cos_B, angle_B):
@@ -43,6 +53,9 @@ class CosFace:
 
     m: float = 0.35
 
+    def __post_init__(self):
+        _want("CosFace", "m", self.m, 0, 2)
+
     def __call__(self, cos_B, norm_B):
         return cos_B - self.m
 
@@ -58,25 +71,42 @@ class ArcFace:
     m: float = 0.5
     straight_through: bool = False
 
+    def __post_init__(self):
+        _want("ArcFace", "m", self.m, 0, math.pi, angle=True)
+
     def __call__(self, cos_B, norm_B):
         return _straight_through(cos_B, _turned(cos_B, torch.full_like(cos_B, self.m)), self.straight_through)
 
 
 @dataclass(frozen=True)
 class Combined:
-    """f(cos) = cos(m1 theta + m2) - m3, as InsightFace names the three; `straight_through` as in ArcFace."""
+    """f(cos) = cos(m1 theta + m2) - m3, as InsightFace names the three; `straight_through` as in ArcFace.
+
+    Where m1 theta + m2 is beyond pi it goes on with slope one in cos, as ArcFace does, and never turns back. m1 below 1
+    is a margin only where m1 pi + m2 >= pi, as in (0.9, 0.4, 0.15): else it would raise some cosines.
+    """
 
     m1: float = 1.0
     m2: float = 0.3
     m3: float = 0.2
     straight_through: bool = False
 
+    def __post_init__(self):
+        _want("Combined", "m1", self.m1, 0, math.inf)
+        _want("Combined", "m2", self.m2, 0, math.pi, angle=True)
+        _want("Combined", "m3", self.m3, 0, 2)
+        if self.m1 < 1 and self.m1 * math.pi + self.m2 < math.pi:
+            raise ValueError(f"Combined wants m1 of at least 1, or m2 of at least (1 - m1) pi, got m1 {self.m1:g} and "
+                             f"m2 {self.m2:g}, which would raise the cosines of wide angles; CosFace is (1, 0, m)")
+
     def __call__(self, cos_B, norm_B):
         if self.m1 == 1.0:
             lowered_B = _turned(cos_B, torch.full_like(cos_B, self.m2)) - self.m3
         else:
             theta_B = torch.acos(cos_B.clamp(-1 + 1e-6, 1 - 1e-6))  # the slope of acos is infinite at both ends
-            lowered_B = torch.cos(self.m1 * theta_B + self.m2) - self.m3
+            lowered_B = torch.cos(self.m1 * theta_B + self.m2)
+            at_pi = math.cos((math.pi - self.m2) / self.m1) if self.m1 * math.pi + self.m2 > math.pi else -1.0
+            lowered_B = torch.where(cos_B <= at_pi, cos_B - at_pi - 1, lowered_B) - self.m3
         return _straight_through(cos_B, lowered_B, self.straight_through)
 
 
@@ -92,6 +122,14 @@ class MagFace:
     least: float = 0.45
     most: float = 0.8
     weight: float = 35.0
+
+    def __post_init__(self):
+        for name in ("least", "most"):
+            _want("MagFace", name, getattr(self, name), 0, math.pi, angle=True)
+        _want("MagFace", "weight", self.weight, 0, math.inf)
+        if not (0 < self.low < self.high < math.inf and self.least <= self.most):
+            raise ValueError("MagFace wants lengths 0 < low < high and angles least <= most, got low "
+                             f"{self.low:g}, high {self.high:g}, least {self.least:g}, most {self.most:g}")
 
     def __call__(self, cos_B, norm_B):
         share_B = (norm_B.clamp(self.low, self.high) - self.low) / (self.high - self.low)
@@ -111,6 +149,9 @@ class AdaFace(nn.Module):
 
     def __init__(self, m=0.4, h=0.333, momentum=0.01):
         super().__init__()
+        _want("AdaFace", "m", m, 0, 2)
+        _want("AdaFace", "h", h, 0, math.inf)
+        _want("AdaFace", "momentum", momentum, 0, math.nextafter(1, 2))
         self.m, self.h, self.momentum = m, h, momentum
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("deviation", torch.tensor(100.0))

@@ -110,6 +110,66 @@ def test_arcface_never_rewards_a_falling_cosine():
     assert (ArcFace(0.5)(cos, None).diff() >= 0).all()
 
 
+WIDE = [(4, 0, 0), (2, 0.5, 0), (3, 1, 0.1), (1.35, 0, 0), (1, 2, 0), (0.9, 0.4, 0.15), (1.0001, 0.3, 0), (2.5, 3, 0),
+        (7, 0, 0), (0.5, math.pi / 2, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("three", WIDE, ids=str)
+def test_combined_goes_on_past_pi_without_a_jump_and_with_a_slope_that_rises(three):
+    m1, m2, m3 = three
+    cos = torch.linspace(-1, 1 - 2e-6, 200_001, dtype=torch.float64).requires_grad_()
+    lowered = Combined(*three)(cos, None)
+    slope = torch.autograd.grad(lowered.sum(), cos)[0]
+    assert (slope >= 0).all()
+    assert (slope > 0).double().mean() > 0.9999
+    assert (slope[cos < -0.999] >= 0.99).all() if m1 * math.pi + m2 > math.pi + 0.1 else True
+    assert (lowered.diff() <= 1e-5 * slope[:-1].maximum(slope[1:]).clamp_min(1) * 1.5).all()  # no jump
+    angle = m1 * cos.acos() + m2
+    within = angle < math.pi - 1e-6
+    torch.testing.assert_close(lowered[within], torch.cos(angle[within]) - m3, rtol=0, atol=1e-9)
+    assert (lowered <= cos + 1e-9).all()  # a margin never helps
+
+
+@pytest.mark.parametrize("three", WIDE, ids=str)
+def test_combined_is_twice_differentiable_on_both_sides_of_pi(three):
+    turn = math.cos(max(0.0, min(math.pi, (math.pi - three[1]) / three[0])))
+    cos = torch.tensor([c for c in (-0.97, -0.6, -0.2, 0.3, 0.7, 0.95) if abs(c - turn) > 1e-3], dtype=torch.float64,
+                       requires_grad=True)  # fmt: skip
+    norm, margin = torch.ones_like(cos), Combined(*three)
+    assert gradcheck(lambda c: margin(c, norm), cos)
+    assert gradgradcheck(lambda c: margin(c, norm), cos)
+
+
+def test_combined_with_m1_one_is_arcface_to_the_bit():
+    cos = torch.linspace(-1, 1, 2001)
+    assert torch.equal(Combined(1, 0.5, 0)(cos, None), ArcFace(0.5)(cos, None))
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: ArcFace(28.6), r"as radians in \[0, pi\), got 28.6, which looks like degrees: in radians it is 0.499"),
+    (lambda: ArcFace(-0.1), r"ArcFace wants m as radians in \[0, pi\), got -0.1$"),
+    (lambda: ArcFace(math.nan), "got nan"),
+    (lambda: Combined(1, 17, 0.2), "Combined wants m2 .* degrees: in radians it is 0.297"),
+    (lambda: Combined(0.3), r"m1 of at least 1, .* got m1 0.3 and m2 0.3, .* CosFace is \(1, 0, m\)"),
+    (lambda: Combined(math.inf), "Combined wants m1"),
+    (lambda: Combined(-2, 0, 0), "Combined wants m1"),
+    (lambda: Combined(1, 0, -0.2), r"Combined wants m3 as a number in \[0, 2\), got -0.2"),
+    (lambda: CosFace(-0.35), r"CosFace wants m as a number in \[0, 2\), got -0.35"),
+    (lambda: CosFace(35), "got 35"),
+    (lambda: MagFace(110, 10), "lengths 0 < low < high .* low 110, high 10"),
+    (lambda: MagFace(0, 10), "lengths 0 < low < high"),
+    (lambda: MagFace(least=0.8, most=0.4), "least <= most"),
+    (lambda: MagFace(most=45), "MagFace wants most .* looks like degrees: in radians it is 0.785"),
+    (lambda: MagFace(weight=-1), "MagFace wants weight"),
+    (lambda: AdaFace(m=-0.4), "AdaFace wants m"),
+    (lambda: AdaFace(h=math.nan), "AdaFace wants h"),
+    (lambda: AdaFace(momentum=1.5), "AdaFace wants momentum"),
+])  # fmt: skip
+def test_a_margin_out_of_its_range_is_refused_with_a_sentence(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
 @pytest.mark.parametrize("margin", [ArcFace(0.5, straight_through=True), Combined(0.9, 0.4, 0.15, True)], ids=str)
 def test_straight_through_is_the_margins_value_with_the_gradient_of_the_cosine(margin):
     """InsightFace's trainer hides acos and cos from autograd, so the margin is added but not differentiated."""
