@@ -41,7 +41,10 @@ _DRAWN_AT_ONCE = 1 << 16  # rows of first weights; a multiple of 16, so that the
 
 
 def make_margin(name, values=()):
-    """A margin by name with its numbers in order; none takes the margin's own defaults. ValueError for another name."""
+    """A margin by name with its numbers in order; none takes the margin's own defaults.
+
+    ValueError for another name, for too many numbers, and for one out of its range.
+    """
     if name not in MARGINS:
         raise ValueError(f"want a margin out of {', '.join(MARGINS)}, got {name!r}")
     wanted = [one for one in inspect.signature(MARGINS[name]).parameters if one != "straight_through"]

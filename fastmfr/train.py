@@ -21,6 +21,7 @@ from fastmfr.decode import Verdicts, checked_decoder, choose_decoder
 from fastmfr.diagnose import Diagnosis
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.evaluate import embed_and_score
+from fastmfr.head import make_margin
 from fastmfr.logbook import Logbook
 from fastmfr.precision import check_precision
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
@@ -45,6 +46,7 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     device = device_for(config.device)
     for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
         check_precision(precision, device)
+    make_margin(config.pretrain.margin, config.pretrain.margin_values)  # a number out of range is told at once
     if config.data.decode != "auto":
         checked_decoder(config.data.decode, device)
     settle(config.seed, config.threads)

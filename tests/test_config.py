@@ -1,6 +1,10 @@
+import inspect
+
 import pytest
 
-from fastmfr.config import Config, Data, Meta, parse
+from fastmfr.config import Config, Data, Meta, Pretrain, parse
+from fastmfr.config.margins import MARGINS
+from fastmfr.head import MARGINS as HEAD_MARGINS
 
 
 def sentence(capsys, *argv):
@@ -61,6 +65,50 @@ def test_help_lists_every_section(capsys):
     assert "every domain left out once, exact second order" in " ".join(text.split())
 
 
+@pytest.mark.parametrize("margin", [name for name in MARGINS if name != "cosface"])
+def test_another_margin_than_the_recipes_takes_its_own_numbers_and_says_so(margin, capsys):
+    own = tuple(MARGINS[margin].values())
+    assert parse([])[0].pretrain.margin_values == (0.3,)  # the recipe's, which are CosFace's
+    assert not capsys.readouterr().err
+    assert parse(["--pretrain.margin", margin])[0].pretrain.margin_values == own
+    said = capsys.readouterr().err
+    assert f"the recipe's margin values [0.3] are of 'cosface'; {margin!r} takes its own" in said
+    assert all(f"{name} {value:g}" in said for name, value in MARGINS[margin].items())
+    assert parse(["--config", "mfr", f"--pretrain.margin={margin}"])[0].pretrain.margin_values == own
+    typed = parse(["--pretrain.margin", margin, "--pretrain.margin_values", str([0.5] * len(own))])[0]
+    assert typed.pretrain.margin_values == (0.5,) * len(own)
+    assert not capsys.readouterr().err  # nothing was left out
+
+
+def test_the_recipes_numbers_stay_with_its_margin(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("pretrain: {margin: combined, margin_values: [1.0, 0.2, 0.1]}")
+    mine = ["--config", str(tmp_path / "mine.yaml")]
+    assert parse(mine)[0].pretrain.margin_values == (1.0, 0.2, 0.1)
+    assert parse([*mine, "--pretrain.margin", "combined"])[0].pretrain.margin_values == (1.0, 0.2, 0.1)
+    assert parse([*mine, "--pretrain.margin_values", "[1.0, 0.5, 0]"])[0].pretrain.margin_values == (1.0, 0.5, 0.0)
+    assert not capsys.readouterr().err
+    assert parse([*mine, "--pretrain.margin", "cosface"])[0].pretrain.margin_values == (0.35,)
+    assert "are of 'combined'; 'cosface' takes its own (m 0.35)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [
+    "margin: combined, margin_values: [0.3]", "margin: magface, margin_values: [0.35]",
+    "margin: cosface, margin_values: [1.0, 0.3, 0.2]", "margin_values: [0.3, 0.3]",
+])  # fmt: skip
+def test_numbers_of_another_margin_are_refused_from_a_recipe_too(tmp_path, capsys, text):
+    (tmp_path / "mine.yaml").write_text(f"pretrain: {{{text}}}")
+    assert "or null for these, got [" in sentence(capsys, "--config", str(tmp_path / "mine.yaml"))
+
+
+def test_the_margins_are_those_of_the_head_with_its_numbers():
+    assert sorted(MARGINS) == sorted(HEAD_MARGINS)
+    for name, numbers in MARGINS.items():
+        takes = inspect.signature(HEAD_MARGINS[name]).parameters
+        assert list(numbers) == list(takes)[: len(numbers)]
+        assert all(takes[number].default == value for number, value in numbers.items())
+        assert Pretrain(margin=name).margin_values == tuple(numbers.values())
+
+
 def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     assert "no option --meta.metod; did you mean --meta.method?" in sentence(capsys, "--meta.metod", "mldg")
     assert "did you mean --meta.method?" in sentence(capsys, "--method", "mldg")
@@ -72,6 +120,9 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     (["--meta.steps", "x"], 'the option "meta.steps": Expected a int. Got value: x'),
     (["--meta.sharing", "per_domain"], "want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0"),
     (["--meta.sharing", "per_domain", "--meta.method", "mldg"], "one split a step has nothing to share"),
+    (["--pretrain.margin", "sphere"], "want pretrain.margin out of 'cosface', 'arcface', "),
+    (["--pretrain.margin_values", "[0.3, 0.2]"], "'cosface' has 1 number, (m): want pretrain.margin_values [0.35]"),
+    (["--pretrain.margin", "combined", "--pretrain.margin_values", "[0.3]"], "has 3 numbers, (m1, m2, m3): want "),
     (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
     (["--meta.batch_norm", "group"], "got 'group'"),
     (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', 'pillow', got 'gpu'"),

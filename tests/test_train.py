@@ -222,6 +222,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_domain_loss_and_step(
     assert issubclass(NonFiniteLoss, RuntimeError)
 
 
+def test_a_margin_out_of_range_is_told_before_any_data_is_touched(tmp_path, capsys):
+    nowhere = [f"--folder={tmp_path / 'runs'}", "--data.sources.a=/nowhere", "--data.targets.b=/nowhere_either"]
+    assert main([*nowhere, "--pretrain.margin=arcface", "--pretrain.margin_values=[28.6]"]) == 1
+    assert "got 28.6, which looks like degrees" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_stage_can_be_left_out_and_weights_brought_along(small, tmp_path):
     assert main([*small, "--meta.steps=0"]) == 0
     base = only_run(tmp_path) / "base.safetensors"

@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from fastmfr.config.sections import Config
+from fastmfr.config.margins import MARGINS
+from fastmfr.config.sections import Config, Pretrain
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
 Without arguments: procedural faces, about three minutes on two CPU cores."""
@@ -82,16 +83,36 @@ def parse(argv, *, prog="python -m fastmfr.train", default="quickstart") -> tupl
                 if any(word.startswith(f"--data.{side}.") for word in argv):
                     content["data"][side] = {}
             parser.parse_object(content)  # defaults are not checked, an object is
-            parser.set_defaults(_flat(content))
-            made = parser.instantiate(parser.parse_args(argv))
+            made, note = _made(parser, content, argv)
         config = Config(**{part.name: getattr(made, part.name) for part in fields(Config)})
     except (ArgumentError, ValueError, KeyError, TypeError) as error:
         print(f"error: {_sentence(error, argv)}", file=sys.stderr)
         raise SystemExit(2) from None
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     if show:
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config, resume
+
+
+def _made(parser, content, argv):
+    """(settings, a note or ""): the recipe's, then those of the command line.
+
+    The recipe's margin values are of its margin: another one typed takes its own numbers, and the note says so.
+    """
+    values = content["pretrain"].pop("margin_values", None)
+    parser.set_defaults({**_flat(content), "pretrain.margin_values": None})
+    given, note = parser.parse_args(argv), ""
+    margin, typed = content["pretrain"].get("margin", Pretrain.margin), given["pretrain.margin"]
+    if values and not given["pretrain.margin_values"]:
+        if margin == typed:
+            given["pretrain.margin_values"] = tuple(values)
+        elif typed in MARGINS:
+            own = ", ".join(f"{name} {value:g}" for name, value in MARGINS[typed].items())
+            note = (f"the recipe's margin values {list(values)} are of {margin!r}; {typed!r} takes its own ({own}): "
+                    "give --pretrain.margin_values for others")
+    return parser.instantiate(given), note
 
 
 def _before(argv, option, default):

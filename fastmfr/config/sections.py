@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import yaml
 
+from fastmfr.config.margins import checked_values
 from fastmfr.precision import PRECISIONS
 
 
@@ -115,8 +116,8 @@ class Pretrain:
     margin: str = "cosface"
     """cosface (m), arcface (m), combined (m1, m2, m3), adaface (m, h), magface (low, high, least, most, weight), or
     arcface_insightface, combined_insightface: the same with InsightFace's gradient"""
-    margin_values: tuple[float, ...] = (0.35,)
-    """the margin's numbers"""
+    margin_values: tuple[float, ...] | None = None
+    """all of the margin's numbers; null, or another margin than the recipe's, takes the margin's own"""
     scale: float = 64.0
     """multiplies the cosines"""
     sample_rate: float = 1.0
@@ -139,6 +140,7 @@ class Pretrain:
     def __post_init__(self):
         _require(self.steps >= 0, f"want pretrain.steps >= 0, got {self.steps}")
         _require(self.batch_identities >= 2, f"want pretrain.batch_identities >= 2, got {self.batch_identities}")
+        object.__setattr__(self, "margin_values", checked_values(self.margin, self.margin_values))
         _require(self.scale > 0, f"want pretrain.scale > 0, got {self.scale}")
         _one_of("pretrain.precision", self.precision, PRECISIONS)
         _require(0 < self.sample_rate <= 1, f"want pretrain.sample_rate above 0 and at most 1, got {self.sample_rate}")
