@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmfr.protocols.files import regular_bytes
+
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -40,7 +42,7 @@ class _Folder:
     def jpeg(self, image):
         path = self.path / self.key(image)
         try:
-            return np.frombuffer(path.read_bytes(), np.uint8)
+            return np.frombuffer(regular_bytes(path), np.uint8)
         except OSError as error:
             raise ValueError(f"{path} was there when the domain was opened and cannot be read now: {error}") from error
 

@@ -5,6 +5,7 @@ from array import array
 from pathlib import Path
 
 from fastmfr.domains import open_domain
+from fastmfr.protocols.files import refuse_unless_regular, regular_bytes
 
 
 class Identities:
@@ -60,7 +61,7 @@ class _Files(Source):
         return self._files[image]
 
     def read(self, image):
-        return (self._root / self._files[image]).read_bytes()
+        return regular_bytes(self._root / self._files[image])
 
 
 class _Records(Source):
@@ -85,7 +86,7 @@ class _Records(Source):
 def known_names(folder) -> dict[str, str]:
     """{label: name}, both text, of the identities.txt in a packed folder; empty where there is none."""
     try:
-        text = (Path(folder) / "identities.txt").read_text(encoding="utf-8")
+        text = regular_bytes(Path(folder) / "identities.txt", most=None).decode("utf-8")
     except FileNotFoundError:
         return {}
     parts = (line.partition("\t") for line in text.split("\n"))
@@ -144,6 +145,7 @@ def open_source(path, identities, spill):
         return _Records(path, identities) if (path / "train.rec").is_file() else _list_folder(path, identities)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; a source is a class folder, a .tar or .parquet file, or a list")
+    refuse_unless_regular(path)
     if path.suffix.lower() == ".tar":
         from .tar import list_tar
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import regular_bytes
+
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -47,7 +49,7 @@ class ImageFiles(_Numbered):
         if path is None:
             raise ValueError(f"there is no image {self._entries[image]} below {self._root}")
         try:
-            return np.frombuffer(path.read_bytes(), np.uint8)
+            return np.frombuffer(regular_bytes(path), np.uint8)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import regular_bytes
 from .gallery import GalleryProbe
 from .images import ImageFiles, find_image
 
@@ -105,7 +106,7 @@ def _read_listed(path, people, images):
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, text) of each line that is neither empty nor a comment; ValueError where the file is no text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_bytes(path, most=None).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} should be a text file of lines, but it is not: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
