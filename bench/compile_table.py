@@ -71,7 +71,7 @@ def launches(case, arch, call):
         bound = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         signature, constants, divisible = {}, {}, []
         for at, name in enumerate(kernel.arg_names):
-            value = bound[name]
+            value = bound[name] if name in bound else kernel.params[at].default
             if kernel.params[at].is_constexpr or value is None:
                 signature[name], constants[(at,)] = "constexpr", value
             elif isinstance(value, torch.Tensor):

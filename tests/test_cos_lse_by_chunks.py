@@ -51,31 +51,30 @@ def assert_accurate(p, floor=None, scale=64.0, size=SIZE, inner=True, **variant)
         assert_as_accurate(got[name], ref[name], truth[name], lowest)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [*((shape, BF16) for shape in SHAPES), (SHAPES[0], FP32), (SHAPES[1], FP16)],
+                         ids=str)  # fmt: skip
 def test_as_accurate_as_pytorch(shape, dtype):
     assert_accurate(Problem(*shape, dtype))
 
 
-@pytest.mark.parametrize("normed", [True, False], ids=["raw weights", "unit weights"])
-@pytest.mark.parametrize(("dtype", "weight_dtype"), [(BF16, BF16), (BF16, FP32), (FP16, FP32)], ids=str)
+@pytest.mark.parametrize(("dtype", "weight_dtype", "normed"), [
+    (BF16, BF16, True), (BF16, FP32, True), (FP16, FP32, True), (BF16, BF16, False), (BF16, FP32, False),
+], ids=str)  # fmt: skip
 def test_takes_weights_of_either_kind(dtype, weight_dtype, normed):
     assert_accurate(Problem(18, SIZE + 9, 24, dtype, weight_dtype, normed=normed))
 
 
-@pytest.mark.parametrize("normed", [True, False], ids=["raw weights", "unit weights"])
-@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize(("dtype", "normed"), [(BF16, True), (FP16, False)], ids=str)
 def test_weights_may_lie_outside_of_what_is_differentiated_twice(dtype, normed):
-    assert_accurate(Problem(*SHAPES[0], dtype, normed=normed), inner=False)
+    assert_accurate(Problem(*SHAPES[1], dtype, normed=normed), inner=False)
 
 
-@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 def test_carries_a_running_maximum_above_scale_80(dtype):
-    assert_accurate(Problem(*SHAPES[0], dtype), scale=100.0)
+    assert_accurate(Problem(*SHAPES[1], dtype), scale=100.0)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [(SHAPES[0], BF16), (SHAPES[1], FP16), (SHAPES[2], BF16)], ids=str)
 def test_kept_exponentials_stand_in_for_the_logits(shape, dtype):
     assert_accurate(Problem(*shape, dtype), floor=FLOOR[BF16], keep=True)
 
@@ -87,10 +86,11 @@ def test_true_identities_lie_at_the_edges_of_chunks(label_dtype):
     assert_accurate(p)
 
 
-@pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("nobody", [-1, 2 * SIZE + 11, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize(("nobody", "label_dtype"), [
+    (-1, torch.int32), (SIZE + 1, torch.int64), (2**31 - 1, torch.int32), (-(2**31), torch.int64),
+], ids=str)  # fmt: skip
 def test_a_label_out_of_range_names_nobody(label_dtype, nobody):
-    p = Problem(5, 2 * SIZE + 11, 10, BF16, label_dtype=label_dtype)
+    p = Problem(5, SIZE + 1, 10, BF16, label_dtype=label_dtype)
     p.label_B.fill_(nobody)
     assert_accurate(p)
     assert not by_chunks_of(SIZE, p)["cos"].any()
