@@ -51,8 +51,9 @@ def assert_accurate(p, floor=None, scale=64.0, size=SIZE, inner=True, **variant)
         assert_as_accurate(got[name], ref[name], truth[name], lowest)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [*((shape, BF16) for shape in SHAPES), (SHAPES[0], FP32), (SHAPES[1], FP16)],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(("shape", "dtype"), [
+    *((shape, BF16) for shape in SHAPES), (SHAPES[0], FP32), (SHAPES[1], FP16),
+], ids=str)  # fmt: skip
 def test_as_accurate_as_pytorch(shape, dtype):
     assert_accurate(Problem(*shape, dtype))
 
