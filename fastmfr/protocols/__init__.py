@@ -5,7 +5,9 @@
     paper.py      GFR-R I to IV and GFR-V: which domains, and how many people and images the paper has of each
     images.py     the images that lists name: files, or the encoded images of a .bin
     lists.py      gallery.txt and probe.txt, by folds too; pairs.txt, plain or as LFW and RFW write it
-    bins.py       LFW-type .bin: pairs of encoded images, unpickled without running anything
+    bins.py       LFW-type .bin: pairs of encoded images
+    unpickle.py   pickles from anyone, read without running anything
+    named.py      the calls that Python's and NumPy's picklers write, understood without making them
     templates.py  IJB-style templates and the pairs of them
 """
 

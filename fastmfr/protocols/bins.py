@@ -1,34 +1,21 @@
 """LFW-type .bin files (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW): a pickle of (2 N encoded images, N flags same or not).
 
-Unpickling a stranger's file runs what it says. Here it may build lists, bytes, numbers, and NumPy arrays of them, and
-nothing else. The images stay encoded, some 60 MB for 12,000.
+Unpickling a stranger's file runs what it says, so it is read by `unpickle.py`, which runs nothing. The images stay
+encoded, some 60 MB for 12,000.
 Shape suffix: N pairs.
 """
 
-import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .images import EncodedImages
 from .lists import PairList
+from .named import Array
+from .unpickle import read_plain
 
-_NUMPY = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
-_NUMPY_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric",
-                  "numpy._core.numeric"}  # fmt: skip
-
-
-class _Plain(pickle.Unpickler):
-    """Unpickles plain data; whatever else the file names is refused before it is imported."""
-
-    def find_class(self, module, name):
-        if module in _NUMPY_MODULES and name in _NUMPY:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return lambda text, _: text.encode("latin1")
-        if module in ("builtins", "__builtin__") and name in ("bytes", "bytearray"):
-            return bytearray if name == "bytearray" else bytes
-        raise pickle.UnpicklingError(f"it would run {module}.{name}, which no list of images needs")
+_ADVICE = "a .bin is a pickle of (encoded images, flags), as InsightFace's tools write it: fetch or make it anew"
 
 
 def read_bin(path, name: str | None = None) -> tuple[EncodedImages, PairList]:
@@ -41,23 +28,53 @@ def read_bin(path, name: str | None = None) -> tuple[EncodedImages, PairList]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; a .bin is what InsightFace's tools make of LFW and its like")
     try:
-        with path.open("rb") as file:
-            content = _Plain(file, encoding="bytes").load()
-    except Exception as error:  # a damaged pickle fails in more ways than pickle documents
-        raise ValueError(f"{path} cannot be read as a .bin of image pairs: {error}") from error
-    if not (isinstance(content, tuple | list) and len(content) == 2):
-        raise ValueError(f"{path} should hold (images, flags), but it holds {type(content).__name__}")
-    encoded = [_encoded(path, image) for image in content[0]]
-    is_mate_N = np.array([bool(flag) for flag in content[1]])
-    if not encoded or len(encoded) != 2 * len(is_mate_N):
-        raise ValueError(f"{path} holds {len(encoded):,} images and {len(is_mate_N):,} flags; want two images a flag")
+        with path.open("rb", buffering=2**18) as file:
+            content = read_plain(file)
+    except (ValueError, OSError, MemoryError) as error:
+        problem = str(error) or "there is not enough memory for it"
+        raise ValueError(f"{path} cannot be read as a .bin of image pairs: {problem}; {_ADVICE}") from error
+    try:
+        encoded, is_mate_N = _images_and_flags(content)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}; {_ADVICE}") from error
     first_N = np.arange(0, len(encoded), 2)
     return EncodedImages(name or path.stem, encoded), PairList(first_N, first_N + 1, is_mate_N)
 
 
-def _encoded(path, image):
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return image.tobytes()
-    if isinstance(image, bytes | bytearray):
+def _images_and_flags(content: Any) -> tuple[list[bytes], np.ndarray]:
+    """The two lists that a .bin holds; ValueError where it is anything else."""
+    if not (isinstance(content, tuple | list) and len(content) == 2):
+        raise ValueError(f"should hold (images, flags), but it holds {_kind(content)}")
+    images, flags = content
+    if not isinstance(images, tuple | list):
+        raise ValueError(f"should hold a list of encoded images, but in its place it holds {_kind(images)}")
+    if not isinstance(flags, tuple | list | Array):
+        raise ValueError(f"should hold a list of flags, but in its place it holds {_kind(flags)}")
+    flags = flags.numpy().tolist() if isinstance(flags, Array) else flags
+    if not images or len(images) != 2 * len(flags):
+        raise ValueError(f"holds {len(images):,} images and {len(flags):,} flags; want two images a flag")
+    return [_encoded(image) for image in images], np.array([_flag(flag) for flag in flags], bool)
+
+
+def _encoded(image: Any) -> bytes:
+    if isinstance(image, Array) and image.dtype == "|u1" and image.raw is not None:
+        return image.raw
+    if isinstance(image, bytes):
         return image
-    raise ValueError(f"{path} should hold encoded images, but it holds {type(image).__name__}")
+    raise ValueError(f"should hold encoded images, but it holds {_kind(image)}")
+
+
+def _flag(flag: Any) -> bool:
+    one = flag.numpy() if isinstance(flag, Array) else [flag]
+    if len(one) != 1 or not isinstance(one[0], bool | int | float | np.generic) or one[0] not in (0, 1):
+        raise ValueError(f"should hold flags that are True or False, 1 or 0, but it holds {_kind(flag)}")
+    return bool(one[0])
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message; a stranger's values themselves are not shown, but for numbers."""
+    if isinstance(value, Array):
+        return f"an array of {value.dtype or 'nothing'}"
+    if isinstance(value, int | float):
+        return f"{type(value).__name__} {value}"
+    return type(value).__name__
