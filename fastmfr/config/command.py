@@ -25,7 +25,7 @@ def _recipe(name) -> dict:
     if not path.is_file():
         ours = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise ValueError(f"there is no recipe {name!r}; want a .yaml file or one of {ours}")
-    content = yaml.safe_load(path.read_text()) or {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
     for section in ("data", "model", "pretrain", "meta", "evaluate"):

@@ -16,6 +16,7 @@ from fastmfr.config import parse
 from fastmfr.decode import Preprocess, choose_decoder, dali_installed
 from fastmfr.pack.progress import progress_of
 from fastmfr.protocols import paper_protocol
+from fastmfr.protocols.files import entry_path, list_text
 from fastmfr.protocols.paper import PROTOCOLS, unlike_the_paper
 from fastmfr.runtime import device_for, environment, fast_layout, joined_ranks, place, settle, shared, together
 
@@ -121,10 +122,10 @@ def _paths(options):
     paths = {}
     if options.sets:
         file = Path(options.sets)
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(list_text(file))
         if not isinstance(content, dict) or not all(isinstance(path, str) for path in content.values()):
             raise ValueError(f"{file} should hold lines NAME: PATH, and no more")
-        paths = {str(name): file.parent / path for name, path in content.items()}
+        paths = {str(name): file.parent / entry_path(path) for name, path in content.items()}
     for word in options.set:
         name, _, path = word.partition("=")
         if not name or not path:

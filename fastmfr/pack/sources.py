@@ -5,7 +5,7 @@ from array import array
 from pathlib import Path
 
 from fastmfr.domains import open_domain
-from fastmfr.protocols.files import refuse_unless_regular, regular_bytes
+from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes
 
 
 class Identities:
@@ -86,7 +86,7 @@ class _Records(Source):
 def known_names(folder) -> dict[str, str]:
     """{label: name}, both text, of the identities.txt in a packed folder; empty where there is none."""
     try:
-        text = regular_bytes(Path(folder) / "identities.txt", most=None).decode("utf-8")
+        text = list_text(Path(folder) / "identities.txt")
     except FileNotFoundError:
         return {}
     parts = (line.partition("\t") for line in text.split("\n"))
@@ -116,21 +116,21 @@ def _visible(folder):
 def _list_list(path, identities):
     """A text file of lines `path<TAB>label`, or `path label` where no tab is; paths are relative to the file.
 
-    Empty lines and those that begin with # are skipped.
+    Folders are apart by / or \\. Empty lines and those that begin with # are skipped.
     """
     source = _Files(path, path.parent)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = list_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no source: want a class folder, a .tar or .parquet file, or a text file of lines "
                          "`path<TAB>label`, got a file that is none of these") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         file, _, label = line.rpartition("\t") if "\t" in line else line.rstrip().rpartition(" ")
-        if not file.strip() or not label.strip():
+        if not entry_path(file) or not label.strip():
             raise ValueError(f"line {number} of {path} is not a path, a tab or space, and a label: {line[:100]!r}")
-        source.append(file.strip(), identities.number(label))
+        source.append(entry_path(file), identities.number(label))
     return source
 
 

@@ -1,5 +1,9 @@
-"""Files that a stranger's folder or list names: regular files only, and of bounded size."""
+"""Files that a stranger's folder or list names: regular files only, of bounded size; and how lists are read.
 
+Every reader of lists goes by `list_text` and `entry_path`, so that a list means the same wherever it was saved.
+"""
+
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -24,6 +28,25 @@ def regular_bytes(path: Path, most: int | None = MOST) -> bytes:
         if most is not None and status.st_size > most:
             raise ValueError(f"{path} has {status.st_size:,} bytes; want an image of at most {most:,}")
         return file.read(status.st_size)
+
+
+def list_text(path: Path) -> str:
+    """The text of a list, UTF-8 or, where a byte order mark says so, UTF-16; without the mark, lines end in \\n.
+
+    Raises UnicodeDecodeError where it is none, and as `regular_bytes` does.
+    """
+    content = regular_bytes(path, most=None)
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if marked else "utf-8-sig")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def entry_path(entry: str) -> str:
+    """A list's entry as a path: / or \\ between folders, blanks around it and a leading ./ dropped."""
+    path = entry.strip().replace("\\", "/")
+    while path.startswith("./"):
+        path = path[2:].lstrip("/")
+    return path
 
 
 def _check(path, status):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import regular_bytes
+from .files import entry_path, regular_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -37,7 +37,7 @@ class ImageFiles(_Numbered):
 
     def __init__(self, name: str, root: Path, entries: Sequence[str]):
         super().__init__(name, len(entries))
-        self._root, self._entries = root, [entry.replace("\\", "/") for entry in entries]
+        self._root, self._entries = root, [entry_path(entry) for entry in entries]
 
     def key(self, image: int) -> str:
         """The image as its list names it."""

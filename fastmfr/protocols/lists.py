@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import regular_bytes
+from .files import entry_path, list_text
 from .gallery import GalleryProbe
 from .images import ImageFiles, find_image
 
@@ -91,7 +91,7 @@ def _read_listed(path, people, images):
     for number, line in lines(path):
         entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
         entry, label = (entry.strip(), label.strip()) if entry.strip() else (line, "")
-        entry = entry.replace("\\", "/")
+        entry = entry_path(entry)
         label = label or Path(entry).parent.name
         if not label:
             raise ValueError(f"line {number} of {path} names no identity: want path<TAB>identity, or a path in the "
@@ -106,7 +106,7 @@ def _read_listed(path, people, images):
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, text) of each line that is neither empty nor a comment; ValueError where the file is no text."""
     try:
-        text = regular_bytes(path, most=None).decode("utf-8")
+        text = list_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} should be a text file of lines, but it is not: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
@@ -161,7 +161,7 @@ def _pair(columns):
     first, second, flag, *fold = columns
     if flag not in ("0", "1") or len(fold) > 1:
         raise ValueError
-    return first.replace("\\", "/"), second.replace("\\", "/"), flag == "1", int(fold[0]) if fold else -1
+    return entry_path(first), entry_path(second), flag == "1", int(fold[0]) if fold else -1
 
 
 def _people(entries, first_N, second_N, is_mate_N):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import entry_path
 from .images import ImageFiles, find_image
 from .lists import Numbers, PairList, lines
 
@@ -55,7 +56,7 @@ def read_templates(folder, name: str | None = None) -> tuple[ImageFiles, Templat
     images, templates, media = Numbers(), Numbers(), Numbers()
     image, medium = [], []
     for entry, template, of in _rows(found["images"], "image template medium"):
-        image.append(images[entry])
+        image.append(images[entry_path(entry)])
         medium.append(media[templates[template], of])
     first, second, is_mate = [], [], []
     for a, b, flag in _rows(found["pairs"], "template template 0|1"):
