@@ -17,7 +17,7 @@ class Logbook:
     def __init__(self, folder: Path, console: Console | None = None):
         self.console = console or Console(highlight=False)
         self.path = folder / "metrics.jsonl"
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._boards_folder, self._boards = folder / "tensorboard", {}
         self._bad_path = folder / "bad_images.tsv"
         lines = self._bad_path.read_text().splitlines() if self._bad_path.exists() else []
         self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
@@ -26,7 +26,8 @@ class Logbook:
         return self
 
     def __exit__(self, *_):
-        self._board.close()
+        for board in self._boards.values():
+            board.close()
 
     def say(self, text):
         """One line for the person watching."""
@@ -50,11 +51,24 @@ class Logbook:
         finite = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         with self.path.open("a") as file:  # opened each time: a kill -9 costs no line but the one being written
             file.write(json.dumps({"stage": stage, "step": step, **finite}) + "\n")
+        board = self._board(stage.split("/")[0])
         for name, value in plain.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
+            board.add_scalar(f"{stage}/{name}", value, step)
+
+    def _board(self, stage, purge_step=None):
+        """The TensorBoard writer of a stage; one opened anew with `purge_step` hides what was written from there on.
+
+        Each stage has its own folder, for TensorBoard drops later steps of all that lies in one.
+        """
+        if purge_step is not None and stage in self._boards:
+            self._boards.pop(stage).close()
+        if stage not in self._boards:
+            self._boards[stage] = SummaryWriter(str(self._boards_folder / stage), purge_step=purge_step)
+        return self._boards[stage]
 
     def rewind(self, stage, step):
         """Drops what was recorded of `stage` and `stage/...` from `step` on, so that a resumed run records it once."""
+        self._board(stage, purge_step=step)
         if not self.path.exists():
             return
         kept = []

@@ -3,6 +3,7 @@ import json
 
 import torch
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastmfr.logbook import Logbook
 
@@ -35,6 +36,28 @@ def test_rewinding_drops_later_steps_of_that_stage_and_cut_lines(tmp_path):
     kept = [(record["stage"], record["step"]) for record in records(tmp_path)]
     assert [step for stage, step in kept if stage == "pretrain"] == [0, 1, 2, 3]
     assert [step for stage, step in kept if stage == "meta"] == [0, 1, 2]
+
+
+def test_a_resumed_run_records_each_step_once_in_tensorboard_too(tmp_path):
+    """Of the stage that goes on, and not of the one before, which had more steps."""
+    with logbook(tmp_path) as book:
+        for stage in ("pretrain", "meta"):
+            book.rewind(stage, 0)
+            for step in range(9 if stage == "pretrain" else 5):
+                book.record(stage, step, loss=step)
+        book.record("meta/nir", 4, auc=0.5)
+    for first, last in ((2, 4), (3, 6)):  # stopped and resumed twice
+        with logbook(tmp_path) as book:
+            book.rewind("meta", first)
+            for step in range(first, last):
+                book.record("meta", step, loss=10 + step)
+    points = {}
+    for folder in (tmp_path / "tensorboard").iterdir():
+        found = EventAccumulator(str(folder)).Reload()
+        points |= {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert points["pretrain/loss"] == [(step, step) for step in range(9)]
+    assert points["meta/loss"] == [(0, 0), (1, 1), (2, 12), (3, 13), (4, 14), (5, 15)]
+    assert not points.get("meta/nir/auc")
 
 
 def test_a_bad_image_is_noted_once_also_over_a_resume(tmp_path):
