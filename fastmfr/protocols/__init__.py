@@ -3,6 +3,7 @@
     sides.py      source and target domains; people held out; every domain left out once
     gallery.py    gallery and probe images drawn from a domain's people
     paper.py      GFR-R I to IV and GFR-V: which domains, and how many people and images the paper has of each
+    files.py      files that somebody else named: regular ones only, text of any Unicode encoding
     images.py     the images that lists name: files, or the encoded images of a .bin
     lists.py      gallery.txt and probe.txt, by folds too; pairs.txt, plain or as LFW and RFW write it
     bins.py       LFW-type .bin: pairs of encoded images
