@@ -41,7 +41,10 @@ def excess(row):
         found.append(f"{row['shared']} bytes of shared memory, at most {shared} are wanted")
     if row["resident"] < budget["resident"]:
         found.append(f"room for {row['resident']} programs, at least {budget['resident']} are wanted")
-    if budget["tensor_core"] and not row["case"].startswith("fp32") and not row["tensor core"]:
+    # Kept exponentials stand in for the product whose cosines a chunk's gradients are made of.
+    without_product = row["kernel"] == "by_chunks.make_gradient" and row["case"].endswith("kept")
+    wanted = budget["tensor_core"] and not row["case"].startswith("fp32") and not without_product
+    if wanted and not row["tensor core"]:
         found.append("no tensor core instruction")
     return found
 
