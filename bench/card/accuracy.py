@@ -61,7 +61,7 @@ def main():
                         B=B,
                         C=C,
                         D=D,
-                        failed=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}",
+                        failed=lines.reason(error),
                     )
                     continue
                 names = ("loss", "dx", "dw", "Dx", "Dw")

@@ -19,6 +19,11 @@ def write(stage, **figure):
             file.write(line + "\n")
 
 
+def reason(error):
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:900]}"
+
+
 def read(path):
     """All figures of a file; a last line that was cut is left out."""
     figures = []

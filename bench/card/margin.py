@@ -4,7 +4,6 @@ Embeddings are bfloat16 and peers run under autocast; weights and their gradient
 """
 
 import contextlib
-import os
 import warnings
 from functools import partial
 
@@ -13,7 +12,7 @@ from fastmfr.kernels import CosFace, inverse_norm, margin_softmax
 from peers_margin_softmax import COSFACE, SCALE, insightface_arcface, tuned_cosface
 
 from .paths import PATHS, taking
-from .timing import DEVICE, GPU, arguments, compare
+from .timing import COMPILED, DEVICE, GPU, arguments, compare
 
 SIZES = [
     (1024, 100_000),
@@ -24,7 +23,6 @@ SIZES = [
     (64, 100_000),
 ]
 D = 512
-COMPILED = GPU and os.environ.get("FASTMFR_COMPILED", "1") == "1"  # compiling takes a minute
 
 
 def inputs(B, C, weight_dtype=torch.float32):

@@ -73,7 +73,7 @@ def main():
                     "meta",
                     what=f"whole step, {precision}",
                     who=name,
-                    failed=f"{type(error).__name__}: {' '.join(str(error).split())[:1500]}",
+                    failed=lines.reason(error),
                 )
         compare(
             "meta",

@@ -4,7 +4,6 @@ Theirs: bfloat16 autocast, channels last, InsightFace's order of ArcFace over al
 Ours: the backbone as a run has it and fastmfr's head. Images lie on the device: no decoding is timed.
 """
 
-import os
 import warnings
 
 import torch
@@ -18,9 +17,8 @@ from fastmfr.pretraining_step import PretrainingStep
 from fastmfr.runtime import fast_layout
 
 from . import lines
-from .timing import DEVICE, GPU, arguments, compare, replayed
+from .timing import COMPILED, DEVICE, GPU, arguments, compare, replayed
 
-COMPILED = GPU and os.environ.get("FASTMFR_COMPILED", "1") == "1"  # compiling takes a minute
 SIZES = [(128, 100_000), (512, 100_000)]
 
 
@@ -101,7 +99,7 @@ def beside(name, makers, B, C, size, seconds):
         try:
             contenders[who] = make(name, images, label, C, *how)
         except Exception as error:
-            lines.write("pretraining", what=name, who=who, failed=f"{type(error).__name__}: {error}"[:900])
+            lines.write("pretraining", what=name, who=who, failed=lines.reason(error))
     compare("pretraining", name, contenders, B=B, C=C, size=size, images=B, memory=True, seconds=seconds)
 
 

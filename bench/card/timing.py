@@ -2,15 +2,18 @@
 
 import argparse
 import gc
+import os
 import statistics
 import time
 
 import torch
+from conftest import peak_bytes
 
 from . import lines
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
+COMPILED = GPU and os.environ.get("FASTMFR_COMPILED", "1") == "1"  # compiled peers: a minute each
 _SHORT = 2e-3  # seconds a measurement should last at least, for a clock to tell calls apart
 _ROUNDS = (5, 40) if GPU else (2, 2)  # at least, at most; the CPU only rehearses
 
@@ -64,18 +67,6 @@ def replayed(function):
     return replay
 
 
-def peak_bytes(function):
-    """GPU memory that a call needs at most beside what was there before it; None on the CPU."""
-    if not GPU:
-        return None
-    wait()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    wait()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def compare(stage, what, contenders, *, seconds=1.5, ours=None, memory=False, graphs=False, **facts):
     """Times {name: function} in turn and writes a line for each: median, 20th and 80th percentile, ratio to `ours`.
 
@@ -94,13 +85,7 @@ def compare(stage, what, contenders, *, seconds=1.5, ours=None, memory=False, gr
             warm[name] = max(1e-7, seconds_of(function))
             working[name] = function
         except Exception as error:
-            lines.write(
-                stage,
-                what=what,
-                who=name,
-                failed=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}",
-                **facts,
-            )
+            lines.write(stage, what=what, who=name, failed=lines.reason(error), **facts)
         if GPU:
             gc.collect()
             torch.cuda.empty_cache()
@@ -113,8 +98,7 @@ def compare(stage, what, contenders, *, seconds=1.5, ours=None, memory=False, gr
             for name, function in working.items():
                 spent[name].append(seconds_of(function, calls[name]))
     except Exception as error:  # the rounds before it count
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
-        lines.write(stage, what=what, who=name, failed=reason, **facts)
+        lines.write(stage, what=what, who=name, failed=lines.reason(error), **facts)
         whole = min(map(len, spent.values()))
         spent = {name: times[:whole] for name, times in spent.items() if whole > 1}
         memory = False
@@ -135,7 +119,7 @@ def compare(stage, what, contenders, *, seconds=1.5, ours=None, memory=False, gr
         if graphs:
             figure["replayed"] = True
         if memory:
-            figure["peak_bytes"] = peak_bytes(contenders[name])
+            figure["peak_bytes"] = peak_bytes(contenders[name]) if GPU else None
         lines.write(stage, what=what, who=name, **figure, **facts)
         result[name] = median
     return result
