@@ -15,6 +15,7 @@ test: $(INSTALLED) lint  ## lint, types and the whole test suite
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check --quiet
 	$(VENV)/bin/pyright
 
 bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results

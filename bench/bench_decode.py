@@ -44,8 +44,14 @@ def requested(number, images):
 
 def our_stream(folder, **options):
     domain = open_domain(folder)
-    return open_stream([domain], lambda i: (np.zeros(BATCH_IMAGES, int), requested(i, domain.images)), PREPROCESS,
-                       batch_images=BATCH_IMAGES, threads=THREADS, **options)  # fmt: skip
+    return open_stream(
+        [domain],
+        lambda i: (np.zeros(BATCH_IMAGES, int), requested(i, domain.images)),
+        PREPROCESS,
+        batch_images=BATCH_IMAGES,
+        threads=THREADS,
+        **options,
+    )
 
 
 def first_pass(folder, vet, verdicts=None):
@@ -57,8 +63,16 @@ def first_pass(folder, vet, verdicts=None):
         return np.zeros(BATCH_IMAGES, int), in_turn % domain.images
 
     def take():
-        with open_stream([domain], requests, PREPROCESS, batch_images=BATCH_IMAGES, threads=THREADS, vet=vet,
-                         last=-(-domain.images // BATCH_IMAGES), verdicts=verdicts) as stream:  # fmt: skip
+        with open_stream(
+            [domain],
+            requests,
+            PREPROCESS,
+            batch_images=BATCH_IMAGES,
+            threads=THREADS,
+            vet=vet,
+            last=-(-domain.images // BATCH_IMAGES),
+            verdicts=verdicts,
+        ) as stream:
             for _ in stream:
                 pass
 
@@ -73,16 +87,23 @@ def dali_alone(folder, normalise):
     domain = open_domain(folder)
     encoded = domain.jpegs(np.arange(domain.images))
 
-    @pipeline_def(batch_size=BATCH_IMAGES, num_threads=THREADS, device_id=None, prefetch_queue_depth=2, seed=0,
-                  exec_dynamic=True)  # fmt: skip
+    @pipeline_def(
+        batch_size=BATCH_IMAGES, num_threads=THREADS, device_id=None, prefetch_queue_depth=2, seed=0, exec_dynamic=True
+    )
     def decode():
-        batch = fn.external_source(source=lambda i: [encoded[image] for image in requested(i, domain.images)],
-                                   batch=True, no_copy=True, dtype=types.UINT8, ndim=1)  # fmt: skip
+        batch = fn.external_source(
+            source=lambda i: [encoded[image] for image in requested(i, domain.images)],
+            batch=True,
+            no_copy=True,
+            dtype=types.UINT8,
+            ndim=1,
+        )
         image = fn.decoders.image(batch, output_type=types.RGB, jpeg_fancy_upsampling=True)
         if not normalise:
             return image
-        return fn.crop_mirror_normalize(image, mirror=fn.random.coin_flip(), mean=[MEAN] * 3, std=[STD] * 3,
-                                        dtype=types.FLOAT, output_layout="CHW")  # fmt: skip
+        return fn.crop_mirror_normalize(
+            image, mirror=fn.random.coin_flip(), mean=[MEAN] * 3, std=[STD] * 3, dtype=types.FLOAT, output_layout="CHW"
+        )
 
     pipeline = decode()
     pipeline.build()
@@ -99,17 +120,29 @@ def taking(stream):
 
 
 def compared(compare, ours, peers, **facts):
-    compare(taking(ours), {name: taking(stream) for name, stream in peers.items()}, rounds=9,
-            units=dict.fromkeys(["ours", *peers], BATCHES * BATCH_IMAGES), size=SIZE, quality=QUALITY,
-            images=IDENTITIES * IMAGES_EACH, batch_images=BATCH_IMAGES, threads=THREADS, **facts)  # fmt: skip
+    compare(
+        taking(ours),
+        {name: taking(stream) for name, stream in peers.items()},
+        rounds=9,
+        units=dict.fromkeys(["ours", *peers], BATCHES * BATCH_IMAGES),
+        size=SIZE,
+        quality=QUALITY,
+        images=IDENTITIES * IMAGES_EACH,
+        batch_images=BATCH_IMAGES,
+        threads=THREADS,
+        **facts,
+    )
 
 
 def test_images_a_cpu_second(compare, folders):
     """Peers without workers have one thread, ours has two: beside them the time on the clock says nothing."""
     records, classes = folders
     with our_stream(records) as ours, our_stream(classes) as ours_from_folders:
-        peers = {"ours from folders": ours_from_folders, "DALI, decoding alone": dali_alone(records, False),
-                 "DALI, normalising too": dali_alone(records, True)}  # fmt: skip
+        peers = {
+            "ours from folders": ours_from_folders,
+            "DALI, decoding alone": dali_alone(records, False),
+            "DALI, normalising too": dali_alone(records, True),
+        }
         for name, decode in DECODERS.items():
             for workers in (2, 0):
                 peers[f"{name}, {workers} workers"] = endless_loader(records, decode, BATCH_IMAGES, workers)
@@ -134,5 +167,14 @@ def test_first_pass_vetted(compare, folders):
     first_pass(folders[0], True, known)()
     peers = {"not vetted": first_pass(folders[0], False), "vetted before": first_pass(folders[0], True, known)}
     images = -(-IDENTITIES * IMAGES_EACH // BATCH_IMAGES) * BATCH_IMAGES
-    compare(first_pass(folders[0], True), peers, rounds=9, units=dict.fromkeys(["ours", *peers], images), size=SIZE,
-            quality=QUALITY, images=images, batch_images=BATCH_IMAGES, threads=THREADS)  # fmt: skip
+    compare(
+        first_pass(folders[0], True),
+        peers,
+        rounds=9,
+        units=dict.fromkeys(["ours", *peers], images),
+        size=SIZE,
+        quality=QUALITY,
+        images=images,
+        batch_images=BATCH_IMAGES,
+        threads=THREADS,
+    )

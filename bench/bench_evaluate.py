@@ -36,8 +36,11 @@ def lfw_like(tmp_path_factory):
     encoded = [bytes(domain.jpeg(image)) for image in range(DIFFERENT)]
     flags = [number % 600 < 300 for number in range(PAIRS)]
     firsts = islice(cycle(range(0, DIFFERENT, 2)), PAIRS)
-    images = [encoded[place] for first, same in zip(firsts, flags, strict=True)
-              for place in (first, first + 1 if same else (first + 7) % DIFFERENT)]  # fmt: skip
+    images = [
+        encoded[place]
+        for first, same in zip(firsts, flags, strict=True)
+        for place in (first, first + 1 if same else (first + 7) % DIFFERENT)
+    ]
     (folder / "lfw.bin").write_bytes(pickle.dumps((images, flags)))
     return folder / "lfw.bin"
 
@@ -82,11 +85,15 @@ def test_pairs(compare, benchmark, lfw_like):
 
     def ours(vet):
         (found,) = open_sets("lfw", lfw_like)
-        return score_set(network, found, Preprocess(SIZE, 127.5, 127.5), DEVICE, batch_images=BATCH_IMAGES, vet=vet,
-                         threads=THREADS)  # fmt: skip
+        return score_set(
+            network, found, Preprocess(SIZE, 127.5, 127.5), DEVICE, batch_images=BATCH_IMAGES, vet=vet, threads=THREADS
+        )
 
-    contenders = {"ours": lambda: ours(True), "ours, vet off": lambda: ours(False),
-                  "InsightFace's way": lambda: peers.verify(network, lfw_like, BATCH_IMAGES, DEVICE)}  # fmt: skip
+    contenders = {
+        "ours": lambda: ours(True),
+        "ours, vet off": lambda: ours(False),
+        "InsightFace's way": lambda: peers.verify(network, lfw_like, BATCH_IMAGES, DEVICE),
+    }
     results = beside(compare, benchmark, contenders, pairs=PAIRS, images=2 * PAIRS)
     benchmark.extra_info["our accuracy"] = round(results["ours"]["accuracy"]["grid_0.01"]["mean"], 5)
     benchmark.extra_info["InsightFace's accuracy"] = round(float(results["InsightFace's way"][0]), 5)

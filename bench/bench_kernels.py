@@ -59,11 +59,17 @@ def test_flat_updates(compare, what):
 
     ours, eager, moved = {
         "look_ahead": (lambda: look_ahead(out, theta, g, alpha), lambda: torch.sub(theta, g, alpha=alpha, out=out), 12),
-        "add_split": (lambda: add_split(total, g, v, hv, alpha, gamma),
-                      lambda: total.add_(g, alpha=gamma).add_(v - alpha * hv, alpha=1 - gamma), 20),
-        "meta_sgd": (lambda: meta_sgd(theta, momentum, total, g, v, hv, alpha=alpha, gamma=gamma, splits=3, **RATES),
-                     foreach_sgd, 32),
-    }[what]  # fmt: skip
+        "add_split": (
+            lambda: add_split(total, g, v, hv, alpha, gamma),
+            lambda: total.add_(g, alpha=gamma).add_(v - alpha * hv, alpha=1 - gamma),
+            20,
+        ),
+        "meta_sgd": (
+            lambda: meta_sgd(theta, momentum, total, g, v, hv, alpha=alpha, gamma=gamma, splits=3, **RATES),
+            foreach_sgd,
+            32,
+        ),
+    }[what]
     compare(ours, {"eager": eager}, rounds=20, device=DEVICE, bytes=moved * PARAMETERS, parameters=PARAMETERS)
 
 
@@ -78,8 +84,14 @@ def test_classifier_rows(compare):
         optimizer.step()
         return 1 / parameter.detach().norm(dim=1)
 
-    compare(lambda: sgd_rows(weight, grad, momentum, inverse_norm, **RATES), {"eager": eager}, rounds=20, device=DEVICE,
-            bytes=20 * weight.numel(), identities=IDENTITIES)  # fmt: skip
+    compare(
+        lambda: sgd_rows(weight, grad, momentum, inverse_norm, **RATES),
+        {"eager": eager},
+        rounds=20,
+        device=DEVICE,
+        bytes=20 * weight.numel(),
+        identities=IDENTITIES,
+    )
 
 
 @pytest.mark.skipif(not GPU, reason="on the CPU it is C++, see bench_decode")
@@ -99,5 +111,11 @@ def test_gathering(compare, changed):
         image = pixels[index].permute(0, 3, 1, 2).float()
         return torch.where(mirror[:, None, None, None], image.flip(3), image).sub_(127.5).div_(128.0)
 
-    compare(ours, {} if changed else {"eager": eager}, rounds=20, device=DEVICE, images=IMAGES,
-            bytes=15 * IMAGES * 120 * 120)  # fmt: skip
+    compare(
+        ours,
+        {} if changed else {"eager": eager},
+        rounds=20,
+        device=DEVICE,
+        images=IMAGES,
+        bytes=15 * IMAGES * 120 * 120,
+    )

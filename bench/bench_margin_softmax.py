@@ -57,9 +57,20 @@ def test_loss_and_gradients(compare, benchmark, B, C, D):
         return call
 
     others = {name: calling(peer) for name, peer in peers(weight).items()}
-    compare(ours, others, rounds=rounds(B, C), B=B, C=C, D=D, dtype=str(DTYPE), device=DEVICE,
-            logits_megabytes=round(4 * B * C / 1e6), weight_megabytes=round(4 * C * D / 1e6),
-            flops=8 * B * C * D, bytes=3 * 4 * C * D)  # fmt: skip  # weights read twice, their gradient written
+    compare(
+        ours,
+        others,
+        rounds=rounds(B, C),
+        B=B,
+        C=C,
+        D=D,
+        dtype=str(DTYPE),
+        device=DEVICE,
+        logits_megabytes=round(4 * B * C / 1e6),
+        weight_megabytes=round(4 * C * D / 1e6),
+        flops=8 * B * C * D,
+        bytes=3 * 4 * C * D,
+    )  # weights read twice, their gradient written
     with_memory(benchmark, {"ours": ours, **others})
 
 
@@ -81,8 +92,17 @@ def test_second_derivative(compare, benchmark, B, C, D):
             loss = tuned_cosface(embedding, weight, label)
         return second(loss)
 
-    compare(ours, {"tuned torch": tuned}, rounds=rounds(B, C), B=B, C=C, D=D, dtype=str(DTYPE), device=DEVICE,
-            flops=22 * B * C * D)  # fmt: skip  # of this and the first derivative, nothing kept
+    compare(
+        ours,
+        {"tuned torch": tuned},
+        rounds=rounds(B, C),
+        B=B,
+        C=C,
+        D=D,
+        dtype=str(DTYPE),
+        device=DEVICE,
+        flops=22 * B * C * D,
+    )  # of this and the first derivative, nothing kept
     with_memory(benchmark, {"ours": ours, "tuned torch": tuned})
 
 
@@ -90,8 +110,10 @@ def test_second_derivative(compare, benchmark, B, C, D):
 def test_values_and_gradients_beside_pytorch_metric_learning(compare, name):
     """How far both miss the same loss in float64, in the largest entry; the times are those of this small size."""
     pytest.importorskip("pytorch_metric_learning")
-    margin, truth = {"CosFaceLoss": (CosFace(COSFACE), tuned_cosface),
-                     "ArcFaceLoss": (ArcFace(ARCFACE), tuned_arcface)}[name]  # fmt: skip
+    margin, truth = {
+        "CosFaceLoss": (CosFace(COSFACE), tuned_cosface),
+        "ArcFaceLoss": (ArcFace(ARCFACE), tuned_arcface),
+    }[name]
     embedding, weight, label = inputs(64, 1000, 128, torch.float32, "cpu")
     theirs = metric_learning(name, weight)
 
@@ -107,7 +129,9 @@ def test_values_and_gradients_beside_pytorch_metric_learning(compare, name):
     exact = [value.detach().double().requires_grad_() for value in (embedding, weight)]
     loss = truth(*exact, label)
     wanted = [loss, *torch.autograd.grad(loss, exact)]
-    misses = {f"{who} misses {what} by": f"{(got - want).abs().max().item():.1e}"
-              for who, results in (("ours", ours()), ("theirs", peer()))
-              for what, got, want in zip(("loss", "dx", "dw"), results, wanted, strict=True)}  # fmt: skip
+    misses = {
+        f"{who} misses {what} by": f"{(got - want).abs().max().item():.1e}"
+        for who, results in (("ours", ours()), ("theirs", peer()))
+        for what, got, want in zip(("loss", "dx", "dw"), results, wanted, strict=True)
+    }
     compare(ours, {"pytorch-metric-learning": peer}, rounds=20, B=64, C=1000, D=128, **misses)

@@ -120,8 +120,10 @@ def gradient_errors(width, split):
         return meta_gradient(smooth(width, dtype), [split], **settings).grad.values()
 
     truth = gradient(torch.float64, [doubled(pairs) for pairs in split], engine="autograd")
-    return {name: relative(gradient(torch.float32, split, precision=one, curvature=other), truth)
-            for name, (one, other) in PRECISIONS.items()}  # fmt: skip
+    return {
+        name: relative(gradient(torch.float32, split, precision=one, curvature=other), truth)
+        for name, (one, other) in PRECISIONS.items()
+    }
 
 
 def beside_ordinary(extra_info, contenders):
@@ -153,11 +155,19 @@ def test_one_exact_split(compare, benchmark, size):
     }
     for name, make in peers_meta.PEERS.items():
         gradients[name] = partial(make(backbone, LOSSES, ALPHA, GAMMA), train, test)
-    first = {"first order, rop": lambda: ours(order=1, engine="rop"),
-             "first order, autograd": lambda: ours(order=1, engine="autograd")}  # fmt: skip
+    first = {
+        "first order, rop": lambda: ours(order=1, engine="rop"),
+        "first order, autograd": lambda: ours(order=1, engine="autograd"),
+    }
     steps = ordinary(backbone, (train, test))
-    compare(steps, first | gradients, rounds=3 if size == "112px" else 7, absent=", ".join(peers_meta.ABSENT),
-            size=size, images=f"{2 * train_pairs} meta-train, {2 * test_pairs} meta-test")  # fmt: skip
+    compare(
+        steps,
+        first | gradients,
+        rounds=3 if size == "112px" else 7,
+        absent=", ".join(peers_meta.ABSENT),
+        size=size,
+        images=f"{2 * train_pairs} meta-train, {2 * test_pairs} meta-test",
+    )
     info = benchmark.extra_info
     beside_ordinary(info, {"ours": steps} | first | gradients)
     info["ordinary"] = info.pop("ours")
@@ -180,15 +190,29 @@ def test_a_whole_rotation_that_shares_per_domain(compare, benchmark, domains, si
 
     def shared(memory):
         return lambda: meta_gradient(
-            backbone, batches, alpha=ALPHA, gamma=GAMMA, losses=MfrLosses(domain_alignment=0), engine="rop",
-            memory=memory, batch_norm="per_domain", sharing="per_domain",
-        )  # fmt: skip
+            backbone,
+            batches,
+            alpha=ALPHA,
+            gamma=GAMMA,
+            losses=MfrLosses(domain_alignment=0),
+            engine="rop",
+            memory=memory,
+            batch_norm="per_domain",
+            sharing="per_domain",
+        )
 
     steps = ordinary(backbone, (batch(gen, (domains - 1) * pairs, pixels), batches[0][1]))
     contenders = {f"rop {memory}": shared(memory) for memory in ("kept", "streaming")}
     units, rounds = dict.fromkeys(contenders, domains), 5 if size == "56px" else 3
-    compare(steps, contenders, rounds=rounds, units=units, domains=domains, size=size,
-            images=f"{2 * pairs} a domain for meta-train, as many for meta-test")  # fmt: skip
+    compare(
+        steps,
+        contenders,
+        rounds=rounds,
+        units=units,
+        domains=domains,
+        size=size,
+        images=f"{2 * pairs} a domain for meta-train, as many for meta-test",
+    )
     beside_ordinary(benchmark.extra_info, {"ours": steps} | contenders)
     benchmark.extra_info["ordinary"] = benchmark.extra_info.pop("ours")
 
@@ -220,9 +244,11 @@ def test_meta_batches_with_their_update(compare, benchmark, domains):
 
     contenders = {"rop": trainer(), "autograd": trainer("autograd")}
     if DEVICE.type == "cuda":
-        contenders |= {"rop, CUDA graph": trainer(cuda_graph=True),
-                       "rop, CUDA graph, tf32": trainer(cuda_graph=True, precision="tf32"),
-                       "rop, CUDA graph, bf16": trainer(cuda_graph=True, precision="bf16")}  # fmt: skip
+        contenders |= {
+            "rop, CUDA graph": trainer(cuda_graph=True),
+            "rop, CUDA graph, tf32": trainer(cuda_graph=True, precision="tf32"),
+            "rop, CUDA graph, bf16": trainer(cuda_graph=True, precision="bf16"),
+        }
     for contender in contenders.values():
         contender(), contender()  # the second is recorded
     compare(plain, contenders, rounds=5, domains=domains, size=LARGEST, images=2 * (train_pairs + test_pairs) * domains)

@@ -43,8 +43,13 @@ def drawn(sampler, batches):
 
 
 def facts(people):
-    return {"identities": people.identities, "images": people.images, "domains": DOMAINS, "pairs": PAIRS,
-            "not_installed": MISSING}  # fmt: skip
+    return {
+        "identities": people.identities,
+        "images": people.images,
+        "domains": DOMAINS,
+        "pairs": PAIRS,
+        "not_installed": MISSING,
+    }
 
 
 def people_of(identities):
@@ -81,8 +86,16 @@ def test_resume(compare):
         start = time.perf_counter()
         fresh.batch()
         alone.append(time.perf_counter() - start)
-    compare(lambda: drawn(Ours(people, RESUME_AT), 1), calls, rounds=3, warm=False, our_step=RESUME_AT,
-            peers_skip=SKIPPED, our_draw_alone_seconds=statistics.median(alone), **facts(people))  # fmt: skip
+    compare(
+        lambda: drawn(Ours(people, RESUME_AT), 1),
+        calls,
+        rounds=3,
+        warm=False,
+        our_step=RESUME_AT,
+        peers_skip=SKIPPED,
+        our_draw_alone_seconds=statistics.median(alone),
+        **facts(people),
+    )
 
 
 def grown_mib(name, identities):

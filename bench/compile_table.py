@@ -41,8 +41,12 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of one pr
 B, C = 1000, 100_003  # ragged on purpose: nothing about them can be assumed
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CONFIGURATIONS = (  # embeddings, weights, D
-    (BF16, BF16, 512), (BF16, BF16, 256), (BF16, FP32, 512), (FP16, FP16, 512), (FP32, FP32, 512),
-)  # fmt: skip
+    (BF16, BF16, 512),
+    (BF16, BF16, 256),
+    (BF16, FP32, 512),
+    (FP16, FP16, 512),
+    (FP32, FP32, 512),
+)
 _TYPES = {BF16: "bf16", FP16: "fp16", FP32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")  # become HMMA, HGMMA and UTCMMA
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -101,14 +105,24 @@ def compiled(launch, listing=False):
     usage = _tool("cuobjdump", "-res-usage", binary.asm["cubin"])
     registers, stack, local = map(int, re.search(r"REG:(\d+).*?STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
     shared, threads = binary.metadata.shared, 32 * binary.metadata.num_warps
-    resident = min(32, 2048 // threads, 65536 // (-(-registers // 8) * 8 * threads),
-                   (SHARED_LIMIT[launch.arch] + 1024) // (shared + 1024))  # fmt: skip
+    resident = min(
+        32,
+        2048 // threads,
+        65536 // (-(-registers // 8) * 8 * threads),
+        (SHARED_LIMIT[launch.arch] + 1024) // (shared + 1024),
+    )
     row = {
-        "kernel": f"{launch.module.rsplit('.', 1)[1]}.{launch.kernel.removesuffix('_kernel')}", "case": launch.case,
-        "arch": launch.arch, "warps": binary.metadata.num_warps, "registers": registers, "stack": stack,
-        "local": local, "shared": shared, "resident": resident,
+        "kernel": f"{launch.module.rsplit('.', 1)[1]}.{launch.kernel.removesuffix('_kernel')}",
+        "case": launch.case,
+        "arch": launch.arch,
+        "warps": binary.metadata.num_warps,
+        "registers": registers,
+        "stack": stack,
+        "local": local,
+        "shared": shared,
+        "resident": resident,
         "tensor core": len(_TENSOR_CORE.findall(binary.asm["ptx"])),
-    }  # fmt: skip
+    }
     if listing:
         code = _tool("nvdisasm", "-c", binary.asm["cubin"])
         row["instructions"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M))
@@ -174,8 +188,17 @@ def _batchnorm_prelu(dtype, plain=False):
     """The four passes, `plain` without what may be left out: PReLU and batch statistics."""
     image, channel, ctx = _empty(32, 64, 30, 30, dtype=dtype), _empty(64), SimpleNamespace()
     slope = None if plain else channel
-    fused.forward(ctx, image, channel, channel, slope, running=(channel, channel), batch_statistics=not plain,
-                  momentum=0.1, eps=1e-5)  # fmt: skip
+    fused.forward(
+        ctx,
+        image,
+        channel,
+        channel,
+        slope,
+        running=(channel, channel),
+        batch_statistics=not plain,
+        momentum=0.1,
+        eps=1e-5,
+    )
     fused.backward(ctx, image)
     fused.tangent(ctx, image, channel, channel, slope)
     fused.second_backward(ctx, image)
@@ -192,8 +215,13 @@ def shipped(architectures=ARCHITECTURES, configurations=CONFIGURATIONS):
         found += launches(_TYPES[dtype], arch, partial(inverse_norm, _empty(C, 512, dtype=dtype)))
     image, index = _empty(8, 120, 120, 3, dtype=torch.uint8), _empty(64, dtype=torch.int64)
     whole, real = _empty(64, dtype=torch.int32), _empty(64)
-    change = {"mirror_B": _empty(64, dtype=torch.bool), "shift_B2": _empty(64, 2, dtype=torch.int32), "block_B": whole,
-              "gain_B": real, "offset_B": real}  # fmt: skip
+    change = {
+        "mirror_B": _empty(64, dtype=torch.bool),
+        "shift_B2": _empty(64, 2, dtype=torch.int32),
+        "block_B": whole,
+        "gain_B": real,
+        "offset_B": real,
+    }
     for arch, (name, given) in itertools.product(architectures, (("as they are", {}), ("all changes", change))):
         found += launches(name, arch, partial(gather._launch, image, index, **given, mean=127.5, std=128.0))
     for arch in architectures:

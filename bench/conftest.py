@@ -96,11 +96,18 @@ def figures(mine, theirs, units):
     """What is recorded of one contender, from its (seconds, CPU seconds) of every round; ratios are per unit."""
     seconds, cpu = (statistics.median(column) / units for column in zip(*theirs, strict=True))
     deciles = statistics.quantiles([turn[0] / units for turn in theirs], n=10)
-    ratios = [(wall / units / my_wall, cpu_time / units / my_cpu)
-              for (my_wall, my_cpu), (wall, cpu_time) in zip(mine, theirs, strict=True)]  # fmt: skip
+    ratios = [
+        (wall / units / my_wall, cpu_time / units / my_cpu)
+        for (my_wall, my_cpu), (wall, cpu_time) in zip(mine, theirs, strict=True)
+    ]
     times, cpu_times = (round(statistics.median(column), 3) for column in zip(*ratios, strict=True))
-    return {"median_seconds": seconds, "p20_p80_seconds": [deciles[1], deciles[7]], "median_cpu_seconds": cpu,
-            "times_ours": times, "cpu_times_ours": cpu_times}  # fmt: skip
+    return {
+        "median_seconds": seconds,
+        "p20_p80_seconds": [deciles[1], deciles[7]],
+        "median_cpu_seconds": cpu,
+        "times_ours": times,
+        "cpu_times_ours": cpu_times,
+    }
 
 
 def peak_bytes(function):
@@ -167,8 +174,9 @@ def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
     rows = session.benchmarks if session else []
     for row in rows:
-        contenders = {name: value for name, value in row.extra_info.items()
-                      if isinstance(value, dict) and "times_ours" in value}  # fmt: skip
+        contenders = {
+            name: value for name, value in row.extra_info.items() if isinstance(value, dict) and "times_ours" in value
+        }
         facts = ", ".join(f"{name} {value}" for name, value in row.extra_info.items() if name not in contenders)
         terminalreporter.write_line(f"{row.name}: {facts}")
         for name, value in contenders.items():

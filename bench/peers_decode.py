@@ -34,8 +34,11 @@ def simplejpeg(encoded):
     return decode_jpeg(encoded, "RGB")
 
 
-DECODERS = {"pillow": pillow} | {function.__name__: function for function, module in
-                                 ((opencv, "cv2"), (simplejpeg, "simplejpeg")) if find_spec(module)}  # fmt: skip
+DECODERS = {"pillow": pillow} | {
+    function.__name__: function
+    for function, module in ((opencv, "cv2"), (simplejpeg, "simplejpeg"))
+    if find_spec(module)
+}
 MISSING = sorted({"opencv", "simplejpeg"} - set(DECODERS))
 
 
@@ -64,5 +67,12 @@ def endless_loader(folder, decode, batch_images, workers):
     faces = Faces(folder, decode)
     order = RandomSampler(faces, replacement=True, num_samples=1 << 40)
     # spawn: a fork of a process with threads, such as one that has used DALI, may hang
-    return iter(DataLoader(faces, batch_images, sampler=order, num_workers=workers,
-                           multiprocessing_context="spawn" if workers else None))  # fmt: skip
+    return iter(
+        DataLoader(
+            faces,
+            batch_images,
+            sampler=order,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
+    )

@@ -31,8 +31,10 @@ def verify(network, path, batch_images, device):
     both_2N3HW, is_mate_N = expand(path)
     sides = []
     for image_N3HW in both_2N3HW:
-        rows = [network((image_B3HW.to(device) / 255 - 0.5) / 0.5).cpu().numpy().astype(np.float64)
-                for image_B3HW in image_N3HW.split(batch_images)]  # fmt: skip
+        rows = [
+            network((image_B3HW.to(device) / 255 - 0.5) / 0.5).cpu().numpy().astype(np.float64)
+            for image_B3HW in image_N3HW.split(batch_images)
+        ]
         sides.append(np.concatenate(rows))
     embedding_ND = sides[0] + sides[1]
     embedding_ND /= np.linalg.norm(embedding_ND, axis=1, keepdims=True)

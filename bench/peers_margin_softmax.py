@@ -45,8 +45,9 @@ def tuned_arcface(embedding_BD, weight_CD, label_B):
 
 def linear_cross_entropy_without_margin(embedding_BD, weight_CD, label_B):
     """torch's own fused and chunked operation; it knows no margin, so this is plain softmax over cosines."""
-    return F.linear_cross_entropy(SCALE * F.normalize(embedding_BD), F.normalize(weight_CD), label_B,
-                                  options=torch.nn.LinearCrossEntropyOptions())  # fmt: skip
+    return F.linear_cross_entropy(
+        SCALE * F.normalize(embedding_BD), F.normalize(weight_CD), label_B, options=torch.nn.LinearCrossEntropyOptions()
+    )
 
 
 def metric_learning(name, weight_CD):
@@ -67,8 +68,10 @@ def peers(weight_CD, compiled=True):
         functions["tuned torch, compiled"] = torch.compile(tuned_cosface, dynamic=False)
     if hasattr(F, "linear_cross_entropy"):
         functions["linear_cross_entropy, no margin"] = linear_cross_entropy_without_margin
-    found = {name: lambda embedding_BD, label_B, loss=loss: (loss(embedding_BD, weight_CD, label_B), weight_CD)
-             for name, loss in functions.items()}  # fmt: skip
+    found = {
+        name: lambda embedding_BD, label_B, loss=loss: (loss(embedding_BD, weight_CD, label_B), weight_CD)
+        for name, loss in functions.items()
+    }
     if find_spec("pytorch_metric_learning"):
         theirs = metric_learning("CosFaceLoss", weight_CD)
         found["pytorch-metric-learning"] = lambda embedding_BD, label_B: (theirs(embedding_BD, label_B), theirs.W)

@@ -106,8 +106,9 @@ class Hierarchical:
         from pytorch_metric_learning.samplers import HierarchicalSampler
 
         label_N2 = np.stack([people.label_N, people.domain_N], 1)
-        self._sampler = HierarchicalSampler(label_N2, 2 * PAIRS, 2, batches_per_super_tuple=1,
-                                            super_classes_per_batch=DOMAINS)  # fmt: skip
+        self._sampler = HierarchicalSampler(
+            label_N2, 2 * PAIRS, 2, batches_per_super_tuple=1, super_classes_per_batch=DOMAINS
+        )
 
     def batch(self):
         return next(iter(self._sampler))

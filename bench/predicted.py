@@ -67,8 +67,10 @@ def main():
             bound = ("products", "L2", "memory")[limits.index(max(limits))]
             sums = [sum(column) / 1e9 for column in zip(*kernels, strict=True)]
             share = floor * B * C * D / PRODUCTS / total
-            print(f"| {C:,} | {what} | {sums[0]:,.0f} | {sums[2]:.1f} | {sums[3]:.2f} | {1e3 * total:.3f} | {bound} "
-                  f"| {100 * share:.0f} % |")  # fmt: skip
+            print(
+                f"| {C:,} | {what} | {sums[0]:,.0f} | {sums[2]:.1f} | {sums[3]:.2f} | {1e3 * total:.3f} | {bound} "
+                f"| {100 * share:.0f} % |"
+            )
 
 
 if __name__ == "__main__":

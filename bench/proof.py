@@ -53,19 +53,27 @@ def main(argv=None) -> int:
 def _parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="rows, bases, faces and tables; found again")
-    parser.add_argument("--scale", choices=SCALES, default="cpu",
-                        help="cpu: an hour on two cores; gpu: 50 times the arithmetic; toy: to see that it runs")
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="cpu",
+        help="cpu: an hour on two cores; gpu: 50 times the arithmetic; toy: to see that it runs",
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings other than the scale's")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--pool", choices=POOLS, default="reported",
-                        help="the seeds and domains: those to report, or those to tune the settings on")
+    parser.add_argument(
+        "--pool",
+        choices=POOLS,
+        default="reported",
+        help="the seeds and domains: those to report, or those to tune the settings on",
+    )
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"out of {', '.join(ARMS)}")
     parser.add_argument("--targets", nargs="+", metavar="DOMAIN", help="domains of the pool to leave out in turn")
     parser.add_argument("--real", metavar="PATH", help="a domain of photographs, scored by every arm and never seen")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all cores")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no further arm is begun")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long it would take")
-    return parser  # fmt: skip
+    return parser
 
 
 def _real(path, pool):
@@ -87,8 +95,10 @@ def _tell(tasks, rows, settings):
         what = f"{_minutes(rows.left(mine, settings))}: {', '.join(missing)}" if missing else "done"
         print(f"seed {seed}, {left_out} left out: {what}")
     measured = "by the rows there are" if rows.by_task else "by a guess, for there are no rows yet"
-    print(f"{sum(task not in rows.by_task for task in tasks)} of {len(tasks)} arms to run, "
-          f"{_minutes(rows.left(tasks, settings))} in all {measured}")  # fmt: skip
+    print(
+        f"{sum(task not in rows.by_task for task in tasks)} of {len(tasks)} arms to run, "
+        f"{_minutes(rows.left(tasks, settings))} in all {measured}"
+    )
 
 
 def _run(tasks, rows, settings, options, real):
@@ -115,8 +125,11 @@ def _run(tasks, rows, settings, options, real):
         seconds = time.monotonic() - start
         rows.add(task, {"seconds": round(seconds, 1), **facts})
         done, left = sum(task in rows.by_task for task in tasks), _minutes(rows.left(tasks, settings))
-        print(f"[{done}/{len(tasks)}] seed {task.seed}, {task.left_out} left out, {task.arm}: {seconds:.0f} s · {left} "
-              "left", flush=True)  # fmt: skip
+        print(
+            f"[{done}/{len(tasks)}] seed {task.seed}, {task.left_out} left out, {task.arm}: {seconds:.0f} s · {left} "
+            "left",
+            flush=True,
+        )
 
 
 def _minutes(seconds):

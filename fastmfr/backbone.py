@@ -30,9 +30,7 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(width)
         self.downsample = None
         if stride != 1 or width_in != width:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -44,8 +44,11 @@ def _pair(name, forward, backward_of):
     def apply_backward(ctx, gradient):
         return backward_of().apply(gradient, ctx.group), None
 
-    return type(name, (torch.autograd.Function,),
-                {"forward": staticmethod(apply_forward), "backward": staticmethod(apply_backward)})  # fmt: skip
+    return type(
+        name,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(apply_forward), "backward": staticmethod(apply_backward)},
+    )
 
 
 _GatherWhole = _pair("GatherWhole", _gather, lambda: _TakeOwn)

@@ -74,8 +74,10 @@ class Diagnosis:
     def draw_hardest(self, scored: Mapping[str, dict], path: Path) -> None:
         """The hardest pairs of each target in `scored`, the targets of results.json, as pictures."""
         sides = "gallery", "probe"
-        shown = {name: [pair[side] for kind in ("genuine", "impostor") for pair in target["hardest"][kind]
-                        for side in sides] for name, target in scored.items()}  # fmt: skip
+        shown = {
+            name: [pair[side] for kind in ("genuine", "impostor") for pair in target["hardest"][kind] for side in sides]
+            for name, target in scored.items()
+        }
         pixels = {name: self._pixels(self._targets[name].domain, np.array(images)) for name, images in shown.items()}
         hardest_sheet(scored, pixels, path)
 
@@ -96,8 +98,15 @@ class Diagnosis:
     def _stream(self, domain, image_N):
         """Batches of these images in order, the last one filled up."""
         batch_images = min(self._batch_images, len(image_N))
-        return ImageStream([domain], in_order(image_N, batch_images), self._look, batch_images=batch_images,
-                           last=-(-len(image_N) // batch_images), device=str(self._device), **self._decoding)
+        return ImageStream(
+            [domain],
+            in_order(image_N, batch_images),
+            self._look,
+            batch_images=batch_images,
+            last=-(-len(image_N) // batch_images),
+            device=str(self._device),
+            **self._decoding,
+        )
 
 
 def _person(domain, image_N) -> np.ndarray:

@@ -22,8 +22,10 @@ class Flat:
         kinds = {(tensor.dtype, tensor.device) for tensor in tensors.values()}
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "none"
-            raise ValueError(f"want trained parameters of one dtype on one device, got {found}; move or convert the "
-                             "backbone as a whole, or freeze the odd ones with requires_grad_(False)")  # fmt: skip
+            raise ValueError(
+                f"want trained parameters of one dtype on one device, got {found}; move or convert the "
+                "backbone as a whole, or freeze the odd ones with requires_grad_(False)"
+            )
         ((self.dtype, self.device),) = kinds
         self.names, self._places, self._gaps, self._elements = list(tensors), [], [], 0
         step = _ALIGNED // self.dtype.itemsize

@@ -143,8 +143,11 @@ def _by_themselves(gradients, parameters):
 
     They may be rows of the many sums that they were made of, all of which they would keep.
     """
-    given = [(gradient, parameter.dtype) for gradient, parameter in zip(gradients, parameters, strict=True)
-             if gradient is not None]  # fmt: skip
+    given = [
+        (gradient, parameter.dtype)
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+        if gradient is not None
+    ]
     if len({(gradient.shape, gradient.dtype) for gradient, _ in given}) == 1:
         copies = torch.stack([gradient for gradient, _ in given]).unbind()
     else:

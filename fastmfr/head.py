@@ -88,8 +88,9 @@ class MarginHead(nn.Module):
             unit_BD, norm_B = gather_partial(unit_BD, self.group), gather_whole(norm_B, self.group)
             label_B = gather_whole(label_B, self.group)
         weight_ND, inverse_norm_N, local_B = self._taking_part(label_B, draw)
-        log_sum_B, cos_B = cos_lse(unit_BD, weight_ND, local_B, self.scale, inverse_norm_C=inverse_norm_N,
-                                   keep=self.keep)  # fmt: skip
+        log_sum_B, cos_B = cos_lse(
+            unit_BD, weight_ND, local_B, self.scale, inverse_norm_C=inverse_norm_N, keep=self.keep
+        )
         if self.group:
             log_sum_RB, cos_RB = gather_whole(torch.stack([log_sum_B, cos_B])[None], self.group).unbind(1)
             log_sum_B, cos_B = log_sum_RB.logsumexp(0), cos_RB.sum(0)  # the cosine is 0 on all ranks but one
@@ -103,8 +104,16 @@ class MarginHead(nn.Module):
         if drawn_ND.grad is None:
             raise RuntimeError("the classifier has no gradient yet; call backward() on its loss before update()")
         grad_ND = drawn_ND.grad if self._world == 1 else drawn_ND.grad / self._world
-        sgd_rows(self.weight_CD.detach(), grad_ND, self.momentum_CD, self.inverse_norms(), row_N, rate=rate,
-                 momentum=momentum, weight_decay=weight_decay)  # fmt: skip
+        sgd_rows(
+            self.weight_CD.detach(),
+            grad_ND,
+            self.momentum_CD,
+            self.inverse_norms(),
+            row_N,
+            rate=rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+        )
         self._normed, drawn_ND.grad, self._drawn = self.weight_CD._version, None, None
 
     def inverse_norms(self):
@@ -125,8 +134,10 @@ class MarginHead(nn.Module):
         C = len(self.weight_CD)
         N = max(1, int(self.sample_rate * C))
         if len(local_B) > N and N < C:
-            raise ValueError(f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the batch's "
-                             f"{len(local_B)} rows; want a larger share or a smaller batch")  # fmt: skip
+            raise ValueError(
+                f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the batch's "
+                f"{len(local_B)} rows; want a larger share or a smaller batch"
+            )
         device = self.weight_CD.device
         state = np.random.SeedSequence([self.seed, draw, self._rank]).generate_state(1)
         lot = torch.Generator(device).manual_seed(int(state[0]))

@@ -34,8 +34,9 @@ class FlatSgd:
         self.flat = Flat({name: value.detach() for name, value in trained.items()})
         self.theta_P = self.flat.fill(self.flat.empty(), [value.detach() for value in trained.values()])
         self.momentum_P = self.flat.zeros()
-        for parameter, value, momentum in zip(trained.values(), self.flat.views(self.theta_P),
-                                              self.flat.views(self.momentum_P), strict=True):  # fmt: skip
+        for parameter, value, momentum in zip(
+            trained.values(), self.flat.views(self.theta_P), self.flat.views(self.momentum_P), strict=True
+        ):
             before = optimizer.state[parameter].get("momentum_buffer")
             if before is not None:
                 momentum.copy_(before)

@@ -33,8 +33,10 @@ def device_for(wanted: str) -> torch.device:
         return torch.device("cuda")
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= gpus:
-        raise ValueError(f"process {local} of this machine, counted from 0, wants a GPU of its own, but torch sees "
-                         f"{gpus}; start as many with --nproc-per-node {gpus}, or use --device cpu")
+        raise ValueError(
+            f"process {local} of this machine, counted from 0, wants a GPU of its own, but torch sees "
+            f"{gpus}; start as many with --nproc-per-node {gpus}, or use --device cpu"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
@@ -81,8 +83,9 @@ def joined_ranks() -> Iterator[Any]:
             silence.enter_context(redirect_stdout(nowhere))
             silence.enter_context(redirect_stderr(nowhere))
         # torchrun notices a rank that died; a time limit would only end ranks that wait while the first one scores
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                                timeout=timedelta(days=7))  # fmt: skip
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7)
+        )
         yield dist.group.WORLD
     dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that did not meet it
 

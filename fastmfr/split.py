@@ -57,8 +57,10 @@ def draw(domain: Domain, settings: Settings, fold: int = 0) -> Split:
     fit = [name for name, (gallery, probe) in shares.items() if gallery and probe]
     wanted = round(settings.scored * domain.identities) if settings.scored < 1 else int(settings.scored)
     if not 2 <= wanted <= len(fit):
-        raise ValueError(f"{wanted:,} of the {domain.identities:,} people of {domain.path} were to be scored, and "
-                         f"{len(fit):,} have {_needs(settings)}; ask for 2 to {len(fit):,} by --scored")
+        raise ValueError(
+            f"{wanted:,} of the {domain.identities:,} people of {domain.path} were to be scored, and "
+            f"{len(fit):,} have {_needs(settings)}; ask for 2 to {len(fit):,} by --scored"
+        )
     scored = sorted(sorted(fit, key=lambda name: _drawn(settings, fold, name))[:wanted])
     train = [name for name in sorted(names) if name not in set(scored)]
     images = {"train": [image for name in train for image in _images(domain, names[name])]}
@@ -91,8 +93,10 @@ def _drawn(settings, fold, *names):
 
 def _needs(settings):
     images = {"gallery": (settings.gallery, settings.gallery_like), "probe": (1, settings.probe_like)}
-    return " and ".join(f"{count} {kind} image{'s'[: count > 1]}{'' if like == '*' else ' like ' + like}"
-                        for kind, (count, like) in images.items())  # fmt: skip
+    return " and ".join(
+        f"{count} {kind} image{'s'[: count > 1]}{'' if like == '*' else ' like ' + like}"
+        for kind, (count, like) in images.items()
+    )
 
 
 def write_lists(domain: Domain, settings: Settings, out: Path) -> list[Split]:
@@ -119,14 +123,22 @@ def write_lists(domain: Domain, settings: Settings, out: Path) -> list[Split]:
 
 
 def _header(domain, settings, kind, split, number):
-    options = {"scored": f"{settings.scored:g}", "gallery": settings.gallery, "probes": settings.probes,
-               "gallery-like": settings.gallery_like, "probe-like": settings.probe_like, "folds": settings.folds,
-               "seed": settings.seed}  # fmt: skip
+    options = {
+        "scored": f"{settings.scored:g}",
+        "gallery": settings.gallery,
+        "probes": settings.probes,
+        "gallery-like": settings.gallery_like,
+        "probe-like": settings.probe_like,
+        "folds": settings.folds,
+        "seed": settings.seed,
+    }
     given = {name: str(value) for name, value in options.items() if value not in (None, "*", 0)}
     typed = [word for name, value in given.items() for word in (f"--{name}", value)]
     fold = f", fold {number} of {settings.folds}" if settings.folds else ""
-    return (f"# {kind}{fold}: {split.people[kind]:,} people, {len(split.images[kind]):,} images; path<TAB>identity\n"
-            f"# python -m fastmfr split {shlex.join([str(domain.path), *typed])}\n")
+    return (
+        f"# {kind}{fold}: {split.people[kind]:,} people, {len(split.images[kind]):,} images; path<TAB>identity\n"
+        f"# python -m fastmfr split {shlex.join([str(domain.path), *typed])}\n"
+    )
 
 
 def _lines(domain, images, out):
@@ -150,8 +162,9 @@ def main(argv=None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for number, split in enumerate(splits, start=1):
-        sizes = "; ".join(f"{kind} {split.people[kind]:,} people, {len(images):,} images"
-                          for kind, images in split.images.items())  # fmt: skip
+        sizes = "; ".join(
+            f"{kind} {split.people[kind]:,} people, {len(images):,} images" for kind, images in split.images.items()
+        )
         print(f"fold {number}: {sizes}" if len(splits) > 1 else sizes)
     print(f"lists in {out}; score with: python -m fastmfr evaluate RUN --set NAME={out}")
     return 0
@@ -163,8 +176,13 @@ def _parser():
     )
     parser.add_argument("folder", metavar="FOLDER", help="a class folder: folder/identity/image.jpg or .png")
     parser.add_argument("--out", metavar="LISTS", required=True, help="folder for train.txt, gallery.txt and probe.txt")
-    parser.add_argument("--scored", type=float, default=0.5, metavar="N",
-                        help="people looked up: a share below 1, or how many (default: 0.5); the others are trained on")
+    parser.add_argument(
+        "--scored",
+        type=float,
+        default=0.5,
+        metavar="N",
+        help="people looked up: a share below 1, or how many (default: 0.5); the others are trained on",
+    )
     parser.add_argument("--gallery", type=int, default=1, metavar="N", help="images of each enrolled (default: 1)")
     parser.add_argument("--probes", type=int, metavar="N", help="at most so many of each looked up (default: all)")
     parser.add_argument("--gallery-like", default="*", metavar="PATTERN", help="enrol images of such names: '*VIS*'")

@@ -74,10 +74,17 @@ def image_opener(sources, config, device, decoding, logbook):
     if place != "none":
         images = sum(domain.images for domain in sources.domains)
         with logbook.progress("decoding", 0, images) as meter:
-            cache = DecodedCache(sources.domains, look, place=place, device=device, **decoding,
-                                 progress=lambda done, _: meter.step(done, done))  # fmt: skip
-    return partial(open_stream, sources.domains, preprocess=look, cache=cache, seed=config.seed, device=str(device),
-                   **decoding)  # fmt: skip
+            cache = DecodedCache(
+                sources.domains,
+                look,
+                place=place,
+                device=device,
+                **decoding,
+                progress=lambda done, _: meter.step(done, done),
+            )
+    return partial(
+        open_stream, sources.domains, preprocess=look, cache=cache, seed=config.seed, device=str(device), **decoding
+    )
 
 
 def _images(*pairs):
@@ -125,8 +132,14 @@ def pretrain(backbone, sources, config, open_images, device, logbook, checkpoint
     settings = config.pretrain
     sampler = _sampler(sources, config, settings.batch_identities)
     margin = make_margin(settings.margin, settings.margin_values)
-    head = MarginHead(backbone.embedding, sources.identities, margin, settings.scale,
-                      sample_rate=settings.sample_rate, seed=config.seed).to(device)  # fmt: skip
+    head = MarginHead(
+        backbone.embedding,
+        sources.identities,
+        margin,
+        settings.scale,
+        sample_rate=settings.sample_rate,
+        seed=config.seed,
+    ).to(device)
     both = nn.ModuleDict({"backbone": backbone, "head": head})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = checkpoints.resume(both, optimizer)
@@ -219,8 +232,10 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
             rates = rates_of(step)
             result = trainer.step(
                 (_split(image_B3HW, splits.pairs(i)) for i, image_B3HW in islice(images, of_a_step)),
-                alpha=rates.alpha, rate=rates.beta, losses=_losses(settings, rates),
-            )  # fmt: skip
+                alpha=rates.alpha,
+                rate=rates.beta,
+                losses=_losses(settings, rates),
+            )
             values_by_split, gradient_norm = _to_host(result)
             left_out = [sources.domains[splits.left_out(step * of_a_step + i)].name for i in range(of_a_step)]
             _refuse_non_finite(values_by_split, left_out, step)
@@ -228,9 +243,16 @@ def meta_train(backbone, sources, config, open_images, device, logbook, checkpoi
             seen = (step + 1 - first) * batch_images * of_a_step
             speed, wait = meter.step(step + 1, seen, stream.wait_seconds, f"loss {values['total_test']:.3f}")
             logbook.record(
-                "meta", step, loss=values["total_test"], gradient_norm=gradient_norm, **values, **vars(rates),
-                learning_rate=rates.beta, images_per_second=speed, data_wait=wait,
-            )  # fmt: skip
+                "meta",
+                step,
+                loss=values["total_test"],
+                gradient_norm=gradient_norm,
+                **values,
+                **vars(rates),
+                learning_rate=rates.beta,
+                images_per_second=speed,
+                data_wait=wait,
+            )
             shares.append(values)
             if len(shares) == 5:
                 _warn_of_imbalance(shares, rates.alpha, settings, logbook)

@@ -123,10 +123,19 @@ def _decoding(sources, targets, config, device, folder, logbook):
 def _score(backbone, targets, config, device, decoding):
     """(name, score of the backbone on it, its embedding_ND, its bad images) of one target after the other."""
     for name, target in targets.items():
-        yield name, *embed_and_score(
-            backbone, target.domain, target.pairs, preprocess(config.data), device,
-            far=config.evaluate.far, batch_images=config.evaluate.batch_images, **decoding,
-        )  # fmt: skip
+        yield (
+            name,
+            *embed_and_score(
+                backbone,
+                target.domain,
+                target.pairs,
+                preprocess(config.data),
+                device,
+                far=config.evaluate.far,
+                batch_images=config.evaluate.batch_images,
+                **decoding,
+            ),
+        )
 
 
 def _watch(stage, backbone, targets, config, device, decoding, logbook, steps):
@@ -152,8 +161,9 @@ def open_protocol(protocol: Protocol, config: Config, logbook: Logbook) -> tuple
     sources = join([domains[name] for name in protocol.sources])
     targets = {}
     for name in protocol.targets:
-        pairs = gallery_probe(scored[name].offsets, seed=config.seed,
-                              probes_per_identity=config.evaluate.probes_per_identity)  # fmt: skip
+        pairs = gallery_probe(
+            scored[name].offsets, seed=config.seed, probes_per_identity=config.evaluate.probes_per_identity
+        )
         targets[name] = Target(scored[name], pairs, unseen=name not in protocol.sources)
     for domain in sources.domains:
         logbook.say(f"train on  {domain.name}: {domain.identities:,} people, {domain.images:,} images")
@@ -175,9 +185,13 @@ def _make(paths, config, logbook):
     kept = Path(settings.folder) / f"{settings.identities}x{settings.images}-{settings.size}px"
     with logbook.progress("making faces", 0, len(wanted) * settings.identities * settings.images) as meter:
         made = synthetic.make(
-            kept, domains=tuple(wanted.values()), identities=settings.identities, images=settings.images,
-            size=settings.size, progress=lambda done, _: meter.step(done, done),
-        )  # fmt: skip
+            kept,
+            domains=tuple(wanted.values()),
+            identities=settings.identities,
+            images=settings.images,
+            size=settings.size,
+            progress=lambda done, _: meter.step(done, done),
+        )
     return {name: made[domain] for name, domain in wanted.items()}
 
 
@@ -198,8 +212,11 @@ def main(argv=None) -> int:
     """The command line; the exit status is 0, or 1 with a sentence on what went wrong."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
-        print(f"error: the trainer runs as one process, and torchrun started {ranks}, which would train the same model "
-              "into one folder; start it with python -m fastmfr.train", file=sys.stderr)  # fmt: skip
+        print(
+            f"error: the trainer runs as one process, and torchrun started {ranks}, which would train the same model "
+            "into one folder; start it with python -m fastmfr.train",
+            file=sys.stderr,
+        )
         return 1
     config, resume = parse(sys.argv[1:] if argv is None else argv)
     folder = Path(resume or Path(config.folder) / f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -219,8 +236,10 @@ def main(argv=None) -> int:
         logbook.console.print(final_table(results))
         if bad := results["bad_images"]:
             some = "; ".join(f"{key} ({reason})" for key, reason in list(bad.items())[:3])
-            logbook.warn(f"unreadable images, replaced in training and left out of scores: {len(bad)}, all listed in "
-                         f"{folder / 'bad_images.tsv'}: {some}{' ...' if len(bad) > 3 else ''}")
+            logbook.warn(
+                f"unreadable images, replaced in training and left out of scores: {len(bad)}, all listed in "
+                f"{folder / 'bad_images.tsv'}: {some}{' ...' if len(bad) > 3 else ''}"
+            )
         logbook.say(f"report    {page}")
     return 0
 

@@ -18,6 +18,20 @@ from .meta_update import add_split, look_ahead, meta_sgd
 from .sgd_rows import sgd_rows
 
 __all__ = [
-    "AdaFace", "ArcFace", "Combined", "CosFace", "MagFace", "add_split", "cos_lse", "cos_lse_ref", "gather_images",
-    "inverse_norm", "look_ahead", "margin_loss", "margin_softmax", "meta_sgd", "sgd_rows", "unit_rows",
-]  # fmt: skip
+    "AdaFace",
+    "ArcFace",
+    "Combined",
+    "CosFace",
+    "MagFace",
+    "add_split",
+    "cos_lse",
+    "cos_lse_ref",
+    "gather_images",
+    "inverse_norm",
+    "look_ahead",
+    "margin_loss",
+    "margin_softmax",
+    "meta_sgd",
+    "sgd_rows",
+    "unit_rows",
+]

@@ -18,8 +18,20 @@ _CHUNK = 4  # images the CPU takes at a time: what lies between two passes over 
 _TILE = 1024  # pixels of one program
 
 
-def gather_images_ref(image_NHW3, index_B=None, *, mirror_B=None, shift_B2=None, block_B=None, gain_B=None,
-                      offset_B=None, mean, std, dtype=torch.float32, out=None):  # fmt: skip
+def gather_images_ref(
+    image_NHW3,
+    index_B=None,
+    *,
+    mirror_B=None,
+    shift_B2=None,
+    block_B=None,
+    gain_B=None,
+    offset_B=None,
+    mean,
+    std,
+    dtype=torch.float32,
+    out=None,
+):
     """What the kernel must equal, in plain PyTorch; also the path on the CPU. Reads some changes on the host."""
     out_B3HW = _output(image_NHW3, index_B, dtype, out)
     for start in range(0, len(out_B3HW), _CHUNK):
@@ -75,8 +87,21 @@ def _place(y, x, dy, dx, mirrored, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _gather(out_ptr, image_ptr, index_ptr, mirror_ptr, shift_ptr, block_ptr, gain_ptr, offset_ptr, mean, inverse_std,
-            H: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def _gather(
+    out_ptr,
+    image_ptr,
+    index_ptr,
+    mirror_ptr,
+    shift_ptr,
+    block_ptr,
+    gain_ptr,
+    offset_ptr,
+    mean,
+    inverse_std,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    TILE: tl.constexpr,
+):
     TILES: tl.constexpr = (H * W + TILE - 1) // TILE  # neighbouring programs share an image, and so its cache lines
     b = (tl.program_id(0) // TILES).to(tl.int64)  # 64 bits: a million images of 120 x 120 x 3 bytes pass 2**31
     p = tl.program_id(0) % TILES * TILE + tl.arange(0, TILE)
@@ -109,15 +134,40 @@ def _gather(out_ptr, image_ptr, index_ptr, mirror_ptr, shift_ptr, block_ptr, gai
         tl.store(out_ptr + (3 * b + c) * (H * W) + p, (grey - mean) * inverse_std, mask=inside)
 
 
-def _launch(image_NHW3, index_B=None, *, mirror_B=None, shift_B2=None, block_B=None, gain_B=None, offset_B=None,
-            mean, std, dtype=torch.float32, out=None):  # fmt: skip
+def _launch(
+    image_NHW3,
+    index_B=None,
+    *,
+    mirror_B=None,
+    shift_B2=None,
+    block_B=None,
+    gain_B=None,
+    offset_B=None,
+    mean,
+    std,
+    dtype=torch.float32,
+    out=None,
+):
     out_B3HW = _output(image_NHW3, index_B, dtype, out)
     B, _, H, W = out_B3HW.shape
     mirror_B = None if mirror_B is None else mirror_B.view(torch.uint8)
     if out_B3HW.numel():
-        _gather[(B * triton.cdiv(H * W, _TILE),)](out_B3HW, image_NHW3, index_B, mirror_B, shift_B2, block_B, gain_B,
-                                                  offset_B, float(mean), 1 / std, H, W, _TILE,
-                                                  enable_fp_fusion=False)  # fmt: skip  # to round as the reference does
+        _gather[(B * triton.cdiv(H * W, _TILE),)](
+            out_B3HW,
+            image_NHW3,
+            index_B,
+            mirror_B,
+            shift_B2,
+            block_B,
+            gain_B,
+            offset_B,
+            float(mean),
+            1 / std,
+            H,
+            W,
+            _TILE,
+            enable_fp_fusion=False,
+        )  # to round as the reference does
     return out_B3HW
 
 
@@ -127,8 +177,20 @@ def _output(image_NHW3, index_B, dtype, out):
     return torch.empty(shape, dtype=dtype, device=image_NHW3.device) if out is None else out
 
 
-def gather_images(image_NHW3, index_B=None, *, mirror_B=None, shift_B2=None, block_B=None, gain_B=None, offset_B=None,
-                  mean, std, dtype=torch.float32, out=None):  # fmt: skip
+def gather_images(
+    image_NHW3,
+    index_B=None,
+    *,
+    mirror_B=None,
+    shift_B2=None,
+    block_B=None,
+    gain_B=None,
+    offset_B=None,
+    mean,
+    std,
+    dtype=torch.float32,
+    out=None,
+):
     """The images (B, 3, H, W), contiguous, of `dtype`, that `index_B` names among decoded ones; by default all of them.
 
     `image_NHW3`: uint8, contiguous. `index_B`: int64 in [0, N); out of it is an error on the CPU, undefined on a GPU.
@@ -146,11 +208,14 @@ def gather_images(image_NHW3, index_B=None, *, mirror_B=None, shift_B2=None, blo
     B = len(image_NHW3) if index_B is None else len(index_B)
     integers, floats = (torch.int32, torch.int64), (torch.float32,)
     for name, value, shape, dtypes in (
-        ("index_B", index_B, (B,), (torch.int64,)), ("mirror_B", mirror_B, (B,), (torch.bool,)),
-        ("shift_B2", shift_B2, (B, 2), integers), ("block_B", block_B, (B,), integers),
-        ("gain_B", gain_B, (B,), floats), ("offset_B", offset_B, (B,), floats),
+        ("index_B", index_B, (B,), (torch.int64,)),
+        ("mirror_B", mirror_B, (B,), (torch.bool,)),
+        ("shift_B2", shift_B2, (B, 2), integers),
+        ("block_B", block_B, (B,), integers),
+        ("gain_B", gain_B, (B,), floats),
+        ("offset_B", offset_B, (B,), floats),
         ("out", out, (B, 3, *image_NHW3.shape[1:3]), (dtype,)),
-    ):  # fmt: skip
+    ):
         _check(name, value, shape, dtypes, image_NHW3.device)
     changes = {"mirror_B": mirror_B, "shift_B2": shift_B2, "block_B": block_B, "gain_B": gain_B, "offset_B": offset_B}
     if image_NHW3.is_cuda:

@@ -35,8 +35,18 @@ def margin_loss(log_sum_B, cos_B, norm_B, label_B, identities, *, margin: Margin
     return loss_B.masked_fill(label_B < 0, 0.0).masked_fill(label_B >= identities, torch.nan)
 
 
-def margin_softmax(embedding_BD, weight_CD, label_B, *, margin: Margin, scale=64.0, keep="auto", inverse_norm_C=None,
-                   sample_weight_B=None, class_weight_C=None):  # fmt: skip
+def margin_softmax(
+    embedding_BD,
+    weight_CD,
+    label_B,
+    *,
+    margin: Margin,
+    scale=64.0,
+    keep="auto",
+    inverse_norm_C=None,
+    sample_weight_B=None,
+    class_weight_C=None,
+):
     """Loss of each row (B,), from embeddings (B, D), identity weights (C, D) and labels (B,) in [-1, C).
 
     Both sets of rows are normalised inside. A row labelled -1 is ignored: its loss and gradient are 0. `margin`: see

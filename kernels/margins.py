@@ -96,8 +96,10 @@ class Combined:
         _want("Combined", "m2", self.m2, 0, math.pi, angle=True)
         _want("Combined", "m3", self.m3, 0, 2)
         if self.m1 < 1 and self.m1 * math.pi + self.m2 < math.pi:
-            raise ValueError(f"Combined wants m1 of at least 1, or m2 of at least (1 - m1) pi, got m1 {self.m1:g} and "
-                             f"m2 {self.m2:g}, which would raise the cosines of wide angles; CosFace is (1, 0, m)")
+            raise ValueError(
+                f"Combined wants m1 of at least 1, or m2 of at least (1 - m1) pi, got m1 {self.m1:g} and "
+                f"m2 {self.m2:g}, which would raise the cosines of wide angles; CosFace is (1, 0, m)"
+            )
 
     def __call__(self, cos_B, norm_B):
         if self.m1 == 1.0:
@@ -128,8 +130,10 @@ class MagFace:
             _want("MagFace", name, getattr(self, name), 0, math.pi, angle=True)
         _want("MagFace", "weight", self.weight, 0, math.inf)
         if not (0 < self.low < self.high < math.inf and self.least <= self.most):
-            raise ValueError("MagFace wants lengths 0 < low < high and angles least <= most, got low "
-                             f"{self.low:g}, high {self.high:g}, least {self.least:g}, most {self.most:g}")
+            raise ValueError(
+                "MagFace wants lengths 0 < low < high and angles least <= most, got low "
+                f"{self.low:g}, high {self.high:g}, least {self.least:g}, most {self.most:g}"
+            )
 
     def __call__(self, cos_B, norm_B):
         share_B = (norm_B.clamp(self.low, self.high) - self.low) / (self.high - self.low)

@@ -70,8 +70,23 @@ def _add_split(total_ptr, g_ptr, v_ptr, hv_ptr, alpha, gamma, P, BLOCK: tl.const
 
 
 @triton.jit
-def _meta_sgd(theta_ptr, momentum_ptr, square_ptr, total_ptr, g_ptr, v_ptr, hv_ptr, alpha, gamma, share, rate,
-              momentum, weight_decay, P, BLOCK: tl.constexpr):  # fmt: skip
+def _meta_sgd(
+    theta_ptr,
+    momentum_ptr,
+    square_ptr,
+    total_ptr,
+    g_ptr,
+    v_ptr,
+    hv_ptr,
+    alpha,
+    gamma,
+    share,
+    rate,
+    momentum,
+    weight_decay,
+    P,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < P
     mean = _combined(g_ptr, v_ptr, hv_ptr, at, inside, alpha, gamma)
@@ -90,21 +105,35 @@ def _blocks(flat_P):
 
 
 def _launch_look_ahead(out_P, theta_P, g_P, alpha):
-    _look_ahead[_blocks(theta_P)](out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK,
-                                 **FUSED)  # fmt: skip
+    _look_ahead[_blocks(theta_P)](out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK, **FUSED)
 
 
 def _launch_add_split(total_P, g_P, v_P, hv_P, alpha, gamma):
-    _add_split[_blocks(total_P)](total_P, g_P, v_P, hv_P, float(alpha), float(gamma), len(total_P), _BLOCK,
-                                **FUSED)  # fmt: skip
+    _add_split[_blocks(total_P)](total_P, g_P, v_P, hv_P, float(alpha), float(gamma), len(total_P), _BLOCK, **FUSED)
 
 
-def _launch_meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum,
-                     weight_decay):  # fmt: skip
+def _launch_meta_sgd(
+    theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum, weight_decay
+):
     squares = torch.empty(_blocks(theta_P), device=theta_P.device)
-    _meta_sgd[_blocks(theta_P)](theta_P, momentum_P, squares, total_P, g_P, v_P, hv_P, float(alpha), float(gamma),
-                                1 / splits, float(rate), float(momentum), float(weight_decay), len(theta_P),
-                                _BLOCK, **FUSED)  # fmt: skip
+    _meta_sgd[_blocks(theta_P)](
+        theta_P,
+        momentum_P,
+        squares,
+        total_P,
+        g_P,
+        v_P,
+        hv_P,
+        float(alpha),
+        float(gamma),
+        1 / splits,
+        float(rate),
+        float(momentum),
+        float(weight_decay),
+        len(theta_P),
+        _BLOCK,
+        **FUSED,
+    )
     return squares.sum()
 
 
@@ -114,18 +143,26 @@ def _run(kernel, reference, flats, *arguments, **settings):
     if flats[0].is_cuda and flats[0].dtype == torch.float32:
         with torch.cuda.device(flats[0].device):
             return kernel(*flats, *arguments, **settings)
-    pieces = zip(*([None] * -(-len(flats[0]) // _CHUNK) if flat is None else flat.split(_CHUNK) for flat in flats),
-                 strict=True)  # fmt: skip
+    pieces = zip(
+        *([None] * -(-len(flats[0]) // _CHUNK) if flat is None else flat.split(_CHUNK) for flat in flats), strict=True
+    )
     return [reference(*piece, *arguments, **settings) for piece in pieces]
 
 
 def _check(flats):
     first = flats[0]
     for flat in flats:
-        if flat is not None and (flat.shape != first.shape or flat.ndim != 1 or flat.device != first.device
-                                 or flat.dtype != first.dtype or not flat.is_contiguous()):  # fmt: skip
-            raise ValueError(f"want flat buffers like the first, {first.dtype} {tuple(first.shape)} on {first.device}, "
-                             f"contiguous; got {flat.dtype} {tuple(flat.shape)} on {flat.device}")  # fmt: skip
+        if flat is not None and (
+            flat.shape != first.shape
+            or flat.ndim != 1
+            or flat.device != first.device
+            or flat.dtype != first.dtype
+            or not flat.is_contiguous()
+        ):
+            raise ValueError(
+                f"want flat buffers like the first, {first.dtype} {tuple(first.shape)} on {first.device}, "
+                f"contiguous; got {flat.dtype} {tuple(flat.shape)} on {flat.device}"
+            )
 
 
 @torch.no_grad()
@@ -146,6 +183,15 @@ def meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, spli
 
     `total_P`: of the splits before, None where there are none. Gives the norm of the mean gradient, a tensor ().
     """
-    squares = _run(_launch_meta_sgd, meta_sgd_ref, (theta_P, momentum_P, total_P, g_P, v_P, hv_P), alpha=alpha,
-                   gamma=gamma, splits=splits, rate=rate, momentum=momentum, weight_decay=weight_decay)  # fmt: skip
+    squares = _run(
+        _launch_meta_sgd,
+        meta_sgd_ref,
+        (theta_P, momentum_P, total_P, g_P, v_P, hv_P),
+        alpha=alpha,
+        gamma=gamma,
+        splits=splits,
+        rate=rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     return (squares if isinstance(squares, torch.Tensor) else torch.stack(squares).sum()).sqrt()

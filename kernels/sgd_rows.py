@@ -32,8 +32,20 @@ def sgd_rows_ref(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *,
 
 
 @triton.jit
-def _update(weight_ptr, grad_ptr, momentum_ptr, inverse_norm_ptr, row_ptr, N, rate, momentum, weight_decay,
-            D: tl.constexpr, D_PADDED: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def _update(
+    weight_ptr,
+    grad_ptr,
+    momentum_ptr,
+    inverse_norm_ptr,
+    row_ptr,
+    N,
+    rate,
+    momentum,
+    weight_decay,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits: n * D passes 2**31 at 4M rows of 512
     d = tl.arange(0, D_PADDED)
     c = tl.load(row_ptr + n, mask=n < N, other=0).to(tl.int64) if row_ptr is not None else n
@@ -53,9 +65,21 @@ def _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate
     (N, D), padded = grad_ND.shape, triton.next_power_of_2(grad_ND.shape[1])
     rows = max(1, _ELEMENTS // padded)
     if N:
-        _update[(triton.cdiv(N, rows),)](weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N, N, float(rate),
-                                         float(momentum), float(weight_decay), D, padded, rows,
-                                         **FUSED)  # fmt: skip
+        _update[(triton.cdiv(N, rows),)](
+            weight_CD,
+            grad_ND,
+            momentum_CD,
+            inverse_norm_C,
+            row_N,
+            N,
+            float(rate),
+            float(momentum),
+            float(weight_decay),
+            D,
+            padded,
+            rows,
+            **FUSED,
+        )
 
 
 @torch.no_grad()
@@ -68,14 +92,22 @@ def sgd_rows(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rat
     """
     (C, D), N = weight_CD.shape, len(weight_CD) if row_N is None else len(row_N)
     for name, value, shape, dtype in (
-        ("weight_CD", weight_CD, (C, D), torch.float32), ("grad_ND", grad_ND, (N, D), torch.float32),
-        ("momentum_CD", momentum_CD, (C, D), torch.float32), ("inverse_norm_C", inverse_norm_C, (C,), torch.float32),
+        ("weight_CD", weight_CD, (C, D), torch.float32),
+        ("grad_ND", grad_ND, (N, D), torch.float32),
+        ("momentum_CD", momentum_CD, (C, D), torch.float32),
+        ("inverse_norm_C", inverse_norm_C, (C,), torch.float32),
         ("row_N", row_N, (N,), torch.int64),
-    ):  # fmt: skip
-        if value is not None and (value.shape != shape or value.dtype != dtype or not value.is_contiguous()
-                                  or value.device != weight_CD.device):  # fmt: skip
-            raise ValueError(f"want {name} {dtype} {shape}, contiguous, on {weight_CD.device}; got {value.dtype} "
-                             f"{tuple(value.shape)} on {value.device}")  # fmt: skip
+    ):
+        if value is not None and (
+            value.shape != shape
+            or value.dtype != dtype
+            or not value.is_contiguous()
+            or value.device != weight_CD.device
+        ):
+            raise ValueError(
+                f"want {name} {dtype} {shape}, contiguous, on {weight_CD.device}; got {value.dtype} "
+                f"{tuple(value.shape)} on {value.device}"
+            )
     settings = {"rate": rate, "momentum": momentum, "weight_decay": weight_decay}
     if weight_CD.is_cuda:
         with torch.cuda.device(weight_CD.device):

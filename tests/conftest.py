@@ -32,8 +32,9 @@ def pytest_collection_finish(session):
         return
     folder = tempfile.TemporaryDirectory()
     with open(f"{folder.name}/table.json", "w") as table, open(f"{folder.name}/errors", "w") as errors:
-        process = subprocess.Popen([sys.executable, TABLE, "--json"], env=compiling(folder.name), cwd=TABLE.parent,
-                                   stdout=table, stderr=errors)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, TABLE, "--json"], env=compiling(folder.name), cwd=TABLE.parent, stdout=table, stderr=errors
+        )
     session.config.stash[COMPILING] = process, folder
 
 

@@ -57,8 +57,9 @@ def in_turn(batch_images, images):
 def batches(encoded, preprocess=PLAIN, batch_images=4, **options):
     domain = FakeDomain(encoded)
     options = {"last": max(1, len(encoded) // batch_images), **options}
-    with ImageStream([domain], in_turn(batch_images, domain.images), preprocess, batch_images=batch_images,
-                     **options) as stream:  # fmt: skip
+    with ImageStream(
+        [domain], in_turn(batch_images, domain.images), preprocess, batch_images=batch_images, **options
+    ) as stream:
         return dict(stream), stream.bad
 
 

@@ -19,9 +19,15 @@ def test_mfr28_has_28_convolutions_and_the_papers_size():
 
 
 # Counted in InsightFace's own definitions: 24.03, 34.14, 43.59, 65.16 million.
-@pytest.mark.parametrize(("name", "millions"), [
-    ("iresnet18", 24.03), ("iresnet34", 34.14), ("iresnet50", 43.59), ("iresnet100", 65.16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("iresnet18", 24.03),
+        ("iresnet34", 34.14),
+        ("iresnet50", 43.59),
+        ("iresnet100", 65.16),
+    ],
+)
 def test_iresnet_has_the_published_size(name, millions):
     with torch.device("meta"):
         assert parameters(build(name)) / 1e6 == pytest.approx(millions, abs=0.01)
@@ -30,10 +36,22 @@ def test_iresnet_has_the_published_size(name, millions):
 def test_iresnet_parameters_have_insightfaces_names():
     with torch.device("meta"):
         names = set(build("iresnet50").state_dict())
-    block = {f"layer3.13.{part}" for part in ("bn1.weight", "conv1.weight", "bn2.running_var", "prelu.weight",
-                                              "conv2.weight", "bn3.bias")}  # fmt: skip
-    rest = {"conv1.weight", "bn1.bias", "prelu.weight", "layer1.0.downsample.0.weight", "layer4.0.downsample.1.weight",
-            "bn2.running_mean", "fc.weight", "fc.bias", "features.weight", "features.running_var"}  # fmt: skip
+    block = {
+        f"layer3.13.{part}"
+        for part in ("bn1.weight", "conv1.weight", "bn2.running_var", "prelu.weight", "conv2.weight", "bn3.bias")
+    }
+    rest = {
+        "conv1.weight",
+        "bn1.bias",
+        "prelu.weight",
+        "layer1.0.downsample.0.weight",
+        "layer4.0.downsample.1.weight",
+        "bn2.running_mean",
+        "fc.weight",
+        "fc.bias",
+        "features.weight",
+        "features.running_var",
+    }
     assert block | rest <= names
 
 

@@ -111,6 +111,9 @@ def test_kernels_keep_their_inputs_and_repeat_themselves():
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
     for kept, fresh in zip(arguments, inputs(SHAPES[1], "each"), strict=True):
-        for one, other in zip([kept] if isinstance(kept, torch.Tensor) else kept,
-                              [fresh] if isinstance(fresh, torch.Tensor) else fresh, strict=True):  # fmt: skip
+        for one, other in zip(
+            [kept] if isinstance(kept, torch.Tensor) else kept,
+            [fresh] if isinstance(fresh, torch.Tensor) else fresh,
+            strict=True,
+        ):
             assert torch.equal(one, other)

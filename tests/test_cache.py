@@ -6,16 +6,25 @@ from decode_fakes import GOOD, PLAIN, SMALL_PNG, FakeDomain, encode, flip_bits, 
 from fastmfr.decode import CachedStream, DecodedCache, ImageStream, Preprocess, cache, choose_cache, open_stream
 
 CHANGED = Preprocess(size=16, std=60.0, translate=2, low_resolution=0.5, brightness=30.0, contrast=0.4)
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="decodes on a CUDA device")])]  # fmt: skip
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="decodes on a CUDA device")],
+    ),
+]
 
 
 def domains():
     """Two, of 12 and 8 images in all sizes; broken in both ways, one at the very end."""
     encoded = [encode(picture(20 + n, 24, seed=n)) for n in range(20)]
     encoded[2], encoded[6], encoded[7], encoded[14], encoded[19] = (
-        flip_bits(SMALL_PNG), GOOD[:100], flip_bits(SMALL_PNG), b"", flip_bits(SMALL_PNG)
-    )  # fmt: skip
+        flip_bits(SMALL_PNG),
+        GOOD[:100],
+        flip_bits(SMALL_PNG),
+        b"",
+        flip_bits(SMALL_PNG),
+    )
     return [FakeDomain(encoded[:12], name="studio"), FakeDomain(encoded[12:], name="street")]
 
 
@@ -52,8 +61,9 @@ def test_a_cached_run_equals_a_decoding_one_bit_for_bit(place, device):
 def test_fills_itself_in_several_batches_and_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr(cache, "_FILL", 8)
     told, encoded = [], [[level(n) for n in range(12)], [level(100 + n) for n in range(7)]]
-    kept = DecodedCache([FakeDomain(encoded[0]), FakeDomain(encoded[1])], PLAIN, place="host",
-                        progress=lambda *done: told.append(done))  # fmt: skip
+    kept = DecodedCache(
+        [FakeDomain(encoded[0]), FakeDomain(encoded[1])], PLAIN, place="host", progress=lambda *done: told.append(done)
+    )
     assert told == [(8, 19), (16, 19), (19, 19)]
     assert kept.image_NHW3[:, 0, 0, 0].tolist() == [*range(12), *range(100, 107)]
     assert kept.starts.tolist() == [0, 12]
@@ -120,16 +130,19 @@ def memory(monkeypatch):
     monkeypatch.setattr(cache, "_available_host", lambda device: 2 * 4 * 192)
 
 
-@pytest.mark.parametrize(("images", "slots", "device", "choice", "why"), [
-    (2, None, "cuda", "gpu", "cache on the gpu: 2 images of 8 x 8 pixels"),
-    (3, None, "cuda", "host", "cache on the host: 3 images"),
-    (2, 100, "cpu", "host", "cache on the host: 2 images"),
-    (4, 5, "cpu", "host", "cache on the host: 4 images"),
-    (5, None, "cpu", "none", "more than half of what is free, 0.0 MB on the host"),
-    (5, None, "cuda", "none", "0.0 MB on the gpu and 0.0 MB on the host"),
-    (4, 4, "cpu", "none", "4 images are asked for of 4, so keeping them would not pay"),
-    (2, 2, "cuda:0", "none", "2 images are asked for of 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "slots", "device", "choice", "why"),
+    [
+        (2, None, "cuda", "gpu", "cache on the gpu: 2 images of 8 x 8 pixels"),
+        (3, None, "cuda", "host", "cache on the host: 3 images"),
+        (2, 100, "cpu", "host", "cache on the host: 2 images"),
+        (4, 5, "cpu", "host", "cache on the host: 4 images"),
+        (5, None, "cpu", "none", "more than half of what is free, 0.0 MB on the host"),
+        (5, None, "cuda", "none", "0.0 MB on the gpu and 0.0 MB on the host"),
+        (4, 4, "cpu", "none", "4 images are asked for of 4, so keeping them would not pay"),
+        (2, 2, "cuda:0", "none", "2 images are asked for of 2"),
+    ],
+)
 def test_auto_keeps_what_fits_and_is_used_again(memory, images, slots, device, choice, why):
     got, sentence = choose_cache("auto", [FakeDomain([b""] * images)], PLAIN, slots, device)
     assert got == choice
@@ -141,10 +154,12 @@ def test_takes_the_cache_asked_for_or_says_why_not(memory):
     assert choose_cache("none", few, PLAIN, None, "cpu")[0] == "none"
     assert choose_cache("host", few, PLAIN, 1, "cpu")[0] == "host"
     assert choose_cache("gpu", few, PLAIN, 1, "cuda")[0] == "gpu"  # all that is free, not half of it
-    for wanted, device, message in (("gpu", "cpu", "gpu wants a CUDA device, but the device is cpu"),
-                                    ("host", "cpu", "cache host: 20 images of 8 x 8 pixels, .* do not fit"),
-                                    ("gpu", "cuda", "cache gpu: 20 images .* do not fit"),
-                                    ("ram", "cpu", "want cache out of 'auto', .* got 'ram'")):  # fmt: skip
+    for wanted, device, message in (
+        ("gpu", "cpu", "gpu wants a CUDA device, but the device is cpu"),
+        ("host", "cpu", "cache host: 20 images of 8 x 8 pixels, .* do not fit"),
+        ("gpu", "cuda", "cache gpu: 20 images .* do not fit"),
+        ("ram", "cpu", "want cache out of 'auto', .* got 'ram'"),
+    ):
         with pytest.raises(ValueError, match=message):
             choose_cache(wanted, more, PLAIN, None, device)
 
@@ -157,10 +172,17 @@ def test_opens_the_stream_that_was_chosen_and_says_why():
     encoded, told = [FakeDomain([level(n) for n in range(8)])], []
     kept = DecodedCache(encoded, PLAIN, place="host")
     streams = [
-        open_stream(encoded, in_turn(4, 8), PLAIN, cache=wanted, batch_images=4, last=5,
-                    progress=lambda *done: told.append(done))
+        open_stream(
+            encoded,
+            in_turn(4, 8),
+            PLAIN,
+            cache=wanted,
+            batch_images=4,
+            last=5,
+            progress=lambda *done: told.append(done),
+        )
         for wanted in ("none", "host", "auto", kept)
-    ]  # fmt: skip
+    ]
     assert told == [(8, 8), (8, 8)]
     assert [type(stream) for stream in streams] == [ImageStream, CachedStream, CachedStream, CachedStream]
     said = "no cache: ", "cache on the host: 8 images", "cache on the host: 8 images", "cache on the host, filled"

@@ -61,8 +61,9 @@ def test_the_table_covers_every_kernel_on_every_architecture(rows):
 
 
 def test_a_kernel_that_spills_is_found(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SPILLING], env=compiling(tmp_path), cwd=TABLE.parent,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SPILLING], env=compiling(tmp_path), cwd=TABLE.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["stack"] > 0

@@ -91,10 +91,15 @@ def test_the_recipes_numbers_stay_with_its_margin(tmp_path, capsys):
     assert "are of 'combined'; 'cosface' takes its own (m 0.35)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [
-    "margin: combined, margin_values: [0.3]", "margin: magface, margin_values: [0.35]",
-    "margin: cosface, margin_values: [1.0, 0.3, 0.2]", "margin_values: [0.3, 0.3]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "margin: combined, margin_values: [0.3]",
+        "margin: magface, margin_values: [0.35]",
+        "margin: cosface, margin_values: [1.0, 0.3, 0.2]",
+        "margin_values: [0.3, 0.3]",
+    ],
+)
 def test_numbers_of_another_margin_are_refused_from_a_recipe_too(tmp_path, capsys, text):
     (tmp_path / "mine.yaml").write_text(f"pretrain: {{{text}}}")
     assert "or null for these, got [" in sentence(capsys, "--config", str(tmp_path / "mine.yaml"))
@@ -115,31 +120,37 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     assert "no option --zzz (" in sentence(capsys, "--zzz")
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["--meta.method", "maml"], "want meta.method out of 'mfr', 'first_order', 'no_meta', 'mldg', got 'maml'"),
-    (["--meta.steps", "x"], 'the option "meta.steps": Expected a int. Got value: x'),
-    (["--meta.sharing", "per_domain"], "want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0"),
-    (["--meta.sharing", "per_domain", "--meta.method", "mldg"], "one split a step has nothing to share"),
-    (["--pretrain.margin", "sphere"], "want pretrain.margin out of 'cosface', 'arcface', "),
-    (["--pretrain.margin_values", "[0.3, 0.2]"], "'cosface' has 1 number, (m): want pretrain.margin_values [0.35]"),
-    (["--pretrain.margin", "combined", "--pretrain.margin_values", "[0.3]"], "has 3 numbers, (m1, m2, m3): want "),
-    (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
-    (["--meta.batch_norm", "group"], "got 'group'"),
-    (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', 'pillow', got 'gpu'"),
-    (["--config", "nope"], "no recipe 'nope'; want a .yaml file or one of"),
-    (["--resume", "/nowhere"], "/nowhere is no run folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--meta.method", "maml"], "want meta.method out of 'mfr', 'first_order', 'no_meta', 'mldg', got 'maml'"),
+        (["--meta.steps", "x"], 'the option "meta.steps": Expected a int. Got value: x'),
+        (["--meta.sharing", "per_domain"], "want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0"),
+        (["--meta.sharing", "per_domain", "--meta.method", "mldg"], "one split a step has nothing to share"),
+        (["--pretrain.margin", "sphere"], "want pretrain.margin out of 'cosface', 'arcface', "),
+        (["--pretrain.margin_values", "[0.3, 0.2]"], "'cosface' has 1 number, (m): want pretrain.margin_values [0.35]"),
+        (["--pretrain.margin", "combined", "--pretrain.margin_values", "[0.3]"], "has 3 numbers, (m1, m2, m3): want "),
+        (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
+        (["--meta.batch_norm", "group"], "got 'group'"),
+        (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', 'pillow', got 'gpu'"),
+        (["--config", "nope"], "no recipe 'nope'; want a .yaml file or one of"),
+        (["--resume", "/nowhere"], "/nowhere is no run folder"),
+    ],
+)
 def test_a_wrong_value_is_answered_with_a_sentence(capsys, argv, words):
     assert words in sentence(capsys, *argv)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("meta: {ordr: 1}", "ordr"),
-    ("meat: {order: 1}", "meat"),
-    ("meta: {steps: many}", "meta.steps"),
-    ("meta: 3", "below `meta:`"),
-    ("- a list", "sections such as"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("meta: {ordr: 1}", "ordr"),
+        ("meat: {order: 1}", "meat"),
+        ("meta: {steps: many}", "meta.steps"),
+        ("meta: 3", "below `meta:`"),
+        ("- a list", "sections such as"),
+    ],
+)
 def test_a_wrong_recipe_is_answered_with_a_sentence(tmp_path, capsys, text, words):
     (tmp_path / "bad.yaml").write_text(text)
     assert words in sentence(capsys, "--config", str(tmp_path / "bad.yaml"))

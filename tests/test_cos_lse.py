@@ -119,8 +119,11 @@ def test_torch_knows_the_operators():
     tangents = torch.randn(5, 4), torch.randn(7, 4)
     opcheck = {"test_utils": ("test_schema", "test_faketensor")}  # a third derivative there is not
     detached = (value.detach() for value in (dw, radial))
-    torch.library.opcheck(operator._double_backward, (unit.detach(), weight.detach(), *arguments[2:], log_sum.detach(),
-                                                      *g, *detached, *tangents, True), **opcheck)  # fmt: skip
+    torch.library.opcheck(
+        operator._double_backward,
+        (unit.detach(), weight.detach(), *arguments[2:], log_sum.detach(), *g, *detached, *tangents, True),
+        **opcheck,
+    )
 
 
 def test_a_third_derivative_is_refused():

@@ -51,16 +51,30 @@ def assert_accurate(p, floor=None, scale=64.0, size=SIZE, inner=True, **variant)
         assert_as_accurate(got[name], ref[name], truth[name], lowest)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [
-    *((shape, BF16) for shape in SHAPES), (SHAPES[0], FP32), (SHAPES[1], FP16),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, BF16) for shape in SHAPES),
+        (SHAPES[0], FP32),
+        (SHAPES[1], FP16),
+    ],
+    ids=str,
+)
 def test_as_accurate_as_pytorch(shape, dtype):
     assert_accurate(Problem(*shape, dtype))
 
 
-@pytest.mark.parametrize(("dtype", "weight_dtype", "normed"), [
-    (BF16, BF16, True), (BF16, FP32, True), (FP16, FP32, True), (BF16, BF16, False), (BF16, FP32, False),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "weight_dtype", "normed"),
+    [
+        (BF16, BF16, True),
+        (BF16, FP32, True),
+        (FP16, FP32, True),
+        (BF16, BF16, False),
+        (BF16, FP32, False),
+    ],
+    ids=str,
+)
 def test_takes_weights_of_either_kind(dtype, weight_dtype, normed):
     assert_accurate(Problem(18, SIZE + 9, 24, dtype, weight_dtype, normed=normed))
 
@@ -87,9 +101,16 @@ def test_true_identities_lie_at_the_edges_of_chunks(label_dtype):
     assert_accurate(p)
 
 
-@pytest.mark.parametrize(("nobody", "label_dtype"), [
-    (-1, torch.int32), (SIZE + 1, torch.int64), (2**31 - 1, torch.int32), (-(2**31), torch.int64),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("nobody", "label_dtype"),
+    [
+        (-1, torch.int32),
+        (SIZE + 1, torch.int64),
+        (2**31 - 1, torch.int32),
+        (-(2**31), torch.int64),
+    ],
+    ids=str,
+)
 def test_a_label_out_of_range_names_nobody(label_dtype, nobody):
     p = Problem(5, SIZE + 1, 10, BF16, label_dtype=label_dtype)
     p.label_B.fill_(nobody)

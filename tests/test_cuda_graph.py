@@ -23,11 +23,15 @@ class Cuda:
         self.stream, self.streams, self.recording, self.begins, self.is_valid = 0, 0, None, True, True
         self.pools, self.into, self.zeros = {}, set(), []
         functions = {
-            "Stream": self.new_stream, "stream": self.within, "CUDAGraph": lambda: Graph(self),
-            "graph_pool_handle": lambda: (0, len(self.pools) + 1), "synchronize": lambda: None,
-            "empty_cache": lambda: None, "is_current_stream_capturing": lambda: self.recording == self.stream,
+            "Stream": self.new_stream,
+            "stream": self.within,
+            "CUDAGraph": lambda: Graph(self),
+            "graph_pool_handle": lambda: (0, len(self.pools) + 1),
+            "synchronize": lambda: None,
+            "empty_cache": lambda: None,
+            "is_current_stream_capturing": lambda: self.recording == self.stream,
             "current_stream": lambda device: SimpleNamespace(stream_id=self.stream),
-        }  # fmt: skip
+        }
         for name, function in functions.items():
             monkeypatch.setattr(torch.cuda, name, function)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate)

@@ -36,8 +36,10 @@ KINDS = {
     "palette with a transparent colour": encode(picture(60, 60).convert("P"), "PNG", transparency=3),
     **{f"orientation {o}": encode(picture(70, 60), exif=oriented(o)) for o in range(1, 9)},
     # tall and wide, enlarged and reduced, odd and even rests to crop, noise, whose borders show how a filter ends
-    **{f"{w} x {h}": encode(picture(w, h))
-       for w, h in [(64, 64), (65, 64), (112, 150), (151, 113), (40, 33), (400, 30)]},
+    **{
+        f"{w} x {h}": encode(picture(w, h))
+        for w, h in [(64, 64), (65, 64), (112, 150), (151, 113), (40, 33), (400, 30)]
+    },
     "noise": encode(Image.fromarray(np.random.default_rng(1).integers(0, 256, (131, 90, 3), np.uint8)), "PNG"),
 }
 
@@ -85,8 +87,7 @@ def test_turns_an_image_as_its_exif_orientation_says():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="decodes on a CUDA device")
 def test_mixed_decoding_equals_pillow_within_four_grey_levels():
     preprocess = Preprocess(size=64, flip=1.0)  # nvJPEG's inverse transform and upsampling are its own: 4, not 2
-    images, bad = batches(list(KINDS.values()), preprocess, batch_images=len(KINDS), device="cuda:0",
-                          decoder="mixed")  # fmt: skip
+    images, bad = batches(list(KINDS.values()), preprocess, batch_images=len(KINDS), device="cuda:0", decoder="mixed")
     assert not bad
     assert images[0].device == torch.device("cuda:0")
     for (name, encoded), got in zip(KINDS.items(), images[0].cpu().numpy(), strict=True):
@@ -146,12 +147,15 @@ def test_reads_past_fill_bytes_and_a_thumbnail():
 
 # 0-3, 4-7 and 8-11 are one identity each. The header shows a cut file; only decoding shows flipped bits.
 @pytest.mark.parametrize("damage", [lambda encoded: encoded[:20], flip_bits], ids=["cut short", "flipped"])
-@pytest.mark.parametrize(("broken", "want"), [
-    ([1], {1: 2}),  # the next of the identity
-    ([6, 7], {6: 4, 7: 4}),  # the identity's first, when its last is bad
-    ([4, 5, 6, 7], {4: 8, 5: 8, 6: 8, 7: 8}),  # another identity, when it has no good one
-    ([8, 9, 10, 11], {8: 0, 9: 0, 10: 0, 11: 0}),  # likewise, from the start of the domain
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "want"),
+    [
+        ([1], {1: 2}),  # the next of the identity
+        ([6, 7], {6: 4, 7: 4}),  # the identity's first, when its last is bad
+        ([4, 5, 6, 7], {4: 8, 5: 8, 6: 8, 7: 8}),  # another identity, when it has no good one
+        ([8, 9, 10, 11], {8: 0, 9: 0, 10: 0, 11: 0}),  # likewise, from the start of the domain
+    ],
+)
 def test_the_substitute_is_the_next_good_image_of_the_identity_else_of_the_domain(broken, want, damage):
     encoded = [damage(level(number)) if number in broken else level(number) for number in range(12)]
     got, bad = levels(encoded)
@@ -164,15 +168,16 @@ def test_ends_with_a_sentence_when_a_domain_has_no_good_image():
         batches([b""] * 8)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"size": 0}, "size is the side of an image, .* got 0"),
-    ({"size": 112.0}, "whole number of pixels 1..4096, got 112.0"),
-    ({"mean": float("nan")}, "mean is a grey level, want a finite number, got nan"),
-    ({"std": 0.0}, "std divides, want a finite number above 0, got 0.0"),
-    ({"flip": 1.5}, "flip is a probability, want 0..1, got 1.5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size is the side of an image, .* got 0"),
+        ({"size": 112.0}, "whole number of pixels 1..4096, got 112.0"),
+        ({"mean": float("nan")}, "mean is a grey level, want a finite number, got nan"),
+        ({"std": 0.0}, "std divides, want a finite number above 0, got 0.0"),
+        ({"flip": 1.5}, "flip is a probability, want 0..1, got 1.5"),
+    ],
+)
 def test_preprocess_refuses_values_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Preprocess(**options)
-
-

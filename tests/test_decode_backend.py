@@ -22,24 +22,30 @@ def chosen(wanted, device, *found):
     return choose_decoder(wanted, "domains", LOOK, device, 3, measure if found else None)
 
 
-@pytest.mark.parametrize(("cpu", "mixed", "choice", "sentence"), [
-    (8900.4, 4100.0, "cpu", "decoder cpu: 8,900 images/s against 4,100 in mixed, measured on 512 images"),
-    (8900.0, 20100.0, "mixed", "decoder mixed: 20,100 images/s against 8,900 in cpu, measured on 512 images"),
-    (8900.0, 8900.0, "cpu", "decoder cpu: 8,900 images/s against 8,900 in mixed, measured on 512 images"),
-    (8900.0, "no nvJPEG", "cpu", "decoder cpu: mixed failed (no nvJPEG)"),
-    ("no codec", 20100.0, "mixed", "decoder mixed: cpu failed (no codec)"),
-    ("no codec", "no nvJPEG", "cpu", "decoder cpu: cpu failed (no codec) and mixed failed (no nvJPEG)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cpu", "mixed", "choice", "sentence"),
+    [
+        (8900.4, 4100.0, "cpu", "decoder cpu: 8,900 images/s against 4,100 in mixed, measured on 512 images"),
+        (8900.0, 20100.0, "mixed", "decoder mixed: 20,100 images/s against 8,900 in cpu, measured on 512 images"),
+        (8900.0, 8900.0, "cpu", "decoder cpu: 8,900 images/s against 8,900 in mixed, measured on 512 images"),
+        (8900.0, "no nvJPEG", "cpu", "decoder cpu: mixed failed (no nvJPEG)"),
+        ("no codec", 20100.0, "mixed", "decoder mixed: cpu failed (no codec)"),
+        ("no codec", "no nvJPEG", "cpu", "decoder cpu: cpu failed (no codec) and mixed failed (no nvJPEG)"),
+    ],
+)
 def test_auto_takes_the_faster_one_and_says_by_how_much(cpu, mixed, choice, sentence):
     assert chosen("auto", "cuda", {"cpu": cpu, "mixed": mixed}, 512) == (choice, sentence)
 
 
-@pytest.mark.parametrize(("wanted", "device", "choice", "sentence"), [
-    ("auto", "cpu", "cpu", "decoder cpu: there is no CUDA device"),
-    ("cpu", "cpu", "cpu", "decoder cpu, as asked for"),
-    ("cpu", "cuda", "cpu", "decoder cpu, as asked for"),
-    ("mixed", "cuda:1", "mixed", "decoder mixed, as asked for"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wanted", "device", "choice", "sentence"),
+    [
+        ("auto", "cpu", "cpu", "decoder cpu: there is no CUDA device"),
+        ("cpu", "cpu", "cpu", "decoder cpu, as asked for"),
+        ("cpu", "cuda", "cpu", "decoder cpu, as asked for"),
+        ("mixed", "cuda:1", "mixed", "decoder mixed, as asked for"),
+    ],
+)
 def test_measures_nothing_where_there_is_no_choice(wanted, device, choice, sentence):
     assert chosen(wanted, device) == (choice, sentence)
 
@@ -67,10 +73,13 @@ def test_measures_on_good_images_out_of_all_domains(monkeypatch):
     assert found["cpu"] > 0
 
 
-@pytest.mark.parametrize(("error", "reason"), [
-    (RuntimeError("no\nnvJPEG here"), "no nvJPEG here"),  # whatever the image
-    (ValueError("cannot be decoded"), "it decoded none of 8 images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no\nnvJPEG here"), "no nvJPEG here"),  # whatever the image
+        (ValueError("cannot be decoded"), "it decoded none of 8 images"),
+    ],
+)
 def test_a_decoder_that_fails_is_told_with_its_reason(monkeypatch, error, reason):
     class Failing(backend.Vetting):
         def __call__(self, encoded):

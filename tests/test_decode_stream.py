@@ -88,29 +88,35 @@ def test_gives_the_batches_before_an_error_then_the_error(decoder):
     assert list(stream) == []
 
 
-@pytest.mark.parametrize(("domain", "image", "message"), [
-    (np.full(4, 1), np.arange(4), r"batch 0: requests gave domains 1\.\.1, want 0\.\.0"),
-    (np.full(4, -1), np.arange(4), r"batch 0: requests gave domains -1\.\.-1, want 0\.\.0"),
-    (np.zeros(4, int), np.full(4, 12), r"batch 0: requests gave image 12 of domain studio, want 0\.\.11"),
-    (np.zeros(4, int), np.full(4, -1), r"batch 0: requests gave image -1 of domain studio, want 0\.\.11"),
-    (np.zeros(3, int), np.zeros(3, int), r"requests gave domain numbers int64 \(3,\), want whole numbers \(4,\)"),
-    (np.zeros(4, int), np.zeros(4), r"requests gave image numbers float64 \(4,\), want whole numbers \(4,\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("domain", "image", "message"),
+    [
+        (np.full(4, 1), np.arange(4), r"batch 0: requests gave domains 1\.\.1, want 0\.\.0"),
+        (np.full(4, -1), np.arange(4), r"batch 0: requests gave domains -1\.\.-1, want 0\.\.0"),
+        (np.zeros(4, int), np.full(4, 12), r"batch 0: requests gave image 12 of domain studio, want 0\.\.11"),
+        (np.zeros(4, int), np.full(4, -1), r"batch 0: requests gave image -1 of domain studio, want 0\.\.11"),
+        (np.zeros(3, int), np.zeros(3, int), r"requests gave domain numbers int64 \(3,\), want whole numbers \(4,\)"),
+        (np.zeros(4, int), np.zeros(4), r"requests gave image numbers float64 \(4,\), want whole numbers \(4,\)"),
+    ],
+)
 def test_refuses_a_request_outside_the_domains(domain, image, message):
     stream = ImageStream([FakeDomain([level(0)] * 12)], lambda i: (domain, image), PLAIN, batch_images=4)
     with pytest.raises(ValueError, match=message):
         next(stream)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"batch_images": 0}, "batch_images: want a whole number, at least 1, got 0"),
-    ({"first": 3, "last": 2}, "last: want a whole number, at least 3, got 2"),
-    ({"threads": 0}, "threads: want a whole number, at least 1"),
-    ({"prefetch": 0}, "prefetch: want a whole number, at least 1"),
-    ({"seed": -1}, "seed: want a whole number, at least 0, got -1"),
-    ({"first": 1.0}, "first: want a whole number"),
-    ({"device": "meta"}, "device: want cpu, or cuda .* got meta"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_images": 0}, "batch_images: want a whole number, at least 1, got 0"),
+        ({"first": 3, "last": 2}, "last: want a whole number, at least 3, got 2"),
+        ({"threads": 0}, "threads: want a whole number, at least 1"),
+        ({"prefetch": 0}, "prefetch: want a whole number, at least 1"),
+        ({"seed": -1}, "seed: want a whole number, at least 0, got -1"),
+        ({"first": 1.0}, "first: want a whole number"),
+        ({"device": "meta"}, "device: want cpu, or cuda .* got meta"),
+    ],
+)
 def test_refuses_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         ImageStream([FakeDomain([level(0)] * 4)], in_turn(4, 4), PLAIN, **{"batch_images": 4, **options})
@@ -157,8 +163,12 @@ def test_a_stream_left_open_does_not_hold_up_the_end_of_the_program(decoder):
         "stream.itself = stream\n"  # so that not even the garbage collector closes it first
     )
     here = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=here, capture_output=True, text=True,
-                          timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-

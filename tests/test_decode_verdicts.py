@@ -130,8 +130,17 @@ def test_a_pass_over_bad_records_reports_every_key_and_gives_the_same_batches_fr
     def batches(first, verdicts):
         requests = lambda i: np.divmod(order[50 * i : 50 * i + 50], PEOPLE * EACH)  # noqa: E731
         domains = [open_domain(folder) for folder in folders]
-        with ImageStream(domains, requests, Preprocess(size=SIDE), batch_images=50, first=first, last=60, vet=True,
-                         seed=5, verdicts=verdicts) as stream:  # fmt: skip
+        with ImageStream(
+            domains,
+            requests,
+            Preprocess(size=SIDE),
+            batch_images=50,
+            first=first,
+            last=60,
+            vet=True,
+            seed=5,
+            verdicts=verdicts,
+        ) as stream:
             return dict(stream), stream.bad
 
     told = []
@@ -150,6 +159,7 @@ def test_a_pass_over_bad_records_reports_every_key_and_gives_the_same_batches_fr
 def test_the_cache_reports_every_bad_record_too(damaged):
     folders, bad = damaged
     verdicts = Verdicts()
-    DecodedCache([open_domain(folder) for folder in folders], Preprocess(size=SIDE), place="host", vet=True,
-                 verdicts=verdicts)  # fmt: skip
+    DecodedCache(
+        [open_domain(folder) for folder in folders], Preprocess(size=SIDE), place="host", vet=True, verdicts=verdicts
+    )
     assert set(verdicts.bad) == bad

@@ -14,8 +14,10 @@ from fastmfr.decode import DecodedCache, ImageStream, Preprocess, choose_decoder
 from fastmfr.decode.pillow import PillowPipeline, Undecodable
 from fastmfr.domains import open_domain
 
-SENTENCE = ("decoder pillow: nvidia-dali is not installed; Pillow decodes on 2 threads instead. "
-            "`pip install nvidia-dali-cuda130` is faster")  # fmt: skip
+SENTENCE = (
+    "decoder pillow: nvidia-dali is not installed; Pillow decodes on 2 threads instead. "
+    "`pip install nvidia-dali-cuda130` is faster"
+)
 HIDE = "import sys; sys.modules['nvidia.dali'] = None\n"
 
 
@@ -27,8 +29,14 @@ def _hidden(monkeypatch):
 
 def without_dali(program, **options):
     """What a Python process in which DALI cannot be imported prints."""
-    done = subprocess.run([sys.executable, "-c", HIDE + program], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **options)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE + program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        **options,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return " ".join(done.stdout.split())
 
@@ -110,12 +118,21 @@ def test_a_whole_run_is_trained_and_says_which_decoder_it_took(tmp_path):
     names = ("studio", "street", "nir")
     paths = synthetic.make(tmp_path / "faces", domains=names, identities=20, images=4, size=32, workers=1)
     argv = [
-        f"--folder={tmp_path / 'runs'}", f"--data.sources.studio={paths['studio']}",
-        f"--data.sources.street={paths['street']}", f"--data.targets.nir={paths['nir']}", "--threads=1",
-        "--data.threads=2", "--data.size=32", "--model.width=0.125", "--pretrain.steps=2",
-        "--pretrain.batch_identities=4", "--pretrain.warmup=1", "--meta.steps=1", "--meta.batch_identities=4",
+        f"--folder={tmp_path / 'runs'}",
+        f"--data.sources.studio={paths['studio']}",
+        f"--data.sources.street={paths['street']}",
+        f"--data.targets.nir={paths['nir']}",
+        "--threads=1",
+        "--data.threads=2",
+        "--data.size=32",
+        "--model.width=0.125",
+        "--pretrain.steps=2",
+        "--pretrain.batch_identities=4",
+        "--pretrain.warmup=1",
+        "--meta.steps=1",
+        "--meta.batch_identities=4",
         "--device=cpu",
-    ]  # fmt: skip
+    ]
     said = without_dali(f"from fastmfr.train import main\nsys.exit(main({argv!r}))\n", cwd=tmp_path)
     assert said.count(SENTENCE) == 1
     (folder,) = (tmp_path / "runs").iterdir()

@@ -86,8 +86,9 @@ def test_takes_tensors_of_any_shape_and_precision():
     scores, is_mate = normal_scores(100, 900, decimals=0)
     want = verification(scores, is_mate)
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        got = verification(torch.tensor(scores, dtype=dtype, requires_grad=True).view(20, 50),
-                           torch.tensor(is_mate).view(20, 50))
+        got = verification(
+            torch.tensor(scores, dtype=dtype, requires_grad=True).view(20, 50), torch.tensor(is_mate).view(20, 50)
+        )
         assert got == want
 
 
@@ -114,15 +115,18 @@ def test_refuses_a_far_that_the_impostors_cannot_measure():
     assert tar_at_far(*normal_scores(10, 1000), 1e-3) >= 0  # exactly enough
 
 
-@pytest.mark.parametrize(("scores", "is_mate", "far", "message"), [
-    ([1, 2], [True, True], 0.1, "2 genuine of 2 pairs"),
-    ([1, 2], [False, False], 0.1, "0 genuine of 2 pairs"),
-    ([], [], 0.1, "0 genuine of 0 pairs"),
-    ([1, 2], [True], 0.1, "2 scores and 1 flags"),
-    ([1, float("nan")], [True, False], 0.1, "1 of 2 scores are not finite"),
-    ([1, 2], [True, False], 0, "above 0 and below 1, got 0"),
-    ([1, 2], [True, False], 1.5, "got 1.5"),
-])
+@pytest.mark.parametrize(
+    ("scores", "is_mate", "far", "message"),
+    [
+        ([1, 2], [True, True], 0.1, "2 genuine of 2 pairs"),
+        ([1, 2], [False, False], 0.1, "0 genuine of 2 pairs"),
+        ([], [], 0.1, "0 genuine of 0 pairs"),
+        ([1, 2], [True], 0.1, "2 scores and 1 flags"),
+        ([1, float("nan")], [True, False], 0.1, "1 of 2 scores are not finite"),
+        ([1, 2], [True, False], 0, "above 0 and below 1, got 0"),
+        ([1, 2], [True, False], 1.5, "got 1.5"),
+    ],
+)
 def test_verification_refuses_with_a_sentence(scores, is_mate, far, message):
     with pytest.raises(ValueError, match=message):
         tar_at_far(scores, is_mate, far)
@@ -155,10 +159,13 @@ def test_rank1_finds_any_of_several_gallery_images_and_a_tie_is_no_hit():
     assert identification(np.ones((5, 2)), range(5), np.ones((5, 2)), range(5)) == 0
 
 
-@pytest.mark.parametrize(("probe_id", "message"), [
-    ([0, 3], "1 of 2 probes have no mate in the gallery, the first is probe 1 of identity 3"),
-    ([0], "2 probe rows with 1"),
-])
+@pytest.mark.parametrize(
+    ("probe_id", "message"),
+    [
+        ([0, 3], "1 of 2 probes have no mate in the gallery, the first is probe 1 of identity 3"),
+        ([0], "2 probe rows with 1"),
+    ],
+)
 def test_identification_refuses_with_a_sentence(probe_id, message):
     with pytest.raises(ValueError, match=message):
         identification(np.eye(3), [0, 1, 2], np.eye(3)[:2], probe_id)
@@ -217,8 +224,9 @@ def test_score_is_verification_and_rank1_of_all_pairs_and_goes_through_json():
     assert (got["gallery"], got["probes"], got["identities"]) == (60, 180, 60)
     assert got["tar_at_far"]["0.01"]["tar"] == pytest.approx(want["tar_at_far"][0.01]["tar"], abs=0.006)
     assert got["auc"] == pytest.approx(want["auc"], abs=1e-6)
-    assert got["rank1"] == identification(embedding[pairs.gallery], pairs.gallery_id,
-                                          embedding[pairs.probe], pairs.probe_id)
+    assert got["rank1"] == identification(
+        embedding[pairs.gallery], pairs.gallery_id, embedding[pairs.probe], pairs.probe_id
+    )
 
 
 def tar_of_the_people_drawn(score_GP, pairs, drawn, far):

@@ -52,8 +52,10 @@ def test_the_exact_variant_tries_every_threshold():
         best = max(((scores[train] >= t) == same[train]).sum() for t in [*np.unique(scores), np.inf])
         threshold = scores[test][decided[test]].min(initial=np.inf)
         assert (scores[test] >= threshold).tolist() == decided[test].tolist()
-        assert any(((scores[train] >= t) == same[train]).sum() == best
-                   and ((scores[test] >= t) == decided[test]).all() for t in [*np.unique(scores), np.inf])
+        assert any(
+            ((scores[train] >= t) == same[train]).sum() == best and ((scores[test] >= t) == decided[test]).all()
+            for t in [*np.unique(scores), np.inf]
+        )
 
 
 def test_a_grid_too_coarse_for_the_scores_is_seen_beside_the_exact_variant():

@@ -34,8 +34,21 @@ def test_scores_a_runs_model_on_every_set_that_is_there(run, tmp_path, capsys):
     lfw_bin(tmp_path / "lfw.bin")
     (tmp_path / "sets.yaml").write_text("lfw: lfw.bin\nlists: lists\ngone: nowhere\n")
     out = tmp_path / "found.json"
-    assert main(["evaluate", str(run), "--sets", str(tmp_path / "sets.yaml"), "--set", f"faces={tmp_path / 'faces'}",
-                 "--out", str(out)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--sets",
+                str(tmp_path / "sets.yaml"),
+                "--set",
+                f"faces={tmp_path / 'faces'}",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "skipped gone: there is no" in said
     assert "lfw: FAR 0.01 needs at least 100 impostor pairs, there are 30" in said
@@ -64,8 +77,23 @@ def test_weights_alone_take_their_settings_from_a_recipe_and_options(run, tmp_pa
 def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_path, capsys):
     write_lists(open_domain(class_folder(tmp_path / "faces")), Settings(scored=6), tmp_path / "lists")
     out = tmp_path / "found.json"
-    assert main(["evaluate", str(run), "--protocol", "gfr-v", "--set", f"meglass={tmp_path / 'lists'}",
-                 "--set", f"other={tmp_path / 'faces'}", "--out", str(out)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--protocol",
+                "gfr-v",
+                "--set",
+                f"meglass={tmp_path / 'lists'}",
+                "--set",
+                f"other={tmp_path / 'faces'}",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "skipped multi-pie: no --set multi-pie=PATH was given" in said
     assert "meglass is not of the paper's size" in said
@@ -74,14 +102,17 @@ def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_p
     assert "1e-06" in found["meglass"]["tar_at_far"]
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["{run}"], "there is nothing to score on"),
-    (["{run}", "--set", "faces"], "want --set NAME=PATH, got 'faces'"),
-    (["{tmp}", "--set", "a=b"], "neither a file of weights nor a run folder"),
-    (["{run}", "--set", "a={tmp}/none"], "no set could be scored"),
-    (["{run}", "--sets", "{tmp}/list.yaml"], "should hold lines NAME: PATH"),
-    (["{run}", "--set", "a={tmp}/lfw.bin", "--out", "{tmp}/none/found.json"], "No such file or directory"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["{run}"], "there is nothing to score on"),
+        (["{run}", "--set", "faces"], "want --set NAME=PATH, got 'faces'"),
+        (["{tmp}", "--set", "a=b"], "neither a file of weights nor a run folder"),
+        (["{run}", "--set", "a={tmp}/none"], "no set could be scored"),
+        (["{run}", "--sets", "{tmp}/list.yaml"], "should hold lines NAME: PATH"),
+        (["{run}", "--set", "a={tmp}/lfw.bin", "--out", "{tmp}/none/found.json"], "No such file or directory"),
+    ],
+)
 def test_refuses_with_a_sentence(run, tmp_path, capsys, argv, message):
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     lfw_bin(tmp_path / "lfw.bin")
@@ -95,11 +126,22 @@ def test_two_ranks_write_what_one_process_writes_and_say_it_once(run, tmp_path, 
     lfw_bin(tmp_path / "lfw.bin")
     class_folder(tmp_path / "faces")
     (tmp_path / "faces/p03/1.jpg").write_bytes(b"no picture")
-    typed = ["evaluate", str(run), "--set", f"lfw={tmp_path / 'lfw.bin'}", "--set", f"faces={tmp_path / 'faces'}",
-             "--set", f"gone={tmp_path / 'nowhere'}", "--evaluate.batch_images", "16"]  # fmt: skip
+    typed = [
+        "evaluate",
+        str(run),
+        "--set",
+        f"lfw={tmp_path / 'lfw.bin'}",
+        "--set",
+        f"faces={tmp_path / 'faces'}",
+        "--set",
+        f"gone={tmp_path / 'nowhere'}",
+        "--evaluate.batch_images",
+        "16",
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmfr"]
-    two = subprocess.run([*launch, *typed, "--out", str(tmp_path / "two.json")], capture_output=True, text=True,
-                         check=True)  # fmt: skip
+    two = subprocess.run(
+        [*launch, *typed, "--out", str(tmp_path / "two.json")], capture_output=True, text=True, check=True
+    )
     assert main([*typed, "--out", str(tmp_path / "one.json")]) == 0
     one = capsys.readouterr().out
     for once in ("skipped gone: there is no", "written to", "lfw: FAR 0.01 needs", "lfw 120/120", "faces 36/36"):
@@ -117,11 +159,23 @@ def test_what_goes_wrong_on_one_rank_alone_ends_all_with_its_sentence_once(run, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    torchrun = os.environ | {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                             "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
-    ranks = [subprocess.Popen([sys.executable, "-m", "fastmfr", "evaluate", str(run), *typed[rank]],
-                              env=torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(2)]  # fmt: skip
+    torchrun = os.environ | {
+        "TORCHELASTIC_RUN_ID": "none",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastmfr", "evaluate", str(run), *typed[rank]],
+            env=torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
     (said, error), second = (process.communicate() for process in ranks)
     assert [process.returncode for process in ranks] == [1, 1]
     assert f"skipped a: there is no {tmp_path / 'none'};" in said

@@ -23,9 +23,13 @@ def by_hand(embeddings, far):
     """(share of pairs across domains among the false accepts, among all impostor pairs), pair by pair."""
     rows = torch.cat([torch.nn.functional.normalize(rows) for rows, _ in embeddings.values()]).double()
     who = [(name, int(person)) for name, (_, people) in embeddings.items() for person in people]
-    pairs = sorted((-float(rows[i] @ rows[j]), who[i][0] != who[j][0])
-                   for i in range(len(who)) for j in range(i) if who[i] != who[j])
-    accepted = pairs[:int(far * len(pairs))]
+    pairs = sorted(
+        (-float(rows[i] @ rows[j]), who[i][0] != who[j][0])
+        for i in range(len(who))
+        for j in range(i)
+        if who[i] != who[j]
+    )
+    accepted = pairs[: int(far * len(pairs))]
     return np.mean([across for _, across in accepted]), np.mean([across for _, across in pairs])
 
 
@@ -35,8 +39,7 @@ def test_domains_that_are_the_same_are_not_told_apart():
     assert found["told_by_chance"] == pytest.approx(1 / 3)
     assert found["across"] == pytest.approx(found["across_of_all"], abs=0.1)
     for line, by_chance in zip(found["distance"], found["distance_by_chance"], strict=True):
-        assert all(0.7 * chance <= distance <= 1.3 * chance
-                   for distance, chance in zip(line, by_chance, strict=True))  # fmt: skip
+        assert all(0.7 * chance <= distance <= 1.3 * chance for distance, chance in zip(line, by_chance, strict=True))
 
 
 def test_a_domain_that_lies_apart_is_told_and_keeps_its_false_accepts():

@@ -20,8 +20,11 @@ def embedded(people=20, images=5, seed=0):
 def by_hand(rows, pairs, count):
     """(kind, cosine rounded, gallery, probe) of the pairs that are first in their order, no person twice in a list."""
     unit = torch.nn.functional.normalize(rows.double())
-    every = [(float(unit[g] @ unit[p]), g, p, a, b) for g, a in zip(pairs.gallery, pairs.gallery_id, strict=True)
-             for p, b in zip(pairs.probe, pairs.probe_id, strict=True)]
+    every = [
+        (float(unit[g] @ unit[p]), g, p, a, b)
+        for g, a in zip(pairs.gallery, pairs.gallery_id, strict=True)
+        for p, b in zip(pairs.probe, pairs.probe_id, strict=True)
+    ]
     for kind, sign in (("genuine", 1), ("impostor", -1)):
         used, found = set(), 0
         for cosine, g, p, a, b in sorted(every, key=lambda pair: sign * pair[0]):

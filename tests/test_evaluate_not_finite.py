@@ -15,7 +15,7 @@ from fastmfr.evaluate import (
     score_templates,
     tar_at_far,
     verification,
-)  # fmt: skip
+)
 from fastmfr.evaluate.bootstrap import pair_sample
 from fastmfr.protocols import PairList, TemplateSet, gallery_probe
 
@@ -24,8 +24,9 @@ PERSON = np.repeat(np.arange(PEOPLE), IMAGES)
 LISTS = gallery_probe(np.arange(PEOPLE + 1) * IMAGES)
 FIRST, SECOND = (np.ravel(side) for side in np.indices((PEOPLE, PEOPLE)))
 PAIRS = PairList(IMAGES * FIRST, IMAGES * SECOND + 1, FIRST == SECOND)
-TEMPLATES = TemplateSet(np.arange(len(PERSON)), np.arange(len(PERSON)), PERSON, PEOPLE,
-                        PairList(FIRST, SECOND, FIRST == SECOND))  # fmt: skip
+TEMPLATES = TemplateSet(
+    np.arange(len(PERSON)), np.arange(len(PERSON)), PERSON, PEOPLE, PairList(FIRST, SECOND, FIRST == SECOND)
+)
 OF_ROWS = {
     "gallery": lambda rows: identification(rows, PERSON, rows[::2].nan_to_num(0, 0, 0).clamp(-9, 9), PERSON[::2]),
     "probe": lambda rows: identification(rows[::2].nan_to_num(0, 0, 0).clamp(-9, 9), PERSON[::2], rows, PERSON),
@@ -35,7 +36,7 @@ OF_ROWS = {
     "gap": lambda rows: domain_gap({"a": (rows, PERSON), "b": (rows.nan_to_num(0, 0, 0).clamp(-9, 9), PERSON)}),
     "pairs": lambda rows: score_pairs(rows, PAIRS, [0.1]),
     "templates": lambda rows: score_templates(rows, TEMPLATES, [0.1]),
-}  # fmt: skip
+}
 OF_SCORES = {
     "verification": lambda scores, is_mate: verification(scores, is_mate, [0.1]),
     "tar_at_far": lambda scores, is_mate: tar_at_far(scores, is_mate, 0.1),

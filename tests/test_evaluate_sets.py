@@ -48,8 +48,9 @@ def test_mirror_images_are_added_set_beside_or_left_out():
 def test_a_bin_is_scored_as_its_images_decoded_one_by_one(tmp_path, batch_images):
     found = only("lfw", lfw_bin(tmp_path / "lfw.bin"))
     told = []
-    got = score_set(Pixels(), found, LOOK, "cpu", far=(0.1,), batch_images=batch_images,
-                    progress=lambda *done: told.append(done))  # fmt: skip
+    got = score_set(
+        Pixels(), found, LOOK, "cpu", far=(0.1,), batch_images=batch_images, progress=lambda *done: told.append(done)
+    )
     encoded = [face(*one) for first, second, _ in trials() for one in (first, second)]
     want = score_pairs(embedding_of(encoded, "sum"), read_bin(tmp_path / "lfw.bin")[1], (0.1,))
     assert (got["images"], got["mirror"], got["bad_images"]) == (120, "sum", {})

@@ -104,15 +104,16 @@ def test_in_evaluation_pytorchs_layers_run(name, monkeypatch):
 
 
 LAYERS = {
-    "several dimensions": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.PReLU(), nn.Flatten(2),
-                                        nn.BatchNorm1d(5), nn.PReLU(5)),
+    "several dimensions": nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.PReLU(), nn.Flatten(2), nn.BatchNorm1d(5), nn.PReLU(5)
+    ),
     "no statistics": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, track_running_stats=False), nn.PReLU(5)),
     "no weights": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, affine=False), nn.PReLU(5)),
     "a mean of all": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=None), nn.PReLU(5)),
     "another momentum": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, 1e-2, 0.4), nn.PReLU(5)),
     "one in evaluation": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5).eval(), nn.PReLU(5)),
     "changed in place": nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -257,8 +258,10 @@ def test_through_the_kernels(dtype, monkeypatch):
     exact = copy.deepcopy(layers).double()
     monkeypatch.setattr(batchnorm_prelu, "forward", kernels_forward)
     image, dy = (torch.randn(6, *size, device=DEVICE, dtype=dtype) for size in ((5, 4, 4), (80,)))
-    got = [all_of(one, image.to(kind), dy.to(kind)) for one, kind in ((network, dtype), (plain, dtype),
-                                                                      (exact, torch.float64))]  # fmt: skip
+    got = [
+        all_of(one, image.to(kind), dy.to(kind))
+        for one, kind in ((network, dtype), (plain, dtype), (exact, torch.float64))
+    ]
     for mine, theirs, truth in zip(*got, strict=True):
         assert mine.dtype == theirs.dtype
         assert_as_accurate(mine, theirs, truth, (1e-5 if dtype == torch.float32 else 1e-2) * truth.abs().max().item())
@@ -274,8 +277,12 @@ def all_of(network, image, dy):
     with torch.autocast(DEVICE, torch.bfloat16, enabled=image.dtype == torch.bfloat16):
         y = network(image)
     y.backward(dy)
-    return [y.detach(), image.grad, *(value.grad for value in network.parameters()),
-            *(value for value in network.buffers() if value.is_floating_point())]  # fmt: skip
+    return [
+        y.detach(),
+        image.grad,
+        *(value.grad for value in network.parameters()),
+        *(value for value in network.buffers() if value.is_floating_point()),
+    ]
 
 
 def test_the_stage_takes_it_on_a_gpu_alone_and_says_so():
@@ -284,8 +291,10 @@ def test_the_stage_takes_it_on_a_gpu_alone_and_says_so():
     for wanted, device, is_plain in ((True, "cpu", True), (False, "cuda", True), (True, "cuda", False)):
         network = stages._network(backbone, SimpleNamespace(fused=wanted), torch.device(device), logbook)
         assert (network is backbone) == is_plain
-    assert said == ["pretrain: BatchNorm and PReLU run as PyTorch has them, as was asked for",
-                    f"pretrain: {SENTENCES['mfr28']}"]  # fmt: skip
+    assert said == [
+        "pretrain: BatchNorm and PReLU run as PyTorch has them, as was asked for",
+        f"pretrain: {SENTENCES['mfr28']}",
+    ]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="runs on a device")

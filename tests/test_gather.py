@@ -115,9 +115,13 @@ def test_keeps_the_images_and_gives_contiguous_ones():
 
 def test_leaves_pixels_as_they_are_where_nothing_changes():
     image_NHW3, on = images(3, 6, 7), {"device": DEVICE}
-    nothing = {"mirror_B": torch.zeros(3, dtype=torch.bool, **on), "shift_B2": torch.zeros(3, 2, dtype=torch.int, **on),
-               "block_B": torch.ones(3, dtype=torch.int, **on), "gain_B": torch.ones(3, **on),
-               "offset_B": torch.zeros(3, **on)}  # fmt: skip
+    nothing = {
+        "mirror_B": torch.zeros(3, dtype=torch.bool, **on),
+        "shift_B2": torch.zeros(3, 2, dtype=torch.int, **on),
+        "block_B": torch.ones(3, dtype=torch.int, **on),
+        "gain_B": torch.ones(3, **on),
+        "offset_B": torch.zeros(3, **on),
+    }
     for got in both(image_NHW3, None, mean=0.0, std=1.0, **nothing):
         assert torch.equal(got, image_NHW3.permute(0, 3, 1, 2).float())
 
@@ -127,21 +131,27 @@ def test_an_empty_batch_is_empty():
         assert got.shape == (0, 3, 4, 4)
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"image_NHW3": torch.zeros(2, 4, 4, 3)}, r"want images uint8 \(N, H, W, 3\), got torch.float32"),
-    ({"image_NHW3": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, r"got torch.uint8 \(2, 3, 4, 4\)"),
-    ({"image_NHW3": torch.zeros(2, 4, 3, 3, dtype=torch.uint8).transpose(1, 2)}, r"got strides .*use .contiguous\(\)"),
-    ({"std": 0.0}, "want std > 0, got 0.0"),
-    ({"index_B": torch.zeros(2)}, r"want index_B int64 \(2,\), .* got torch.float32"),
-    ({"index_B": torch.zeros(2, dtype=torch.int32)}, "want index_B int64"),
-    ({"mirror_B": torch.zeros(3, dtype=torch.bool)}, r"want mirror_B bool \(2,\), .* got torch.bool \(3,\)"),
-    ({"shift_B2": torch.zeros(2, dtype=torch.int32)}, r"want shift_B2 int32 or int64 \(2, 2\)"),
-    ({"block_B": torch.ones(2)}, r"want block_B int32 or int64 \(2,\)"),
-    ({"gain_B": torch.ones(2, dtype=torch.float64)}, r"want gain_B float32 \(2,\)"),
-    ({"offset_B": torch.ones(4)[::2]}, r"want offset_B float32 \(2,\), contiguous"),
-    ({"out": torch.zeros(2, 3, 4, 5)}, r"want out float32 \(2, 3, 4, 4\)"),
-    ({"mirror_B": torch.zeros(2, dtype=torch.bool, device="meta")}, "on cpu; got torch.bool .* on meta"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image_NHW3": torch.zeros(2, 4, 4, 3)}, r"want images uint8 \(N, H, W, 3\), got torch.float32"),
+        ({"image_NHW3": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, r"got torch.uint8 \(2, 3, 4, 4\)"),
+        (
+            {"image_NHW3": torch.zeros(2, 4, 3, 3, dtype=torch.uint8).transpose(1, 2)},
+            r"got strides .*use .contiguous\(\)",
+        ),
+        ({"std": 0.0}, "want std > 0, got 0.0"),
+        ({"index_B": torch.zeros(2)}, r"want index_B int64 \(2,\), .* got torch.float32"),
+        ({"index_B": torch.zeros(2, dtype=torch.int32)}, "want index_B int64"),
+        ({"mirror_B": torch.zeros(3, dtype=torch.bool)}, r"want mirror_B bool \(2,\), .* got torch.bool \(3,\)"),
+        ({"shift_B2": torch.zeros(2, dtype=torch.int32)}, r"want shift_B2 int32 or int64 \(2, 2\)"),
+        ({"block_B": torch.ones(2)}, r"want block_B int32 or int64 \(2,\)"),
+        ({"gain_B": torch.ones(2, dtype=torch.float64)}, r"want gain_B float32 \(2,\)"),
+        ({"offset_B": torch.ones(4)[::2]}, r"want offset_B float32 \(2,\), contiguous"),
+        ({"out": torch.zeros(2, 3, 4, 5)}, r"want out float32 \(2, 3, 4, 4\)"),
+        ({"mirror_B": torch.zeros(2, dtype=torch.bool, device="meta")}, "on cpu; got torch.bool .* on meta"),
+    ],
+)
 def test_refuses_what_does_not_fit(given, message):
     fitting = {"image_NHW3": torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "mean": 0.0, "std": 1.0}
     with pytest.raises(ValueError, match=message):

@@ -111,8 +111,9 @@ def _one_of_the_ranks(rank, world, folder, sample_rate):
     second = torch.autograd.grad(first.square().sum(), embedding, retain_graph=True)[0]
     loss.mean().backward()
     shared.update(0.5, **SGD)
-    torch.save([loss.detach(), first.detach() / world, second / world**2, shared.weight_CD.detach()],
-               f"{folder}/{rank}.pt")  # fmt: skip
+    torch.save(
+        [loss.detach(), first.detach() / world, second / world**2, shared.weight_CD.detach()], f"{folder}/{rank}.pt"
+    )
     dist.destroy_process_group()
 
 

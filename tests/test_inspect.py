@@ -22,9 +22,12 @@ def domain(path, faces):
 def two(tmp_path):
     """`one` repeats image 1 within ann and under bob; `two` has ann's image 2 under zoe, and its own bob."""
     one = {
-        "ann": [picture(1), picture(2, "PNG"), picture(1)], "bob": [picture(1), picture(3, size=(30, 20))],
-        "cy": [picture(4)], "dan": [b"", picture(5)[:-9], b"GIF89a", picture(6)], "9": [picture(7)],
-    }  # fmt: skip
+        "ann": [picture(1), picture(2, "PNG"), picture(1)],
+        "bob": [picture(1), picture(3, size=(30, 20))],
+        "cy": [picture(4)],
+        "dan": [b"", picture(5)[:-9], b"GIF89a", picture(6)],
+        "9": [picture(7)],
+    }
     two = {"bob": [picture(8), picture(9)], "zoe": [picture(2, "PNG"), b""], "9": [picture(10), picture(11)]}
     return domain(tmp_path / "one", one), domain(tmp_path / "two", two)
 
@@ -35,8 +38,11 @@ def test_a_survey_counts_sizes_formats_and_damage(two):
     assert found.counts.tolist() == [1, 3, 2, 1, 4]
     assert found.sizes == {(12, 10): 7, (30, 20): 1}
     assert found.formats == {"JPEG": 7, "PNG": 1}
-    reasons = [("dan/0.jpg", "empty"), ("dan/1.jpg", "JPEG cut short: no end marker"),
-               ("dan/2.jpg", "neither JPEG nor PNG")]  # fmt: skip
+    reasons = [
+        ("dan/0.jpg", "empty"),
+        ("dan/1.jpg", "JPEG cut short: no end marker"),
+        ("dan/2.jpg", "neither JPEG nor PNG"),
+    ]
     assert found.broken == reasons
     assert not found.sampled
 
@@ -105,8 +111,10 @@ def test_the_command_says_everything_and_writes_lists_and_sheets(tmp_path, two, 
     assert (out / "broken.txt").read_text().splitlines()[3] == "two\tzoe/1.jpg\tempty"
     assert (out / "copies.txt").read_text().splitlines()[1] == "one:ann/1.png\ttwo:zoe/0.png"
     assert (out / "people.txt").read_text().splitlines() == [
-        "one:ann\tone:bob\t1 same images", "one:ann\ttwo:zoe\t1 same images", "one:bob\ttwo:bob\tsame name",
-    ]  # fmt: skip
+        "one:ann\tone:bob\t1 same images",
+        "one:ann\ttwo:zoe\t1 same images",
+        "one:bob\ttwo:bob\tsame name",
+    ]
 
 
 def test_thumbnails_are_not_distorted(tmp_path):

@@ -107,11 +107,15 @@ def test_domain_alignment_of_one_domain_is_nothing():
     assert not torch.autograd.grad(loss, gallery)[0].any()
 
 
-@pytest.mark.parametrize("loss", [
-    lambda g, p: hard_pair(g, p, 0.3, 0.04),
-    lambda g, p: soft_classification(g, p, 4.0),
-    lambda g, p: domain_alignment(g, p, torch.tensor([0, 1, 1, 0, 2, 2, 2]), 2.0),
-], ids=["hard_pair", "soft_classification", "domain_alignment"])  # fmt: skip
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda g, p: hard_pair(g, p, 0.3, 0.04),
+        lambda g, p: soft_classification(g, p, 4.0),
+        lambda g, p: domain_alignment(g, p, torch.tensor([0, 1, 1, 0, 2, 2, 2]), 2.0),
+    ],
+    ids=["hard_pair", "soft_classification", "domain_alignment"],
+)
 def test_every_loss_is_twice_differentiable(loss):
     assert gradcheck(loss, pairs())
     assert gradgradcheck(loss, pairs())

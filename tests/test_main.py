@@ -10,8 +10,14 @@ from fastmfr.__main__ import main
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("train [OPTIONS]", "pack SOURCE... OUT", "inspect DOMAIN...", "report RUN...", "evaluate RUN ...",
-                    "split FOLDER ..."):  # fmt: skip
+    for command in (
+        "train [OPTIONS]",
+        "pack SOURCE... OUT",
+        "inspect DOMAIN...",
+        "report RUN...",
+        "evaluate RUN ...",
+        "split FOLDER ...",
+    ):
         assert command in text
 
 
@@ -49,10 +55,15 @@ def test_what_is_packed_can_be_inspected(tmp_path, capsys):
     assert "packed: width x height 20 x 20" in said
 
 
-@pytest.mark.parametrize(("command", "usage"), [
-    ("pack", "[SOURCE ...] OUT"), ("inspect", "[DOMAIN ...]"), ("evaluate", "RUN_OR_WEIGHTS"),
-    ("split", "--out LISTS"),
-])
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("pack", "[SOURCE ...] OUT"),
+        ("inspect", "[DOMAIN ...]"),
+        ("evaluate", "RUN_OR_WEIGHTS"),
+        ("split", "--out LISTS"),
+    ],
+)
 def test_commands_on_data_explain_themselves(capsys, command, usage):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

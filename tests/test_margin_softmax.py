@@ -110,8 +110,18 @@ def test_arcface_never_rewards_a_falling_cosine():
     assert (ArcFace(0.5)(cos, None).diff() >= 0).all()
 
 
-WIDE = [(4, 0, 0), (2, 0.5, 0), (3, 1, 0.1), (1.35, 0, 0), (1, 2, 0), (0.9, 0.4, 0.15), (1.0001, 0.3, 0), (2.5, 3, 0),
-        (7, 0, 0), (0.5, math.pi / 2, 0)]  # fmt: skip
+WIDE = [
+    (4, 0, 0),
+    (2, 0.5, 0),
+    (3, 1, 0.1),
+    (1.35, 0, 0),
+    (1, 2, 0),
+    (0.9, 0.4, 0.15),
+    (1.0001, 0.3, 0),
+    (2.5, 3, 0),
+    (7, 0, 0),
+    (0.5, math.pi / 2, 0),
+]
 
 
 @pytest.mark.parametrize("three", WIDE, ids=str)
@@ -133,8 +143,11 @@ def test_combined_goes_on_past_pi_without_a_jump_and_with_a_slope_that_rises(thr
 @pytest.mark.parametrize("three", WIDE, ids=str)
 def test_combined_is_twice_differentiable_on_both_sides_of_pi(three):
     turn = math.cos(max(0.0, min(math.pi, (math.pi - three[1]) / three[0])))
-    cos = torch.tensor([c for c in (-0.97, -0.6, -0.2, 0.3, 0.7, 0.95) if abs(c - turn) > 1e-3], dtype=torch.float64,
-                       requires_grad=True)  # fmt: skip
+    cos = torch.tensor(
+        [c for c in (-0.97, -0.6, -0.2, 0.3, 0.7, 0.95) if abs(c - turn) > 1e-3],
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     norm, margin = torch.ones_like(cos), Combined(*three)
     assert gradcheck(lambda c: margin(c, norm), cos)
     assert gradgradcheck(lambda c: margin(c, norm), cos)
@@ -145,26 +158,29 @@ def test_combined_with_m1_one_is_arcface_to_the_bit():
     assert torch.equal(Combined(1, 0.5, 0)(cos, None), ArcFace(0.5)(cos, None))
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: ArcFace(28.6), r"as radians in \[0, pi\), got 28.6, which looks like degrees: in radians it is 0.499"),
-    (lambda: ArcFace(-0.1), r"ArcFace wants m as radians in \[0, pi\), got -0.1$"),
-    (lambda: ArcFace(math.nan), "got nan"),
-    (lambda: Combined(1, 17, 0.2), "Combined wants m2 .* degrees: in radians it is 0.297"),
-    (lambda: Combined(0.3), r"m1 of at least 1, .* got m1 0.3 and m2 0.3, .* CosFace is \(1, 0, m\)"),
-    (lambda: Combined(math.inf), "Combined wants m1"),
-    (lambda: Combined(-2, 0, 0), "Combined wants m1"),
-    (lambda: Combined(1, 0, -0.2), r"Combined wants m3 as a number in \[0, 2\), got -0.2"),
-    (lambda: CosFace(-0.35), r"CosFace wants m as a number in \[0, 2\), got -0.35"),
-    (lambda: CosFace(35), "got 35"),
-    (lambda: MagFace(110, 10), "lengths 0 < low < high .* low 110, high 10"),
-    (lambda: MagFace(0, 10), "lengths 0 < low < high"),
-    (lambda: MagFace(least=0.8, most=0.4), "least <= most"),
-    (lambda: MagFace(most=45), "MagFace wants most .* looks like degrees: in radians it is 0.785"),
-    (lambda: MagFace(weight=-1), "MagFace wants weight"),
-    (lambda: AdaFace(m=-0.4), "AdaFace wants m"),
-    (lambda: AdaFace(h=math.nan), "AdaFace wants h"),
-    (lambda: AdaFace(momentum=1.5), "AdaFace wants momentum"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ArcFace(28.6), r"as radians in \[0, pi\), got 28.6, which looks like degrees: in radians it is 0.499"),
+        (lambda: ArcFace(-0.1), r"ArcFace wants m as radians in \[0, pi\), got -0.1$"),
+        (lambda: ArcFace(math.nan), "got nan"),
+        (lambda: Combined(1, 17, 0.2), "Combined wants m2 .* degrees: in radians it is 0.297"),
+        (lambda: Combined(0.3), r"m1 of at least 1, .* got m1 0.3 and m2 0.3, .* CosFace is \(1, 0, m\)"),
+        (lambda: Combined(math.inf), "Combined wants m1"),
+        (lambda: Combined(-2, 0, 0), "Combined wants m1"),
+        (lambda: Combined(1, 0, -0.2), r"Combined wants m3 as a number in \[0, 2\), got -0.2"),
+        (lambda: CosFace(-0.35), r"CosFace wants m as a number in \[0, 2\), got -0.35"),
+        (lambda: CosFace(35), "got 35"),
+        (lambda: MagFace(110, 10), "lengths 0 < low < high .* low 110, high 10"),
+        (lambda: MagFace(0, 10), "lengths 0 < low < high"),
+        (lambda: MagFace(least=0.8, most=0.4), "least <= most"),
+        (lambda: MagFace(most=45), "MagFace wants most .* looks like degrees: in radians it is 0.785"),
+        (lambda: MagFace(weight=-1), "MagFace wants weight"),
+        (lambda: AdaFace(m=-0.4), "AdaFace wants m"),
+        (lambda: AdaFace(h=math.nan), "AdaFace wants h"),
+        (lambda: AdaFace(momentum=1.5), "AdaFace wants momentum"),
+    ],
+)
 def test_a_margin_out_of_its_range_is_refused_with_a_sentence(make, said):
     with pytest.raises(ValueError, match=said):
         make()
@@ -182,8 +198,9 @@ def test_straight_through_is_the_margins_value_with_the_gradient_of_the_cosine(m
         m1, m2, m3 = (getattr(margin, name, otherwise) for name, otherwise in (("m1", 1.0), ("m2", 0.5), ("m3", 0.0)))
         lowered = torch.cos(m1 * cos.acos() + m2) - m3
     hidden = F.cross_entropy(8.0 * (cos + torch.where(true, lowered - cos, 0.0).detach()), label, reduction="none")
-    for mine, theirs in zip(*(torch.autograd.grad(value.sum(), (embedding, weight)) for value in (loss, hidden)),
-                            strict=True):  # fmt: skip
+    for mine, theirs in zip(
+        *(torch.autograd.grad(value.sum(), (embedding, weight)) for value in (loss, hidden)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -192,7 +209,8 @@ def test_magface_asks_more_of_long_embeddings_and_pulls_them_to_its_range():
     for lowered, m in zip(margin(cos, norm), (0.45, 0.625, 0.8), strict=True):
         assert lowered.item() == pytest.approx(math.cos(math.acos(0.6) + m), abs=1e-6)
     assert margin.penalty(norm).tolist() == pytest.approx(
-        [35 * (10 / 110**2 + 1 / 10), 35 * (60 / 110**2 + 1 / 60), 35 * (110 / 110**2 + 1 / 110)])  # fmt: skip
+        [35 * (10 / 110**2 + 1 / 10), 35 * (60 / 110**2 + 1 / 60), 35 * (110 / 110**2 + 1 / 110)]
+    )
     embedding, weight, label = inputs()
     label[1] = -1
     loss = margin_softmax(20 * embedding, weight, label, margin=margin)
@@ -217,8 +235,9 @@ def test_weights_multiply_the_loss_of_rows_and_of_identities():
     label[0] = -1
     row, identity = torch.rand(6, dtype=torch.float64), torch.rand(9, dtype=torch.float64)
     plain = margin_softmax(embedding, weight, label, margin=CosFace())
-    both = margin_softmax(embedding, weight, label.int(), margin=CosFace(), sample_weight_B=row,
-                          class_weight_C=identity)  # fmt: skip
+    both = margin_softmax(
+        embedding, weight, label.int(), margin=CosFace(), sample_weight_B=row, class_weight_C=identity
+    )
     torch.testing.assert_close(both, plain * row * identity[label])
 
 
@@ -236,8 +255,9 @@ def test_torch_compile_keeps_it_in_one_graph():
     embedding, weight, label = inputs(dtype=torch.float32)
     step = lambda embedding, weight: margin_softmax(embedding, weight, label, margin=ArcFace()).mean()  # noqa: E731
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for mine, theirs in zip(*(torch.autograd.grad(one(embedding, weight), (embedding, weight))
-                              for one in (compiled, step)), strict=True):  # fmt: skip
+    for mine, theirs in zip(
+        *(torch.autograd.grad(one(embedding, weight), (embedding, weight)) for one in (compiled, step)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -250,8 +270,11 @@ def test_the_logits_are_never_materialised(monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
-            sizes = [value.numel() for value in (result if isinstance(result, tuple) else (result,))
-                     if isinstance(value, torch.Tensor)]  # fmt: skip
+            sizes = [
+                value.numel()
+                for value in (result if isinstance(result, tuple) else (result,))
+                if isinstance(value, torch.Tensor)
+            ]
             largest = max([largest, *sizes])
             return result
 

@@ -207,18 +207,24 @@ def test_refuses_a_backbone_without_a_double_backward():
     assert meta_gradient(Net(), splits(), alpha=ALPHA, gamma=GAMMA, order=1, losses=LOSSES).grad
 
 
-@pytest.mark.parametrize(("setting", "sentence"), [
-    ({"order": 3}, "want order 0"),
-    ({"alpha": -1.0}, "alpha >= 0"),
-    ({"gamma": 1.5}, r"gamma in \[0, 1\]"),
-    ({"engine": "magic"}, "engine out of auto, autograd, rop, got 'magic'"),
-    ({"engine": "rop"}, "the operation `Softplus` at node .* has no R-operator here"),
-    ({"memory": "none"}, "got 'none'"),
-    ({"sharing": "all"}, "got 'all'"),
-    ({"sharing": "per_domain", "losses": APART}, "needs statistics that do not mix domains, got batch_norm 'batch'"),
-    ({"sharing": "per_domain", "batch_norm": "frozen"}, "want the weight domain_alignment 0, got 1"),
-    ({"batch_norm": "group"}, "got 'group'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"order": 3}, "want order 0"),
+        ({"alpha": -1.0}, "alpha >= 0"),
+        ({"gamma": 1.5}, r"gamma in \[0, 1\]"),
+        ({"engine": "magic"}, "engine out of auto, autograd, rop, got 'magic'"),
+        ({"engine": "rop"}, "the operation `Softplus` at node .* has no R-operator here"),
+        ({"memory": "none"}, "got 'none'"),
+        ({"sharing": "all"}, "got 'all'"),
+        (
+            {"sharing": "per_domain", "losses": APART},
+            "needs statistics that do not mix domains, got batch_norm 'batch'",
+        ),
+        ({"sharing": "per_domain", "batch_norm": "frozen"}, "want the weight domain_alignment 0, got 1"),
+        ({"batch_norm": "group"}, "got 'group'"),
+    ],
+)
 def test_refuses_settings_outside_their_range(setting, sentence):
     with pytest.raises(ValueError, match=sentence):
         meta_gradient(network(), splits(), **{"alpha": ALPHA, "gamma": GAMMA, **setting})

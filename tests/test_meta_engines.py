@@ -56,9 +56,16 @@ def test_the_engines_agree_in_all_they_give_and_change(order, memory, batch_norm
     for engine in ("rop", "autograd"):
         nets[engine] = readable()
         results[engine] = meta_gradient(
-            nets[engine], splits(), alpha=ALPHA, gamma=GAMMA, order=order, engine=engine, memory=memory,
-            losses=LOSSES, batch_norm=batch_norm,
-        )  # fmt: skip
+            nets[engine],
+            splits(),
+            alpha=ALPHA,
+            gamma=GAMMA,
+            order=order,
+            engine=engine,
+            memory=memory,
+            losses=LOSSES,
+            batch_norm=batch_norm,
+        )
         assert results[engine].engine == engine
     assert max(deviations(results["rop"], results["autograd"]).values()) < 1e-10
     for (name, mine), other in zip(nets["rop"].named_buffers(), nets["autograd"].buffers(), strict=True):
@@ -142,9 +149,16 @@ def naive(net, batches, frozen):
 @pytest.mark.parametrize(("engine", "memory"), [("rop", "kept"), ("rop", "streaming"), ("autograd", "auto")])
 def test_sharing_equals_the_naive_loop_over_the_same_batches(engine, memory, batch_norm, count):
     got = meta_gradient(
-        readable(), domains(count), alpha=ALPHA, gamma=GAMMA, losses=APART, sharing="per_domain", engine=engine,
-        memory=memory, batch_norm=batch_norm,
-    )  # fmt: skip
+        readable(),
+        domains(count),
+        alpha=ALPHA,
+        gamma=GAMMA,
+        losses=APART,
+        sharing="per_domain",
+        engine=engine,
+        memory=memory,
+        batch_norm=batch_norm,
+    )
     expected = naive(readable(), domains(count), batch_norm == "frozen")
     assert ((flat(got.grad) - expected).norm() / expected.norm()).item() < 1e-12
     assert {len(value) for value in (*got.losses.values(), *got.norms.values())} == {count}
@@ -163,10 +177,18 @@ def test_sharing_logs_what_splits_of_their_own_would():
 
 def test_sharing_drops_the_hessian_at_first_order():
     first, none = (
-        meta_gradient(readable(), domains(3), alpha=ALPHA, gamma=GAMMA, order=order, losses=APART,
-                      sharing="per_domain", batch_norm="frozen")
+        meta_gradient(
+            readable(),
+            domains(3),
+            alpha=ALPHA,
+            gamma=GAMMA,
+            order=order,
+            losses=APART,
+            sharing="per_domain",
+            batch_norm="frozen",
+        )
         for order in (1, 0)
-    )  # fmt: skip
+    )
     assert not first.norms["alpha_hv_over_v"].any()
     assert (flat(first.grad) - flat(none.grad)).norm() > 1e-3 * flat(none.grad).norm()
 

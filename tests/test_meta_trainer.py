@@ -36,10 +36,19 @@ def optimizer_of(net):
     return sgd(net.parameters(), momentum=0.9, weight_decay=0.01)
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"order": 1}, {"order": 0}, {"engine": "autograd"}, {"memory": "streaming"},
-    {"sharing": "per_domain", "batch_norm": "per_domain"}, {"sharing": "per_domain", "batch_norm": "frozen"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"order": 1},
+        {"order": 0},
+        {"engine": "autograd"},
+        {"memory": "streaming"},
+        {"sharing": "per_domain", "batch_norm": "per_domain"},
+        {"sharing": "per_domain", "batch_norm": "frozen"},
+    ],
+    ids=str,
+)
 def test_steps_are_those_of_sgd_along_the_meta_gradient(settings):
     net, settings = network(), MetaSettings(0.3, **settings)
     twin = copy.deepcopy(net)
@@ -123,12 +132,15 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
         assert torch.equal(mine, other)
 
 
-@pytest.mark.parametrize(("settings", "momentum", "sentence"), [
-    ({}, 0.1, "the device is meta, which has no CUDA graphs"),
-    ({"batch_norm": "per_domain"}, 0.1, "'per_domain' looks at every batch which domains there are"),
-    ({}, None, "1 counts its batches on the host"),
-    ({"batch_norm": "per_domain", "sharing": "per_domain"}, 0.1, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "momentum", "sentence"),
+    [
+        ({}, 0.1, "the device is meta, which has no CUDA graphs"),
+        ({"batch_norm": "per_domain"}, 0.1, "'per_domain' looks at every batch which domains there are"),
+        ({}, None, "1 counts its batches on the host"),
+        ({"batch_norm": "per_domain", "sharing": "per_domain"}, 0.1, ""),
+    ],
+)
 def test_says_what_keeps_a_step_from_being_recorded(settings, momentum, sentence, monkeypatch):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum))
     if "device" in sentence:
@@ -155,8 +167,16 @@ def shallow(dtype=torch.float32):
 @pytest.mark.parametrize("engine", ["rop", "autograd"])
 def test_precision_of_the_gradient_and_of_the_curvature_are_chosen_apart(engine):
     def gradient(net, dtype=torch.float32, **precision):
-        return meta_gradient(net, meta_batch(0, dtype), alpha=0.05, gamma=0.3, losses=LOSSES, engine=engine,
-                             memory="streaming", **precision)  # fmt: skip
+        return meta_gradient(
+            net,
+            meta_batch(0, dtype),
+            alpha=0.05,
+            gamma=0.3,
+            losses=LOSSES,
+            engine=engine,
+            memory="streaming",
+            **precision,
+        )
 
     truth = gradient(shallow(torch.float64), torch.float64)
     in_full, both, first = (
@@ -182,8 +202,9 @@ def test_refuses_a_precision_that_the_device_or_the_memory_does_not_go_with():
 
 def on_gpu(batches):
     def move(pairs):
-        images = (half.cuda().contiguous(memory_format=torch.channels_last)
-                  for half in (pairs.gallery_B3HW, pairs.probe_B3HW))  # fmt: skip
+        images = (
+            half.cuda().contiguous(memory_format=torch.channels_last) for half in (pairs.gallery_B3HW, pairs.probe_B3HW)
+        )
         return PairBatch(*images, pairs.domain_B.cuda())
 
     return [tuple(map(move, split)) for split in batches]
@@ -205,10 +226,17 @@ def take_state(net, optimizer, other, its_optimizer):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype feature, torch says
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records a CUDA graph")
-@pytest.mark.parametrize("settings", [
-    {}, {"memory": "streaming"}, {"engine": "autograd"}, {"precision": "bf16", "curvature": "tf32"},
-    {"sharing": "per_domain", "batch_norm": "per_domain"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"memory": "streaming"},
+        {"engine": "autograd"},
+        {"precision": "bf16", "curvature": "tf32"},
+        {"sharing": "per_domain", "batch_norm": "per_domain"},
+    ],
+    ids=str,
+)
 def test_a_replayed_step_is_the_plain_one_and_the_host_waits_for_neither(settings):
     settings = {"precision": "fp32"} | settings
     pairs = [larger(3) for _ in range(2)]

@@ -45,8 +45,9 @@ def test_flat_buffers_are_the_parameters_and_their_momentum():
     twins.load_state_dict(optimizer.state_dict())
     flat = FlatSgd(twin, twins)
     assert (flat.momentum, flat.weight_decay) == (0.9, 0.01)
-    assert flat.theta_P.norm() == pytest.approx(torch.cat([p.flatten() for p in net.parameters() if p.requires_grad])
-                                                .norm().item())  # fmt: skip
+    assert flat.theta_P.norm() == pytest.approx(
+        torch.cat([p.flatten() for p in net.parameters() if p.requires_grad]).norm().item()
+    )
     for _ in range(2):
         step(net, optimizer)
         step(twin, twins)

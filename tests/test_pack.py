@@ -23,9 +23,14 @@ def packed_twice(path):
 
 
 SOURCES = {
-    "folder": lambda path: folder(path, FACES), "list": listing, "list with spaces": lambda path: listing(path, " "),
-    "tar": shards, "parquet": plain_parquet, "Hugging Face": hugging_face, "records": packed_twice,
-}  # fmt: skip
+    "folder": lambda path: folder(path, FACES),
+    "list": listing,
+    "list with spaces": lambda path: listing(path, " "),
+    "tar": shards,
+    "parquet": plain_parquet,
+    "Hugging Face": hugging_face,
+    "records": packed_twice,
+}
 
 
 def people(out):
@@ -55,8 +60,11 @@ def test_the_order_does_not_depend_on_threads(tmp_path):
 
 
 def test_people_with_numbers_for_names_come_in_the_order_of_the_numbers(tmp_path):
-    members = [(f"{label}.{end}", content) for label in (10, 9, 200)
-               for end, content in (("jpg", picture(label)), ("cls", b"%d\n" % label))]  # fmt: skip
+    members = [
+        (f"{label}.{end}", content)
+        for label in (10, 9, 200)
+        for end, content in (("jpg", picture(label)), ("cls", b"%d\n" % label))
+    ]
     pack([tar(tmp_path / "a.tar", members)], tmp_path / "out")
     assert list(people(tmp_path / "out").items()) == [(str(n), [picture(n)]) for n in (9, 10, 200)]
 
@@ -97,18 +105,41 @@ def test_a_file_that_a_list_names_and_nobody_has_is_refused(tmp_path):
 
 def test_samples_of_a_tar_that_cannot_be_used_are_refused(tmp_path):
     members = [
-        ("a.jpg", picture(1)), ("a.cls", b"7"), ("alone.jpg", picture(2)), ("label.cls", b"7"), ("two.jpg", picture(3)),
-        ("two.png", picture(4, "PNG")), ("two.cls", b"7"), ("bad.jpg", picture(5)), ("bad.json", b"{"),
-        ("none.jpg", picture(5)), ("none.json", b"[]"), ("odd.jpg", picture(5)), ("odd.json", b'{"label": 1.5}'),
-        ("readme.txt", b"hello"), (".jpg", picture(6)), ("blank.jpg", picture(5)), ("blank.cls", b" "),
-        ("cut.jpg", picture(5)[:40]), ("cut.cls", b"7"), ("huge.jpg", picture(5)), ("huge.cls", b"7" * (1 << 21)),
-    ]  # fmt: skip
+        ("a.jpg", picture(1)),
+        ("a.cls", b"7"),
+        ("alone.jpg", picture(2)),
+        ("label.cls", b"7"),
+        ("two.jpg", picture(3)),
+        ("two.png", picture(4, "PNG")),
+        ("two.cls", b"7"),
+        ("bad.jpg", picture(5)),
+        ("bad.json", b"{"),
+        ("none.jpg", picture(5)),
+        ("none.json", b"[]"),
+        ("odd.jpg", picture(5)),
+        ("odd.json", b'{"label": 1.5}'),
+        ("readme.txt", b"hello"),
+        (".jpg", picture(6)),
+        ("blank.jpg", picture(5)),
+        ("blank.cls", b" "),
+        ("cut.jpg", picture(5)[:40]),
+        ("cut.cls", b"7"),
+        ("huge.jpg", picture(5)),
+        ("huge.cls", b"7" * (1 << 21)),
+    ]
     packed = pack([tar(tmp_path / "a.tar", members)], tmp_path / "out")
     assert people(tmp_path / "out") == {"7": [picture(1)]}
     reasons = {
-        "alone": "no label", "label": "no image", "two": "more than one image", "bad": "not JSON", "none": 'no "label"',
-        "odd": "its label is 1.5", "blank": "its label is ' '", "cut.jpg": "frame header", "huge": "2,097,152 bytes",
-    }  # fmt: skip
+        "alone": "no label",
+        "label": "no image",
+        "two": "more than one image",
+        "bad": "not JSON",
+        "none": 'no "label"',
+        "odd": "its label is 1.5",
+        "blank": "its label is ' '",
+        "cut.jpg": "frame header",
+        "huge": "2,097,152 bytes",
+    }
     assert {key.removeprefix("a.tar:") for key, _ in packed.refused} == set(reasons)
     for key, reason in packed.refused:
         assert reasons[key.removeprefix("a.tar:")] in reason
@@ -131,8 +162,12 @@ def test_names_in_a_tar_write_nothing_outside_and_links_are_not_followed(tmp_pat
 
 
 def test_rows_of_parquet_without_image_or_label_are_refused(tmp_path):
-    rows = [({"bytes": picture(1), "path": None}, 3), ({"bytes": None, "path": "x.jpg"}, 3), (None, 3),
-            ({"bytes": picture(2), "path": None}, None)]  # fmt: skip
+    rows = [
+        ({"bytes": picture(1), "path": None}, 3),
+        ({"bytes": None, "path": "x.jpg"}, 3),
+        (None, 3),
+        ({"bytes": picture(2), "path": None}, None),
+    ]
     packed = pack([parquet(tmp_path / "a.parquet", rows)], tmp_path / "out")
     assert people(tmp_path / "out") == {"3": [picture(1)]}
     assert [key for key, _ in packed.refused] == ["a.parquet:1", "a.parquet:2", "a.parquet:3"]
@@ -205,12 +240,17 @@ def broken_sources(path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("gone", "there is no"), ("deep", "holds the folder 'more'"), ("empty", "holds nothing to pack"),
-        ("a.tar", "not a whole, uncompressed tar"), ("cut.tar", "not a whole, uncompressed tar"),
-        ("a.tar.gz", "is compressed"), ("a.jpg", "is no source"), ("bad.txt", "line 1 of .* is not a path"),
+        ("gone", "there is no"),
+        ("deep", "holds the folder 'more'"),
+        ("empty", "holds nothing to pack"),
+        ("a.tar", "not a whole, uncompressed tar"),
+        ("cut.tar", "not a whole, uncompressed tar"),
+        ("a.tar.gz", "is compressed"),
+        ("a.jpg", "is no source"),
+        ("bad.txt", "line 1 of .* is not a path"),
         ("no.txt", "list no image at all"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_source_is_refused_with_a_sentence(tmp_path, name, sentence):
     broken_sources(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):

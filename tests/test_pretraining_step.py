@@ -73,8 +73,11 @@ class Trainer:
         return loss.clone()
 
     def state(self):
-        return {**self.net.state_dict(prefix="net."), **self.head.state_dict(prefix="head."),
-                "inverse": self.head.inverse_norms()}  # fmt: skip
+        return {
+            **self.net.state_dict(prefix="net."),
+            **self.head.state_dict(prefix="head."),
+            "inverse": self.head.inverse_norms(),
+        }
 
 
 def as_it_was(trainer, seed, B=20, rate=0.1, precision=None):
@@ -186,8 +189,9 @@ def test_nothing_of_a_step_outlives_it_in_autograd():
 
 def tiny_run(tmp_path, *argv):
     """(a stage of a few steps on random images: its arguments, the folder's logbook, the steps told before saves)."""
-    config = parse(["--pretrain.batch_identities=4", "--pretrain.warmup=1", "--save_every=2", "--pretrain.scale=4",
-                    *argv])[0]  # fmt: skip
+    config = parse(
+        ["--pretrain.batch_identities=4", "--pretrain.warmup=1", "--save_every=2", "--pretrain.scale=4", *argv]
+    )[0]
     offsets = np.arange(0, 4 * 9, 4)
     domains = [SimpleNamespace(name=name, offsets=offsets) for name in ("studio", "street")]
     sources = SimpleNamespace(domains=domains, identities=16, label=lambda domain, identity: domain * 8 + identity)
@@ -255,9 +259,15 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="records a CUD
 @on_gpu
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype feature, torch says
-@pytest.mark.parametrize(("options", "off"), [
-    ({"precision": "fp32"}, 1e-4), ({"margin": "adaface", "precision": "fp32"}, 1e-4), ({"precision": "bf16"}, 3e-2),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "off"),
+    [
+        ({"precision": "fp32"}, 1e-4),
+        ({"margin": "adaface", "precision": "fp32"}, 1e-4),
+        ({"precision": "bf16"}, 3e-2),
+    ],
+    ids=str,
+)
 def test_replayed_steps_are_the_plain_ones_and_the_host_waits_for_neither(options, off):
     ended = []
     for cuda_graph_wanted in (True, False):

@@ -46,8 +46,9 @@ def faces(tmp_path_factory):
     """A folder with the toy's faces, made once and by one process."""
     root = tmp_path_factory.mktemp("proof")
     made = root / "faces" / f"{TOY.identities}x{TOY.images}-{TOY.drawn}px"
-    synthetic.make(made, domains=POOLS["reported"], identities=TOY.identities, images=TOY.images, size=TOY.drawn,
-                   workers=1)  # fmt: skip
+    synthetic.make(
+        made, domains=POOLS["reported"], identities=TOY.identities, images=TOY.images, size=TOY.drawn, workers=1
+    )
     return root
 
 
@@ -197,8 +198,9 @@ def test_targets_are_of_the_pool():
 
 
 def run(folder, *arms, more=()):
-    return command.main(["--folder", str(folder), "--scale=toy", "--seeds=1", "--targets=nir", "--threads=1", "--arms",
-                         *arms, *more])  # fmt: skip
+    return command.main(
+        ["--folder", str(folder), "--scale=toy", "--seeds=1", "--targets=nir", "--threads=1", "--arms", *arms, *more]
+    )
 
 
 def test_a_small_run_is_finished_by_the_same_command(faces, capsys):

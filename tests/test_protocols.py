@@ -44,12 +44,15 @@ def test_keeps_at_most_the_probes_asked_for():
     assert not set(pairs.gallery) & set(pairs.probe)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (dict(offsets=np.arange(5)), "none of the 4 people has a second image"),
-    (dict(offsets=OFFSETS, probes_per_identity=0), "want at least 1 probe"),
-    (dict(offsets=OFFSETS[::-1]), "never fall"),
-    (dict(offsets=OFFSETS.astype(float)), "whole numbers"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(offsets=np.arange(5)), "none of the 4 people has a second image"),
+        (dict(offsets=OFFSETS, probes_per_identity=0), "want at least 1 probe"),
+        (dict(offsets=OFFSETS[::-1]), "never fall"),
+        (dict(offsets=OFFSETS.astype(float)), "whole numbers"),
+    ],
+)
 def test_gallery_probe_refuses_with_a_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         gallery_probe(**arguments)
@@ -65,10 +68,16 @@ def test_held_out_people_are_scored_and_not_trained_on():
     assert not np.array_equal(scored, hold_out(100, 0.3, seed=8)[1])
 
 
-@pytest.mark.parametrize(("identities", "share", "message"), [
-    (10, 0.1, "trains on 9 and scores 1"), (10, 0.9, "trains on 1 and scores 9"),
-    (3, 0.5, "at least 2"), (10, 0.0, "above 0 and below 1"), (10, 1.0, "above 0 and below 1"),
-])
+@pytest.mark.parametrize(
+    ("identities", "share", "message"),
+    [
+        (10, 0.1, "trains on 9 and scores 1"),
+        (10, 0.9, "trains on 1 and scores 9"),
+        (3, 0.5, "at least 2"),
+        (10, 0.0, "above 0 and below 1"),
+        (10, 1.0, "above 0 and below 1"),
+    ],
+)
 def test_hold_out_refuses_with_a_sentence(identities, share, message):
     with pytest.raises(ValueError, match=message):
         hold_out(identities, share, seed=0)
@@ -85,14 +94,17 @@ def test_a_domain_on_both_sides_is_held_out_by_people():
     assert Protocol(PATHS, {"indian": "./c.rec", "glasses": "d.rec"}).held_out == ["indian"]
 
 
-@pytest.mark.parametrize(("sources", "targets", "message"), [
-    ({}, {"indian": "c.rec"}, "at least one source"),
-    ({"indian": "c.rec"}, {"indian": "d.rec"}, "two different names"),
-    ({"indian": "c.rec"}, {"indien": "c.rec"}, "both 'indian' and 'indien'"),
-    ({"a": "c.rec", "b": "./c.rec"}, {}, "counted twice"),
-    ({"a": ""}, {}, "NAME: PATH"),
-    ({" ": "c.rec"}, {}, "NAME: PATH"),
-])
+@pytest.mark.parametrize(
+    ("sources", "targets", "message"),
+    [
+        ({}, {"indian": "c.rec"}, "at least one source"),
+        ({"indian": "c.rec"}, {"indian": "d.rec"}, "two different names"),
+        ({"indian": "c.rec"}, {"indien": "c.rec"}, "both 'indian' and 'indien'"),
+        ({"a": "c.rec", "b": "./c.rec"}, {}, "counted twice"),
+        ({"a": ""}, {}, "NAME: PATH"),
+        ({" ": "c.rec"}, {}, "NAME: PATH"),
+    ],
+)
 def test_a_protocol_that_would_mix_its_sides_is_refused(sources, targets, message):
     with pytest.raises(ValueError, match=message):
         Protocol(sources, targets)

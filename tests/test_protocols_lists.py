@@ -57,14 +57,17 @@ class Imports:
         return (warnings.warn, ("ran",))
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (([Runs(), b""], [True]), "it would run io.open|it would run _io.open"),
-    (([Imports(), b""], [True]), "it would run _?warnings.warn"),
-    (([b"", b""], [True, False]), "2 images and 2 flags; want two images a flag"),
-    (([], []), "0 images and 0 flags"),
-    (["one", "two", "three"], r"should hold \(images, flags\), but it holds list"),
-    ((["text", "text"], [True]), "should hold encoded images, but it holds str"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (([Runs(), b""], [True]), "it would run io.open|it would run _io.open"),
+        (([Imports(), b""], [True]), "it would run _?warnings.warn"),
+        (([b"", b""], [True, False]), "2 images and 2 flags; want two images a flag"),
+        (([], []), "0 images and 0 flags"),
+        (["one", "two", "three"], r"should hold \(images, flags\), but it holds list"),
+        ((["text", "text"], [True]), "should hold encoded images, but it holds str"),
+    ],
+)
 def test_a_bin_that_would_run_something_or_holds_something_else_is_refused(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.bin").write_bytes(pickle.dumps(content))
@@ -83,15 +86,16 @@ def test_a_bin_that_is_cut_short_or_missing_is_refused(tmp_path):
 
 
 def plain(folder, form="{}/{}.jpg", tab="\t", fold=False):
-    rows = [[form.format(f"p{p:02}", a), form.format(f"p{q:02}", b), str(int(same)), *[str(n // 6)][:fold]]
-            for n, ((p, a), (q, b), same) in enumerate(trials())]
+    rows = [
+        [form.format(f"p{p:02}", a), form.format(f"p{q:02}", b), str(int(same)), *[str(n // 6)][:fold]]
+        for n, ((p, a), (q, b), same) in enumerate(trials())
+    ]
     (folder / "pairs.txt").write_text("# by hand\n" + "".join(tab.join(row) + "\n" for row in rows))
     return folder / "pairs.txt"
 
 
 def lfw(folder, tab="\t"):
-    rows = [[f"p{p:02}", str(a + 1), *[f"p{q:02}"][: not same], str(b + 1)]
-            for (p, a), (q, b), same in trials()]
+    rows = [[f"p{p:02}", str(a + 1), *[f"p{q:02}"][: not same], str(b + 1)] for (p, a), (q, b), same in trials()]
     (folder / "pairs.txt").write_text(f"10{tab}3\n" + "".join(tab.join(row) + "\n" for row in rows))
     return folder / "pairs.txt"
 
@@ -134,10 +138,15 @@ def test_a_pair_is_left_out_for_either_of_its_images():
     assert (pairs.fold.tolist(), pairs.people.tolist()) == ([1], [[1], [2]])
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a/1.jpg\tb/1.jpg\t2\n", "line 1 of .* is no pair"), ("a/1.jpg\n", "line 1 of .* is no pair"),
-    ("# nothing\n", "names no pair"), ("a/1.jpg b/1.jpg 1 0 0\n", "line 1 of .* is no pair"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a/1.jpg\tb/1.jpg\t2\n", "line 1 of .* is no pair"),
+        ("a/1.jpg\n", "line 1 of .* is no pair"),
+        ("# nothing\n", "names no pair"),
+        ("a/1.jpg b/1.jpg 1 0 0\n", "line 1 of .* is no pair"),
+    ],
+)
 def test_a_list_of_pairs_that_is_none_is_refused_with_the_line(tmp_path, text, message):
     (tmp_path / "pairs.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -177,13 +186,16 @@ def test_reads_the_ten_folds_of_casia_as_they_come(tmp_path):
     assert bytes(images.jpeg(folds[0].gallery[2])) == face(2, 0)
 
 
-@pytest.mark.parametrize(("files", "message"), [
-    ({}, "holds no gallery.txt with a probe.txt"),
-    ({"gallery.txt": "a/1.jpg"}, "holds gallery.txt without its partner"),
-    ({"gallery.txt": "a/1.jpg", "probe.txt": "\n"}, "probe.txt names no image"),
-    ({"gallery.txt": "a/1.jpg", "probe.txt": "1.jpg\n"}, "line 1 of .* names no identity"),
-    ({"gallery.txt": "a/1.jpg", "probe.txt": b"\xff\xd8\xff"}, "should be a text file"),
-])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no gallery.txt with a probe.txt"),
+        ({"gallery.txt": "a/1.jpg"}, "holds gallery.txt without its partner"),
+        ({"gallery.txt": "a/1.jpg", "probe.txt": "\n"}, "probe.txt names no image"),
+        ({"gallery.txt": "a/1.jpg", "probe.txt": "1.jpg\n"}, "line 1 of .* names no identity"),
+        ({"gallery.txt": "a/1.jpg", "probe.txt": b"\xff\xd8\xff"}, "should be a text file"),
+    ],
+)
 def test_lists_that_are_none_are_refused_with_a_sentence(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -204,8 +216,12 @@ def ijb(folder):
     """Two people with two templates each; a template of person p holds a video of two images and a photograph."""
     class_folder(folder / "loose_crop", people=2, images=6, form="{person}{image}.jpg")
     (folder / "meta").mkdir()
-    rows = [f"{person}{3 * half + k}.jpg {10 * person + half} {min(k, 1)}\n"
-            for person in (0, 1) for half in (0, 1) for k in range(3)]
+    rows = [
+        f"{person}{3 * half + k}.jpg {10 * person + half} {min(k, 1)}\n"
+        for person in (0, 1)
+        for half in (0, 1)
+        for k in range(3)
+    ]
     (folder / "meta" / "ijbx_face_tid_mid.txt").write_text("".join(rows))
     (folder / "meta" / "ijbx_template_pair_label.txt").write_text("0 1 1\n10 11 1\n0 10 0\n1 11 0\n")
     return folder
@@ -222,12 +238,15 @@ def test_reads_templates_as_ijb_comes(tmp_path):
     assert left.pairs.first.tolist() == [2, 1]
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("ijbx_template_pair_label.txt", "0 99 1\n", "compares 0 with 99"),
-    ("ijbx_template_pair_label.txt", "0 1 5\n", r"compares 0 with 1 \(5\)"),
-    ("ijbx_face_tid_mid.txt", "00.jpg 1\n", "line 1 of .* is not `image template medium`"),
-    ("ijbx_face_tid_mid.txt", "", "has no line `image template medium`"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("ijbx_template_pair_label.txt", "0 99 1\n", "compares 0 with 99"),
+        ("ijbx_template_pair_label.txt", "0 1 5\n", r"compares 0 with 1 \(5\)"),
+        ("ijbx_face_tid_mid.txt", "00.jpg 1\n", "line 1 of .* is not `image template medium`"),
+        ("ijbx_face_tid_mid.txt", "", "has no line `image template medium`"),
+    ],
+)
 def test_templates_that_are_none_are_refused_with_a_sentence(tmp_path, name, text, message):
     (ijb(tmp_path) / "meta" / name).write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -239,9 +258,15 @@ def test_templates_that_are_none_are_refused_with_a_sentence(tmp_path, name, tex
 RACES = {name: f"{name}.rec" for name in ("caucasian", "asian", "african", "indian")}
 
 
-@pytest.mark.parametrize(("name", "target"), [
-    ("gfr-r-1", "indian"), ("gfr-r-2", "african"), ("gfr-r-3", "asian"), ("gfr-r-4", "caucasian"),
-])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("gfr-r-1", "indian"),
+        ("gfr-r-2", "african"),
+        ("gfr-r-3", "asian"),
+        ("gfr-r-4", "caucasian"),
+    ],
+)
 def test_gfr_r_leaves_one_race_out(name, target):
     protocol = paper_protocol(name).over(RACES)
     assert protocol == leave_each_out(RACES)[target]

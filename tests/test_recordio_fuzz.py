@@ -20,16 +20,45 @@ from fastmfr import _native
 from fastmfr.domains import open_domain
 from fastmfr.pack import MAGIC
 
-FORMATS = {"float32": native([2, 3, 1]), "float64": native([2, 1, 2], FLOAT64), "flat": flat([1, 0, 1, 2]),
-           "parts": in_parts(3)}  # fmt: skip
+FORMATS = {
+    "float32": native([2, 3, 1]),
+    "float64": native([2, 1, 2], FLOAT64),
+    "flat": flat([1, 0, 1, 2]),
+    "parts": in_parts(3),
+}
 IMAGES = {"float32": 6, "float64": 5, "flat": 4, "parts": 3}
 
-fuzz = settings(max_examples=200, deadline=None, derandomize=True, database=None,
-                suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+fuzz = settings(
+    max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 # Where whole numbers go wrong: around powers of two, at the width of each field, in two's complement, beyond 64 bits.
-edges = st.sampled_from([0, 1, 3, 4, 8, 24, 32, 2**24 - 1, 2**24, 2**29 - 1, 2**29, 2**31, 2**32 - 1, 2**32, 2**53,
-                         2**63 - 1, 2**63, 2**64 - 4, 2**64 - 1, 10**18 - 1, 10**18, 10**30])  # fmt: skip
+edges = st.sampled_from(
+    [
+        0,
+        1,
+        3,
+        4,
+        8,
+        24,
+        32,
+        2**24 - 1,
+        2**24,
+        2**29 - 1,
+        2**29,
+        2**31,
+        2**32 - 1,
+        2**32,
+        2**53,
+        2**63 - 1,
+        2**63,
+        2**64 - 4,
+        2**64 - 1,
+        10**18 - 1,
+        10**18,
+        10**30,
+    ]
+)
 words = st.builds(lambda n: (n % 2**32).to_bytes(4, "little"), edges | st.integers(0, 2**32 - 1))
 numbers = st.builds(str, edges | st.integers(-8, 400)) | st.sampled_from(["-0", "+4", "1e3", "0x10", "4.0", "nan", ""])
 index_lines = st.builds("{}{}{}".format, numbers, st.sampled_from(["\t", " ", "\t\t", "", "\r"]), numbers)
@@ -96,11 +125,14 @@ def damage(draw, data):
 def damaged_lines(text):
     """`text`, an index, with one line replaced by numbers of any size, or two lines swapped."""
     lines = text.decode().splitlines()
-    replaced = st.builds(lambda at, line: [*lines[:at], line, *lines[at + 1 :]],
-                         st.integers(0, len(lines) - 1), index_lines)  # fmt: skip
+    replaced = st.builds(
+        lambda at, line: [*lines[:at], line, *lines[at + 1 :]], st.integers(0, len(lines) - 1), index_lines
+    )
     shuffled = st.permutations(lines)
-    swapped = st.builds(lambda order: [f"{line.split()[0]}\t{other.split()[1]}"
-                                       for line, other in zip(lines, order, strict=True)], shuffled)  # fmt: skip
+    swapped = st.builds(
+        lambda order: [f"{line.split()[0]}\t{other.split()[1]}" for line, other in zip(lines, order, strict=True)],
+        shuffled,
+    )
     return (replaced | shuffled | swapped).map(joined)
 
 

@@ -32,10 +32,15 @@ def figures(**tars):
 
 @pytest.fixture(scope="module")
 def results():
-    return {"targets": {"studio": {"unseen": False, "models": {"base": scored(2), "mfr": scored(2.2)}},
-                        "nir": {"unseen": True, "models": {"base": scored(1), "mfr": scored(1.5, (1e-2, 1e-5))}}},
-            "sources": ["studio", "street"], "seconds": {"pretrain": 95.2, "meta": 7300},
-            "bad_images": {"nir 7/3.jpg": "cut after 12 bytes"}}
+    return {
+        "targets": {
+            "studio": {"unseen": False, "models": {"base": scored(2), "mfr": scored(2.2)}},
+            "nir": {"unseen": True, "models": {"base": scored(1), "mfr": scored(1.5, (1e-2, 1e-5))}},
+        },
+        "sources": ["studio", "street"],
+        "seconds": {"pretrain": 95.2, "meta": 7300},
+        "bad_images": {"nir 7/3.jpg": "cut after 12 bytes"},
+    }
 
 
 def record(stage, step, **fields):
@@ -62,8 +67,15 @@ def test_a_whole_run_gives_one_self_contained_page(run):
     assert text.count("data:image/png;base64,") == 3
     assert not re.search(r"https?:|<script|<link|url\(", text)
     assert 'class="notes"' not in text
-    for shown in ("Trained on studio and street; scored on nir", "synthetic:street", "2.13.0", "never seen",
-                  "pretrain 95 s, meta 2 h 2 min", "Images replaced (1)", "nir 7/3.jpg: cut after 12 bytes"):
+    for shown in (
+        "Trained on studio and street; scored on nir",
+        "synthetic:street",
+        "2.13.0",
+        "never seen",
+        "pretrain 95 s, meta 2 h 2 min",
+        "Images replaced (1)",
+        "nir 7/3.jpg: cut after 12 bytes",
+    ):
         assert shown in text
     assert text.index("<h1>") < text.index("<table>") < text.index("<img") < text.index("<details>")
 
@@ -123,8 +135,12 @@ def test_of_a_step_run_twice_the_later_counts(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_named_and_left_out_of_the_curve(tmp_path):
-    lines = [record("pretrain", 1, loss=3.0), record("pretrain", 2, loss=float("nan")),
-             record("pretrain", 3, loss=None), record("pretrain", 4, loss="high")]
+    lines = [
+        record("pretrain", 1, loss=3.0),
+        record("pretrain", 2, loss=float("nan")),
+        record("pretrain", 3, loss=None),
+        record("pretrain", 4, loss="high"),
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = read(tmp_path)
     assert "loss is not finite at 2 steps, first at pretrain step 2." in found.notes
@@ -135,8 +151,9 @@ def test_a_loss_that_is_not_finite_is_named_and_left_out_of_the_curve(tmp_path):
 def test_text_from_files_cannot_reach_the_page_as_markup(run, results):
     evil = "<script>alert(1)</script>$x_"
     targets = {evil: {"unseen": True, "models": {"base": scored(1), evil: scored(2)}}}
-    (run / "results.json").write_text(json.dumps({"targets": targets, "summary": [evil], "seconds": {evil: 1},
-                                                  "bad_images": {evil: evil}}))
+    (run / "results.json").write_text(
+        json.dumps({"targets": targets, "summary": [evil], "seconds": {evil: 1}, "bad_images": {evil: evil}})
+    )
     (run / "config.yaml").write_text(json.dumps({"data": {"sources": {evil: "a", "b": "c"}}}))
     (run / "environment.json").write_text(f"</pre>{evil}")
     text = write_report(run).read_text()
@@ -148,15 +165,21 @@ def test_text_from_files_cannot_reach_the_page_as_markup(run, results):
 # one point, no positive value for a log axis, several decades
 @pytest.mark.parametrize("values", [[0.0], [-1.0, 0.0, -1e-9], [1e-6, 1.0, 1e6]])
 def test_draws_whatever_values_a_field_takes(tmp_path, values):
-    metrics = [{"stage": line.stage, "step": step, line.name: value} for panel in PANELS for line in panel.lines
-               for step, value in enumerate(values)]
+    metrics = [
+        {"stage": line.stage, "step": step, line.name: value}
+        for panel in PANELS
+        for line in panel.lines
+        for step, value in enumerate(values)
+    ]
     assert training_plot(metrics, tmp_path / "training.png").is_file()
 
 
 def test_draws_only_the_fields_there_are(tmp_path):
     assert training_plot([record("meta", 1, images_per_second=None)], tmp_path / "none.png") is None
-    one, all_of_them = ({"stage": "meta", "step": 1} | {name: 1.0 for name in names}
-                        for names in (["hard_pair"], [line.name for panel in PANELS for line in panel.lines]))
+    one, all_of_them = (
+        {"stage": "meta", "step": 1} | {name: 1.0 for name in names}
+        for names in (["hard_pair"], [line.name for panel in PANELS for line in panel.lines])
+    )
     few = picture(training_plot([one], tmp_path / "few.png")).shape
     many = picture(training_plot([all_of_them], tmp_path / "many.png")).shape
     assert many[0] > 2 * few[0]
@@ -195,19 +218,38 @@ def test_the_console_table_shows_every_figure_in_80_columns(results):
         assert figure in text
 
 
-@pytest.mark.parametrize(("targets", "want"), [
-    ({"nir": {"unseen": True, "models": figures(base=0.412, mfr=0.469)}},
-     "on nir, a domain it has never seen: TAR at FAR 1 % rises from 41.2 % (base) to 46.9 % (mfr), +5.7 points."),
-    ({"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.48)}}, "falls from 50.0 % (base) to 48.0 % (mfr), -2"),
-    ({"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.5)}}, "TAR at FAR 1 % stays at 50.0 % (base and mfr)."),
-    ({"nir": {"unseen": True, "models": figures(base=0.5)}}, "TAR at FAR 1 % is 50.0 % (base)."),
-    ({"a": {"unseen": True, "models": figures(base=0.4, agg=0.9, mfr=0.5)},
-      "b": {"unseen": True, "models": figures(base=0.6, agg=0.9, mfr=0.9)},
-      "c": {"unseen": False, "models": figures(base=0, mfr=0)}},
-     "on a and b, domains it has never seen: mean TAR at FAR 1 % rises from 50.0 % (base) to 70.0 % (mfr), +20.0"),
-    ({"c": {"unseen": False, "models": figures(base=0.1, mfr=0.2)}}, "scored on c: TAR at FAR 1 % rises from 10.0 %"),
-    ({"c": {"models": {"mfr": {"tar_at_far": {"0.01": {"refused": "too few"}}}}}}, "too few pairs for any FAR"),
-])
+@pytest.mark.parametrize(
+    ("targets", "want"),
+    [
+        (
+            {"nir": {"unseen": True, "models": figures(base=0.412, mfr=0.469)}},
+            "on nir, a domain it has never seen: TAR at FAR 1 % rises from 41.2 % (base) to 46.9 % (mfr), +5.7 points.",
+        ),
+        (
+            {"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.48)}},
+            "falls from 50.0 % (base) to 48.0 % (mfr), -2",
+        ),
+        (
+            {"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.5)}},
+            "TAR at FAR 1 % stays at 50.0 % (base and mfr).",
+        ),
+        ({"nir": {"unseen": True, "models": figures(base=0.5)}}, "TAR at FAR 1 % is 50.0 % (base)."),
+        (
+            {
+                "a": {"unseen": True, "models": figures(base=0.4, agg=0.9, mfr=0.5)},
+                "b": {"unseen": True, "models": figures(base=0.6, agg=0.9, mfr=0.9)},
+                "c": {"unseen": False, "models": figures(base=0, mfr=0)},
+            },
+            "on a and b, domains it has never seen: mean TAR at FAR 1 % rises from 50.0 % (base) to 70.0 % (mfr), "
+            "+20.0",
+        ),
+        (
+            {"c": {"unseen": False, "models": figures(base=0.1, mfr=0.2)}},
+            "scored on c: TAR at FAR 1 % rises from 10.0 %",
+        ),
+        ({"c": {"models": {"mfr": {"tar_at_far": {"0.01": {"refused": "too few"}}}}}}, "too few pairs for any FAR"),
+    ],
+)
 def test_the_headline_says_what_was_found(targets, want):
     assert want in headline({"targets": targets}, ["studio", "street", "tungsten"])
 
@@ -240,10 +282,15 @@ def test_the_contact_sheet_has_a_row_for_each_domain(tmp_path):
     assert not (upper == (0, 0, 255)).all(2).any()
 
 
-@pytest.mark.parametrize(("images", "message"), [
-    ({}, "at least one domain"), ({"nir": np.zeros((2, 8, 8, 3))}, "float64"),
-    ({"nir": np.zeros((2, 3, 8, 8), np.uint8)}, r"\(2, 3, 8, 8\)"), ({"nir": np.zeros((0, 8, 8, 3), np.uint8)}, "nir"),
-])
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({}, "at least one domain"),
+        ({"nir": np.zeros((2, 8, 8, 3))}, "float64"),
+        ({"nir": np.zeros((2, 3, 8, 8), np.uint8)}, r"\(2, 3, 8, 8\)"),
+        ({"nir": np.zeros((0, 8, 8, 3), np.uint8)}, "nir"),
+    ],
+)
 def test_the_contact_sheet_refuses_what_is_no_image(tmp_path, images, message):
     with pytest.raises(ValueError, match=message):
         contact_sheet(images, tmp_path / "domains.png")

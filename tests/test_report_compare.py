@@ -35,12 +35,15 @@ def make_run(tmp_path):
     def make(name, scores, config=CONFIG, steps=3, gap=None):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        targets = {target.strip("*"): {"unseen": "*" not in target, "models": models}
-                   for target, models in scores.items()}
+        targets = {
+            target.strip("*"): {"unseen": "*" not in target, "models": models} for target, models in scores.items()
+        }
         if targets:
             (folder / "results.json").write_text(json.dumps({"targets": targets} | ({"gap": gap} if gap else {})))
-        lines = [{"stage": "meta", "step": step, "hard_pair": -step / 10, "hard_pair_test": 0.5, "alpha_hv_over_v": 0.2}
-                 for step in range(steps)]
+        lines = [
+            {"stage": "meta", "step": step, "hard_pair": -step / 10, "hard_pair_test": 0.5, "alpha_hv_over_v": 0.2}
+            for step in range(steps)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (folder / "environment.json").write_text("{}")
@@ -63,16 +66,23 @@ def colours_of(path):
 
 def test_two_runs_give_one_self_contained_page_in_a_folder_of_its_own(make_run, tmp_path):
     first = make_run("first", {"nir": {"base": curve(1), "mfr": curve(1.5)}, "studio*": {"mfr": curve(2)}})
-    second = make_run("second", {"nir": {"base": curve(1), "mfr": curve(2)}, "studio*": {"mfr": curve(3)}},
-                      CONFIG | {"seed": 2})  # fmt: skip
+    second = make_run(
+        "second", {"nir": {"base": curve(1), "mfr": curve(2)}, "studio*": {"mfr": curve(3)}}, CONFIG | {"seed": 2}
+    )
     page = write_comparison([first, second], tmp_path / "new" / "out")
     text = page.read_text()
     assert {path.name for path in page.parent.iterdir()} == {"report.html", "roc.png", "training.png", "table.md"}
     assert not (first / "report.html").exists()
     assert text.count("data:image/png;base64,") == 2
     assert not re.search(r"https?:|<script|<link|url\(", text)
-    for shown in ("2 runs that differ in seed", "<td>every run</td><td>base</td>", "<small>seed 2</small>",
-                  "never seen", "Trained on, and scored on other people: studio.", "FAR 1e-05 needs at least"):
+    for shown in (
+        "2 runs that differ in seed",
+        "<td>every run</td><td>base</td>",
+        "<small>seed 2</small>",
+        "never seen",
+        "Trained on, and scored on other people: studio.",
+        "FAR 1e-05 needs at least",
+    ):
         assert shown in text
     for picture in ("roc.png", "training.png"):
         drawn = colours_of(page.parent / picture)
@@ -116,46 +126,67 @@ def test_runs_of_which_none_was_scored_still_show_their_curves(make_run, tmp_pat
     assert page.read_text().count("data:image/png;base64,") == 1
 
 
-@pytest.mark.parametrize(("scores", "want"), [
-    ([(0.9, (0.8, 0.95)), (0.5, (0.4, 0.6))], [True, False]),
-    ([(0.5, (0.4, 0.6)), (0.9, (0.61, 0.95))], [False, True]),
-    ([(0.9, (0.6, 0.95)), (0.5, (0.4, 0.6))], [False, False]),  # they touch
-    ([(0.9, (0.8, 0.95)), (0.85, (0.7, 0.9)), (0.1, (0.0, 0.2))], [False, False, False]),  # the next best is too near
-    ([(0.9, ()), (0.5, (0.4, 0.6))], [False, False]),  # older results, without intervals
-    ([(0.9, (0.8, 0.95)), (0.5, ())], [False, False]),
-])
+@pytest.mark.parametrize(
+    ("scores", "want"),
+    [
+        ([(0.9, (0.8, 0.95)), (0.5, (0.4, 0.6))], [True, False]),
+        ([(0.5, (0.4, 0.6)), (0.9, (0.61, 0.95))], [False, True]),
+        ([(0.9, (0.6, 0.95)), (0.5, (0.4, 0.6))], [False, False]),  # they touch
+        (
+            [(0.9, (0.8, 0.95)), (0.85, (0.7, 0.9)), (0.1, (0.0, 0.2))],
+            [False, False, False],
+        ),  # the next best is too near
+        ([(0.9, ()), (0.5, (0.4, 0.6))], [False, False]),  # older results, without intervals
+        ([(0.9, (0.8, 0.95)), (0.5, ())], [False, False]),
+    ],
+)
 def test_only_a_lead_beyond_the_intervals_is_bold(make_run, scores, want):
     runs = [make_run(str(place), {"nir": {"mfr": model(*score)}}) for place, score in enumerate(scores)]
     assert best(*runs) == want
 
 
 def test_a_lower_error_rate_is_the_better_one(make_run):
-    runs = [make_run(name, {"nir": {"mfr": model(eer=eer, eer_interval=[eer - 0.01, eer + 0.01])}})
-            for name, eer in (("low", 0.1), ("high", 0.2))]  # fmt: skip
+    runs = [
+        make_run(name, {"nir": {"mfr": model(eer=eer, eer_interval=[eer - 0.01, eer + 0.01])}})
+        for name, eer in (("low", 0.1), ("high", 0.2))
+    ]
     assert [row.cells[-1].best for row in rows(compare(runs))] == [True, False]
     assert "**10.00 (9.0 to 11.0)**" in markdown_table(compare(runs))
 
 
 def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
     old = {"tar_at_far": {"0.01": {"tar": 0.5}}, "rank1": 0.25}
-    page = write_comparison([make_run("old", {"nir": {"mfr": old}}), make_run("new", {"nir": {"mfr": model()}})],
-                            tmp_path / "out")  # fmt: skip
+    page = write_comparison(
+        [make_run("old", {"nir": {"mfr": old}}), make_run("new", {"nir": {"mfr": model()}})], tmp_path / "out"
+    )
     assert "| nir | old | mfr | 50.0 | 25.0 | - | - |" in (page.parent / "table.md").read_text()
 
 
 def test_the_gap_between_domains_is_compared_where_it_is_known(make_run, tmp_path):
     def gap(distance, told):
-        return {"domains": ["a|b", "nir"], "distance": [[0, distance], [distance, 0]], "told": told, "across": 0.02,
-                "distance_by_chance": [[0, 0.1], [0.1, 0]], "across_of_all": 0.5, "false_accepts": 50,
-                "false_accepts_of": [[40, 1], [0, 9]]}
+        return {
+            "domains": ["a|b", "nir"],
+            "distance": [[0, distance], [distance, 0]],
+            "told": told,
+            "across": 0.02,
+            "distance_by_chance": [[0, 0.1], [0.1, 0]],
+            "across_of_all": 0.5,
+            "false_accepts": 50,
+            "false_accepts_of": [[40, 1], [0, 9]],
+        }
 
     scores, base = {"nir": {"mfr": model()}}, gap(0.9, 0.95)
-    runs = [make_run("near", scores, gap={"base": base, "mfr": gap(0.3, 0.6)}),
-            make_run("far", scores, gap={"base": base, "mfr": gap(0.8, 0.9)})]
+    runs = [
+        make_run("near", scores, gap={"base": base, "mfr": gap(0.3, 0.6)}),
+        make_run("far", scores, gap={"base": base, "mfr": gap(0.8, 0.9)}),
+    ]
     page = write_comparison(runs, tmp_path / "out")
     table = (page.parent / "table.md").read_text()
-    for row in ("every run | base | 0.90 | 0.10 | 95.0 | 2.0 | 50.0 | 80.0 (a\\|b)",
-                "near | mfr | 0.30 | 0.10 | 60.0 | 2.0", "far | mfr | 0.80 | 0.10 | 90.0 | 2.0"):
+    for row in (
+        "every run | base | 0.90 | 0.10 | 95.0 | 2.0 | 50.0 | 80.0 (a\\|b)",
+        "near | mfr | 0.30 | 0.10 | 60.0 | 2.0",
+        "far | mfr | 0.80 | 0.10 | 90.0 | 2.0",
+    ):
         assert table.count(row) == 1
         assert f"<td>{row.split(' | ')[2]}</td>" in page.read_text()
     older = write_comparison([runs[0], make_run("old", scores)], tmp_path / "older")

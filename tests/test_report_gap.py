@@ -26,8 +26,10 @@ def gap(*shifts, prefix="d"):
 
 def hardest(genuine, impostor):
     """A target's entry with hardest pairs of these cosines, accepted from 0.5 on at FAR 1e-2."""
-    pairs = {kind: [{"cosine": cosine, "gallery": 0, "probe": 1} for cosine in cosines]
-             for kind, cosines in (("genuine", genuine), ("impostor", impostor))}
+    pairs = {
+        kind: [{"cosine": cosine, "gallery": 0, "probe": 1} for cosine in cosines]
+        for kind, cosines in (("genuine", genuine), ("impostor", impostor))
+    }
     rates = {"0.01": {"tar": 0.9, "threshold": 0.5}, "0.001": {"refused": "too few"}}
     return {"unseen": True, "models": {"mfr": {"tar_at_far": rates}}, "hardest": {"model": "mfr"} | pairs}
 

@@ -151,13 +151,17 @@ def test_hv_of_a_whole_iresnet18_equals_autograd():
 
 
 # The stem alone, all but the stem, no weights of BatchNorm, only those, and one whose input is the image.
-@pytest.mark.parametrize("trained", [
-    lambda name: name.startswith("stem"),
-    lambda name: not name.startswith("stem"),
-    lambda name: "bn" not in name,
-    lambda name: "bn" in name,
-    lambda name: name == "stem.0.weight",
-], ids=["stem", "not stem", "not bn", "bn", "first"])  # fmt: skip
+@pytest.mark.parametrize(
+    "trained",
+    [
+        lambda name: name.startswith("stem"),
+        lambda name: not name.startswith("stem"),
+        lambda name: "bn" not in name,
+        lambda name: "bn" in name,
+        lambda name: name == "stem.0.weight",
+    ],
+    ids=["stem", "not stem", "not bn", "bn", "first"],
+)
 @pytest.mark.parametrize("memory", ["kept", "streaming"])
 def test_what_is_not_trained_stays_out(trained, memory):
     assert max(compare(*mfr28(), torch.float64, memory, trained=trained)) < 1e-10
@@ -231,22 +235,29 @@ def branching(self, x):
     return self.conv(x) if x.sum() > 0 else x
 
 
-@pytest.mark.parametrize(("function", "modules", "sentence"), [
-    (lambda self, x: self.conv(x).sigmoid(), {}, "`sigmoid` at node sigmoid has no R-operator here; autograd takes"),
-    (lambda self, x: self.act(self.conv(x)), {"act": nn.GELU()}, "`GELU` at node act"),
-    (lambda self, x: self.act(self.conv(x)), {"act": nn.Dropout(0.5)}, "`Dropout` at node act"),
-    (lambda self, x: self.act(x), {"act": nn.Conv2d(3, 4, 3, padding_mode="circular", padding=1)}, "`Conv2d`"),
-    (lambda self, x: self.conv(x) + 1, {}, "`add` at node add"),
-    (lambda self, x: torch.add(self.conv(x), self.conv(x), alpha=2), {}, "`add` at node add"),
-    (lambda self, x: self.conv(x).mean(), {}, "`mean` at node mean"),
-    (overwritten, {"act": nn.ReLU(inplace=True)}, "node add reads what was changed in place before"),
-    (overwritten, {"act": Odd(lambda self, x: F.relu(x, True))}, "node add reads what was changed in place before"),
-    (overwritten, {"act": Odd(lambda self, x: x.add_(x))}, "node add reads what was changed in place before"),
-    (overwritten_in_a_view, {}, "node flatten_1 reads what was changed in place before"),
-    (branching, {}, r"torch.fx cannot trace this backbone \(symbolically traced variables"),
-    (lambda self, x: (self.conv(x), x), {}, "something else than the last tensor"),
-    (lambda self, x: x, {}, "something else than the last tensor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("function", "modules", "sentence"),
+    [
+        (
+            lambda self, x: self.conv(x).sigmoid(),
+            {},
+            "`sigmoid` at node sigmoid has no R-operator here; autograd takes",
+        ),
+        (lambda self, x: self.act(self.conv(x)), {"act": nn.GELU()}, "`GELU` at node act"),
+        (lambda self, x: self.act(self.conv(x)), {"act": nn.Dropout(0.5)}, "`Dropout` at node act"),
+        (lambda self, x: self.act(x), {"act": nn.Conv2d(3, 4, 3, padding_mode="circular", padding=1)}, "`Conv2d`"),
+        (lambda self, x: self.conv(x) + 1, {}, "`add` at node add"),
+        (lambda self, x: torch.add(self.conv(x), self.conv(x), alpha=2), {}, "`add` at node add"),
+        (lambda self, x: self.conv(x).mean(), {}, "`mean` at node mean"),
+        (overwritten, {"act": nn.ReLU(inplace=True)}, "node add reads what was changed in place before"),
+        (overwritten, {"act": Odd(lambda self, x: F.relu(x, True))}, "node add reads what was changed in place before"),
+        (overwritten, {"act": Odd(lambda self, x: x.add_(x))}, "node add reads what was changed in place before"),
+        (overwritten_in_a_view, {}, "node flatten_1 reads what was changed in place before"),
+        (branching, {}, r"torch.fx cannot trace this backbone \(symbolically traced variables"),
+        (lambda self, x: (self.conv(x), x), {}, "something else than the last tensor"),
+        (lambda self, x: x, {}, "something else than the last tensor"),
+    ],
+)
 def test_says_what_it_cannot_take(function, modules, sentence):
     network = Odd(function, **modules)
     with pytest.raises(NoROperator, match=sentence):

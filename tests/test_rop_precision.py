@@ -133,13 +133,15 @@ def test_a_program_serves_on_after_values_have_moved(statistics):
     del parameters["fc.weight"], parameters["fc.bias"]
     program = Program(network, list(parameters))
     buffer = flat(network.parameters()).detach() * 1.5
-    for value, part in zip(network.parameters(), buffer.split([value.numel() for value in network.parameters()]),
-                           strict=True):  # fmt: skip
+    for value, part in zip(
+        network.parameters(), buffer.split([value.numel() for value in network.parameters()]), strict=True
+    ):
         value.data = part.view_as(value)
     network.fc.bias = nn.Parameter(torch.ones(6))
     network.eval().bn2.running_mean.add_(1)
-    mine, fresh = (passes(Tape(one, parameters), image, V, statistics)
-                   for one in (program, Program(network, list(parameters))))  # fmt: skip
+    mine, fresh = (
+        passes(Tape(one, parameters), image, V, statistics) for one in (program, Program(network, list(parameters)))
+    )
     for value, other in zip(mine, fresh, strict=True):
         assert torch.equal(*(flat(one.values()) if isinstance(one, dict) else one for one in (value, other)))
     assert miss(mine[0], network.train(statistics == "batch")(image)) < 1e-5

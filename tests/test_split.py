@@ -75,14 +75,20 @@ def test_gallery_and_probe_by_patterns_of_names(tmp_path):
     assert [person for _, person in rows(tmp_path / "lists" / "train.txt")] == ["p4"] * 3
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    (dict(scored=11), "11 of the 10 people of .* were to be scored, and 10 have 1 gallery image and 1 probe image"),
-    (dict(scored=1), "1 of the 10 people"), (dict(scored=0.1), "1 of the 10 people"),
-    (dict(gallery=3), "5 of the 10 people of .* and 0 have 3 gallery images and 1 probe image"),
-    (dict(probe_like="nir*"), r"0 have 1 gallery image and 1 probe image like nir\*"),
-    (dict(scored=2.5), "a whole number of people, got 2.5"), (dict(scored=0), "got 0"),
-    (dict(gallery=0), "want gallery of at least 1, got 0"), (dict(folds=-1), "want folds of at least 0"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(scored=11), "11 of the 10 people of .* were to be scored, and 10 have 1 gallery image and 1 probe image"),
+        (dict(scored=1), "1 of the 10 people"),
+        (dict(scored=0.1), "1 of the 10 people"),
+        (dict(gallery=3), "5 of the 10 people of .* and 0 have 3 gallery images and 1 probe image"),
+        (dict(probe_like="nir*"), r"0 have 1 gallery image and 1 probe image like nir\*"),
+        (dict(scored=2.5), "a whole number of people, got 2.5"),
+        (dict(scored=0), "got 0"),
+        (dict(gallery=0), "want gallery of at least 1, got 0"),
+        (dict(folds=-1), "want folds of at least 0"),
+    ],
+)
 def test_refuses_what_cannot_be_split_with_a_sentence(faces, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         write_lists(open_domain(faces), Settings(**settings), tmp_path / "lists")

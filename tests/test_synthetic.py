@@ -49,8 +49,12 @@ def test_an_image_does_not_depend_on_its_batch(domain, size):
 
 def test_seed_domain_identity_and_image_each_change_the_picture():
     base = render("studio", [1], [1], size=48)
-    others = [render("studio", [1], [1], size=48, seed=1), render("glasses", [1], [1], size=48),
-              render("studio", [2], [1], size=48), render("studio", [1], [2], size=48)]
+    others = [
+        render("studio", [1], [1], size=48, seed=1),
+        render("glasses", [1], [1], size=48),
+        render("studio", [2], [1], size=48),
+        render("studio", [1], [2], size=48),
+    ]
     assert all((base != other).mean() > 0.2 for other in others)
 
 
@@ -89,11 +93,14 @@ def test_pixels_tell_people_apart_over_several_images_but_not_in_one(domain):
     assert nearest.mean() < 0.5
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("nowhere", [0], [0]), "want a domain of studio, .* got 'nowhere'"),
-    (("nir", [0, 1], [0]), r"got \(2,\) and \(1,\)"),
-    (("nir", [0], [-1]), "count from 0, got -1"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere", [0], [0]), "want a domain of studio, .* got 'nowhere'"),
+        (("nir", [0, 1], [0]), r"got \(2,\) and \(1,\)"),
+        (("nir", [0], [-1]), "count from 0, got -1"),
+    ],
+)
 def test_refuses_what_it_cannot_draw(arguments, message):
     with pytest.raises(ValueError, match=message):
         render(*arguments)
@@ -137,8 +144,15 @@ def test_refuses_an_empty_domain_and_writes_nothing(tmp_path, identities, images
 
 def test_makes_every_other_domain_as_records_and_reports_progress(tmp_path):
     seen = []
-    made = make(tmp_path, domains=("studio", "street"), identities=2, images=2, size=32, workers=1,
-                progress=lambda done, total: seen.append((done, total)))
+    made = make(
+        tmp_path,
+        domains=("studio", "street"),
+        identities=2,
+        images=2,
+        size=32,
+        workers=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert made == {"studio": tmp_path / "studio", "street": tmp_path / "street"}
     assert (made["studio"] / "train.rec").is_file()
     assert len(list(made["street"].rglob("*.jpg"))) == 4

@@ -32,11 +32,21 @@ def small(faces, tmp_path):
     """Arguments of a run of seconds; later arguments win."""
     domains = [word for name in DOMAINS[:2] for word in (f"--data.sources.{name}", str(faces[name]))]
     return [
-        f"--folder={tmp_path / 'runs'}", *domains, "--data.targets.nir", str(faces["nir"]), "--threads=1",
-        "--data.threads=1", "--data.size=32", "--model.width=0.125", "--pretrain.steps=6",
-        "--pretrain.batch_identities=8", "--pretrain.warmup=2", "--meta.steps=3", "--meta.batch_identities=6",
+        f"--folder={tmp_path / 'runs'}",
+        *domains,
+        "--data.targets.nir",
+        str(faces["nir"]),
+        "--threads=1",
+        "--data.threads=1",
+        "--data.size=32",
+        "--model.width=0.125",
+        "--pretrain.steps=6",
+        "--pretrain.batch_identities=8",
+        "--pretrain.warmup=2",
+        "--meta.steps=3",
+        "--meta.batch_identities=6",
         "--save_every=2",
-    ]  # fmt: skip
+    ]
 
 
 def only_run(tmp_path):
@@ -66,8 +76,10 @@ def stopped_and_resumed(argv, tmp_path, monkeypatch, stop):
     return folder
 
 
-@pytest.mark.parametrize(("method", "splits", "curved"), [
-    ("mfr", 2, True), ("first_order", 2, False), ("no_meta", 2, False), ("mldg", 1, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "splits", "curved"),
+    [("mfr", 2, True), ("first_order", 2, False), ("no_meta", 2, False), ("mldg", 1, True)],
+)
 def test_the_methods_are_one_switch(method, splits, curved, small, faces, tmp_path, capsys):
     assert main([*small, "--pretrain.steps=0", "--meta.method", method, "--data.size=24"]) == 0
     steps = records(only_run(tmp_path), "meta")
@@ -95,8 +107,13 @@ def test_domains_share_their_gradients(small, faces, tmp_path):
 @pytest.mark.slow
 def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     held_out = ["--data.targets.studio", str(faces["studio"]), "--data.holdout=0.5"]
-    longer = ["--pretrain.steps=200", "--pretrain.batch_identities=16", "--pretrain.scale=16",
-              "--pretrain.learning_rate=0.05", "--pretrain.warmup=20"]  # fmt: skip
+    longer = [
+        "--pretrain.steps=200",
+        "--pretrain.batch_identities=16",
+        "--pretrain.scale=16",
+        "--pretrain.learning_rate=0.05",
+        "--pretrain.warmup=20",
+    ]
     assert main([*small, *held_out, *longer]) == 0
     folder = only_run(tmp_path)
     loss = [record["loss"] for record in records(folder, "pretrain")]
@@ -107,8 +124,18 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     for model in ("base", "mfr"):
         assert targets["studio"]["models"][model]["auc"] > 0.7  # chance is 0.5; 0.74 to 0.78 by rounding alone
         assert targets["studio"]["models"][model]["identities"] == 20  # the half that was held out
-    for name in ("config.yaml", "environment.json", "report.html", "roc.png", "training.png", "domains.png",
-                 "gap.png", "hardest.png", "base.safetensors", "mfr.safetensors"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "report.html",
+        "roc.png",
+        "training.png",
+        "domains.png",
+        "gap.png",
+        "hardest.png",
+        "base.safetensors",
+        "mfr.safetensors",
+    ):
         assert (folder / name).stat().st_size > 0
 
 
@@ -188,9 +215,24 @@ def test_every_meta_step_logs_what_is_needed_to_judge_it(small, tmp_path):
     assert main(small) == 0
     lines = records(only_run(tmp_path), "meta")
     assert len(lines) == 3
-    for name in ("hard_pair", "soft_classification", "domain_alignment", "hard_pair_test", "soft_classification_test",
-                 "positives", "negatives", "gradient_norm", "meta_train", "meta_test", "alpha_hv_over_v", "alpha",
-                 "tau_p", "tau_n", "images_per_second", "data_wait"):  # fmt: skip
+    for name in (
+        "hard_pair",
+        "soft_classification",
+        "domain_alignment",
+        "hard_pair_test",
+        "soft_classification_test",
+        "positives",
+        "negatives",
+        "gradient_norm",
+        "meta_train",
+        "meta_test",
+        "alpha_hv_over_v",
+        "alpha",
+        "tau_p",
+        "tau_n",
+        "images_per_second",
+        "data_wait",
+    ):
         assert isinstance(lines[0][name], float), name
 
 
@@ -276,12 +318,15 @@ def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_trained(small
     assert not (only_run(tmp_path) / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["--data.targets.x=/nowhere/at/all"], "/nowhere/at/all"),
-    (["--data.sources.studio=synthetic:studo"], "no synthetic domain 'studo'"),
-    (["--model.name=resnet"], "got 'resnet'"),
-    (["--device=cpu", "--data.decode=mixed"], "decodes on a CUDA device, but the device is cpu; want cpu or auto"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--data.targets.x=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data.sources.studio=synthetic:studo"], "no synthetic domain 'studo'"),
+        (["--model.name=resnet"], "got 'resnet'"),
+        (["--device=cpu", "--data.decode=mixed"], "decodes on a CUDA device, but the device is cpu; want cpu or auto"),
+    ],
+)
 def test_what_is_wrong_is_told_in_a_sentence(small, capsys, argv, words):
     assert main([*small, *argv]) == 1
     text = " ".join(capsys.readouterr().out.split())

@@ -79,8 +79,13 @@ def main():
         beside(*inputs(B, C), facts)
     B, C = (32, 500) if options.small else (1024, 100_000)
     facts = {"B": B, "C": C, "D": D, "seconds": options.seconds, "graphs": GPU}
-    compare("margin", "forward and backward, bf16 weights", mine(*inputs(B, C, torch.bfloat16)), flops=8 * B * C * D,
-            **facts)  # fmt: skip
+    compare(
+        "margin",
+        "forward and backward, bf16 weights",
+        mine(*inputs(B, C, torch.bfloat16)),
+        flops=8 * B * C * D,
+        **facts,
+    )
     second(B, C, options.seconds)
 
 
@@ -95,8 +100,14 @@ def beside(embedding, weight, label, facts):
     launched = {"ours": ours(embedding, weight, label, "auto", "auto")} | peers
     compare("margin", "forward and backward", launched, memory=True, flops=8 * B * C * D, **facts)
     if GPU:
-        compare("margin", "forward and backward", mine(embedding, weight, label) | peers, flops=8 * B * C * D,
-                graphs=True, **facts)  # fmt: skip
+        compare(
+            "margin",
+            "forward and backward",
+            mine(embedding, weight, label) | peers,
+            flops=8 * B * C * D,
+            graphs=True,
+            **facts,
+        )
     alone = mine(embedding, weight, label, gradients=False)
     alone["tuned torch"] = theirs(tuned_cosface, embedding, weight, label, gradients=False)
     compare("margin", "forward", alone, flops=2 * B * C * D, graphs=GPU, **facts)
@@ -117,8 +128,15 @@ def second(B, C, seconds):
 
         def our_second(path, held=held, inverse_norm_C=inverse_norm_C, derived=derived):
             with taking(path):
-                loss = margin_softmax(embedding, held, label, margin=CosFace(COSFACE), scale=SCALE,
-                                      inverse_norm_C=inverse_norm_C, keep="none")  # fmt: skip
+                loss = margin_softmax(
+                    embedding,
+                    held,
+                    label,
+                    margin=CosFace(COSFACE),
+                    scale=SCALE,
+                    inverse_norm_C=inverse_norm_C,
+                    keep="none",
+                )
                 return derived(loss.mean())
 
         def their_second(held=held, derived=derived):

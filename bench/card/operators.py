@@ -91,10 +91,14 @@ def _updates(parameters, seconds):
     sgd = partial(meta_sgd, theta, momentum, total, g, v, hv, alpha=0.1, gamma=0.5, splits=3, **RATES)
     for what, ours, eager, moved in (
         ("look_ahead", partial(look_ahead, out, theta, g, 0.1), partial(torch.sub, theta, g, alpha=0.1, out=out), 12),
-        ("add_split", partial(add_split, total, g, v, hv, 0.1, 0.5),
-         lambda: total.add_(g, alpha=0.5).add_(v - 0.1 * hv, alpha=0.5), 20),
+        (
+            "add_split",
+            partial(add_split, total, g, v, hv, 0.1, 0.5),
+            lambda: total.add_(g, alpha=0.5).add_(v - 0.1 * hv, alpha=0.5),
+            20,
+        ),
         ("meta_sgd", sgd, eager_sgd, 32),
-    ):  # fmt: skip
+    ):
         contenders = {"ours": replayed(ours), "eager": replayed(eager)}
         compare("operators", what, contenders, parameters=parameters, bytes=moved * parameters, seconds=seconds)
 

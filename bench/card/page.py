@@ -51,14 +51,26 @@ def runs():
         where = next((row for row in rows if row["stage"] == "environment"), None)
         versions = f"torch {where['versions']['torch']}, triton {where['versions']['triton']}" if where else "as below"
         ceilings = {row["what"]: row for row in find(rows, stage="ceilings")}
-        rates = [f"{ceilings[what]['tflop_per_second']:.0f}" for what in
-                 ("product bf16", "product tf32", "product fp32") if ceilings]  # fmt: skip
+        rates = [
+            f"{ceilings[what]['tflop_per_second']:.0f}"
+            for what in ("product bf16", "product tf32", "product fp32")
+            if ceilings
+        ]
         copy = f"{ceilings['copy']['tb_per_second']:.2f}" if ceilings else "not taken"
         tests = [row for row in rows if row["stage"] == "test"]
         failed = sum(row["outcome"] == "failed" for row in tests)
         card = where["gpu"] if where else "NVIDIA H200"
-        lines.append((f"[{name[:15]}](../bench/results/{name})", card, commit[:8], versions, copy,
-                      " / ".join(rates) or "not taken", f"{len(tests) - failed} passed, {failed} failed"))  # fmt: skip
+        lines.append(
+            (
+                f"[{name[:15]}](../bench/results/{name})",
+                card,
+                commit[:8],
+                versions,
+                copy,
+                " / ".join(rates) or "not taken",
+                f"{len(tests) - failed} passed, {failed} failed",
+            )
+        )
     header = "run", "card", "commit", "versions", "copy, TB/s", "8192^3 product in bf16 / tf32 / fp32, TFLOP/s", "tests"
     yield from table(header, lines)
     yield "What failed in the first two runs is mended, and passed in the third; LOG.md says what it was. Never run on a"
@@ -88,12 +100,24 @@ def margin():
         memory = [both[None][who]["peak_bytes"] / 1e6 for who in ("ours", "tuned torch")]
         row.append(f"{memory[0]:,.0f} / {memory[1]:,.0f}")
         lines.append(row)
-    header = ("rows", "identities", "ours, replayed, ms", "TFLOP/s of 8BCD", "tuned torch", "InsightFace's order",
-              "ours, launched, ms", "tuned torch", "InsightFace's order", "peak MB, ours / tuned torch")  # fmt: skip
+    header = (
+        "rows",
+        "identities",
+        "ours, replayed, ms",
+        "TFLOP/s of 8BCD",
+        "tuned torch",
+        "InsightFace's order",
+        "ours, launched, ms",
+        "tuned torch",
+        "InsightFace's order",
+        "peak MB, ours / tuned torch",
+    )
     yield from table(header, lines)
     big = {row["who"]: row for row in find(rows, stage="ten million")}["ours, chunks"]
-    yield (f"Ten million identities in one head, 512 rows: loss, gradients and update {milliseconds(big)} ms; weights and "
-           f"momentum 41.0 GB, {big['peak_bytes'] / 1e9:.1f} GB beside them, of which 20.5 GB are the gradient.")  # fmt: skip
+    yield (
+        f"Ten million identities in one head, 512 rows: loss, gradients and update {milliseconds(big)} ms; weights and "
+        f"momentum 41.0 GB, {big['peak_bytes'] / 1e9:.1f} GB beside them, of which 20.5 GB are the gradient."
+    )
     yield ""
 
 
@@ -108,8 +132,12 @@ def meta():
     names = ("ordinary", "autograd twice", "rop", "rop, CUDA graph", "rop streaming, CUDA graph")
     for precision in ("fp32", "tf32", "bf16"):
         found = {row["who"]: row for row in find(rows, stage="meta", what=f"whole step, {precision}")}
-        lines.append([precision, *(f"{1e3 * found[who]['median_seconds']:.0f} ms, {found[who]['times_ours']:.2f} x"
-                                   for who in names)])  # fmt: skip
+        lines.append(
+            [
+                precision,
+                *(f"{1e3 * found[who]['median_seconds']:.0f} ms, {found[who]['times_ours']:.2f} x" for who in names),
+            ]
+        )
     yield from table(("precision", *names), lines)
     errors = next(row for row in rows if row["stage"] == "meta" and "by_precision" in row)["by_precision"]
     told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
@@ -128,8 +156,17 @@ def operators():
         for row in find(after, stage="operators", what=what, who="ours"):
             same = {"stage": "operators", "what": what, "shape": row["shape"], "dtype": row["dtype"]}
             (old,), (eager,) = find(before, who="ours", **same), find(after, who="eager", **same)
-            lines.append((what, row["shape"], row["dtype"].removeprefix("torch."), milliseconds(old), milliseconds(row),
-                          f"{eager['times_ours']:.1f} x", f"{row['tb_per_second']:.2f}"))  # fmt: skip
+            lines.append(
+                (
+                    what,
+                    row["shape"],
+                    row["dtype"].removeprefix("torch."),
+                    milliseconds(old),
+                    milliseconds(row),
+                    f"{eager['times_ours']:.1f} x",
+                    f"{row['tb_per_second']:.2f}",
+                )
+            )
     yield from table(("what", "shape", "dtype", "before, ms", "now, ms", "eager", "TB/s, least bytes"), lines)
     lines = []
     for what in ("look_ahead", "add_split", "meta_sgd", "classifier rows", "gathering"):
@@ -151,9 +188,11 @@ def whole():
     found = next(row for row in rows if row["stage"] == "whole run" and row["what"] == "losses of pretrain")
     yield "## A whole run"
     yield ""
-    yield (f"The same run on the device and on its CPU, fp32, the device's steps replayed from CUDA graphs (run 2): the first "
-           f"nine losses of pretraining agree to {max(found['apart'][:9]):.1e}, all sixty to {max(found['apart']):.1e}, as "
-           "rounding grows from step to step.")  # fmt: skip
+    yield (
+        f"The same run on the device and on its CPU, fp32, the device's steps replayed from CUDA graphs (run 2): the first "
+        f"nine losses of pretraining agree to {max(found['apart'][:9]):.1e}, all sixty to {max(found['apart']):.1e}, as "
+        "rounding grows from step to step."
+    )
     yield ""
 
 
@@ -170,48 +209,91 @@ def goals():
     softmax = {"stage": "margin", "replayed": True, "B": 1024}
     forward = {C: one(third, what="forward", who="ours, tiles", C=C, **softmax) for C in (100_000, 1_000_000)}
     both = {C: one(third, what="forward and backward", who="ours", C=C, **softmax) for C in forward}
-    peers = [one(third, what="forward and backward", who=who, C=100_000, **softmax)["times_ours"]
-             for who in ("InsightFace's order (ArcFace)", "tuned torch")]  # fmt: skip
-    share = {what: [f"{100 * row['tflop_per_second'] / product:.0f} %" for row in rows.values()]
-             for what, rows in (("forward", forward), ("both", both))}  # fmt: skip
+    peers = [
+        one(third, what="forward and backward", who=who, C=100_000, **softmax)["times_ours"]
+        for who in ("InsightFace's order (ArcFace)", "tuned torch")
+    ]
+    share = {
+        what: [f"{100 * row['tflop_per_second'] / product:.0f} %" for row in rows.values()]
+        for what, rows in (("forward", forward), ("both", both))
+    }
     memory = one(third, stage="margin", who="ours", what="forward and backward", B=1024, C=100_000, replayed=None)
     beside = (memory["peak_bytes"] - 4 * 100_000 * 512) / 1e6
     narrow = one(third, stage="margin", what="forward", who="ours, tiles", B=128, C=100_000)
     bandwidth = 4 * 100_000 * 512 / narrow["median_seconds"] / 1e12 / copy
     big = one(third, stage="ten million", who="ours, chunks")
-    twice = {who: one(first, stage="margin", what="double backward, weights inside", who=who)
-             for who in ("ours, tiles", "ours, chunks", "tuned torch")}  # fmt: skip
-    eager = [f"{row['times_ours']:.1f}" for row in
-             find(third, stage="operators", what="BatchNorm + PReLU, four passes", who="eager", dtype="torch.float32")]  # fmt: skip
+    twice = {
+        who: one(first, stage="margin", what="double backward, weights inside", who=who)
+        for who in ("ours, tiles", "ours, chunks", "tuned torch")
+    }
+    eager = [
+        f"{row['times_ours']:.1f}"
+        for row in find(
+            third, stage="operators", what="BatchNorm + PReLU, four passes", who="eager", dtype="torch.float32"
+        )
+    ]
     update = [
         f"{100 * row['tb_per_second'] / copy:.0f} %"
         for row in find(third, stage="operators", what="meta_sgd", who="ours")
     ]
-    split = [one(first, stage="meta", what=f"whole step, {precision}", who="rop, CUDA graph")["times_ours"]
-             for precision in ("fp32", "tf32", "bf16")]  # fmt: skip
+    split = [
+        one(first, stage="meta", what=f"whole step, {precision}", who="rop, CUDA graph")["times_ours"]
+        for precision in ("fp32", "tf32", "bf16")
+    ]
     error = next(row for row in first if row["stage"] == "meta" and "by_precision" in row)["by_precision"]["fp32"]
     profile = {row["what"]: row for row in second if row["stage"] == "profile"}
     chunks = {name: spent for name, _, spent in profile["margin softmax, chunks"]["longest"]}
     yield "## Goals"
     yield ""
-    yield from table(("goal", "came", "why"), [
-        ("forward >= 80 % of the bf16 product, C >= 100k", f"{' and '.join(share['forward'])} at 100k and 1M, nothing kept",
-         "short: its exponentials are not hidden behind its products"),
-        ("forward and backward >= 70 % of 8BCD", f"{' and '.join(share['both'])}",
-         f"short: projection takes {chunks['project_kernel']:.2f} ms, unit rows {chunks['make_unit_kernel'] / 2:.2f} ms at 100k, neither a product"),
-        ("forward and backward >= 6 x eager, >= 2.5 x tuned torch", f"{peers[0]:.1f} x, {peers[1]:.1f} x at 100k", "the first short, the second met"),
-        ("extra memory < 1 % of the logits", f"{beside:,.0f} MB beside the gradient at 100k, logits are 410",
-         "given up for speed: one large chunk; the exponentials, which gained nothing, are no longer kept since"),
-        ("10M identities in one head", f"{milliseconds(big)} ms at 512 rows", "met"),
-        ("double backward <= 1.7 ms at 100k", ", ".join(f"{who} {milliseconds(row)}" for who, row in twice.items()) + " ms, launched, run 1",
-         "short; not yet timed without the host"),
-        ("128 rows at >= 85 % of the bandwidth", f"forward {100 * bandwidth:.0f} %", "short"),
-        ("BatchNorm + PReLU double backward >= 8 x eager", f"{', '.join(eager)} x in float32", "met but for 14 x 14 pixels"),
-        ("meta update >= 85 % of the copy", f"{' and '.join(update)} at 65M and 4.67M parameters", "met where it is large"),
-        ("no host synchronisation; a whole step one CUDA graph", "held by tests on the device", "met"),
-        ("an exact split <= 2.5 x ordinary", ", ".join(f"{ratio:.2f}" for ratio in split) + " in fp32, tf32, bf16", "met"),
-        ("H v within 1e-5 of float64", f"{error:.1e}", "met"),
-    ])  # fmt: skip
+    yield from table(
+        ("goal", "came", "why"),
+        [
+            (
+                "forward >= 80 % of the bf16 product, C >= 100k",
+                f"{' and '.join(share['forward'])} at 100k and 1M, nothing kept",
+                "short: its exponentials are not hidden behind its products",
+            ),
+            (
+                "forward and backward >= 70 % of 8BCD",
+                f"{' and '.join(share['both'])}",
+                f"short: projection takes {chunks['project_kernel']:.2f} ms, unit rows {chunks['make_unit_kernel'] / 2:.2f} ms at 100k, neither a product",
+            ),
+            (
+                "forward and backward >= 6 x eager, >= 2.5 x tuned torch",
+                f"{peers[0]:.1f} x, {peers[1]:.1f} x at 100k",
+                "the first short, the second met",
+            ),
+            (
+                "extra memory < 1 % of the logits",
+                f"{beside:,.0f} MB beside the gradient at 100k, logits are 410",
+                "given up for speed: one large chunk; the exponentials, which gained nothing, are no longer kept since",
+            ),
+            ("10M identities in one head", f"{milliseconds(big)} ms at 512 rows", "met"),
+            (
+                "double backward <= 1.7 ms at 100k",
+                ", ".join(f"{who} {milliseconds(row)}" for who, row in twice.items()) + " ms, launched, run 1",
+                "short; not yet timed without the host",
+            ),
+            ("128 rows at >= 85 % of the bandwidth", f"forward {100 * bandwidth:.0f} %", "short"),
+            (
+                "BatchNorm + PReLU double backward >= 8 x eager",
+                f"{', '.join(eager)} x in float32",
+                "met but for 14 x 14 pixels",
+            ),
+            (
+                "meta update >= 85 % of the copy",
+                f"{' and '.join(update)} at 65M and 4.67M parameters",
+                "met where it is large",
+            ),
+            ("no host synchronisation; a whole step one CUDA graph", "held by tests on the device", "met"),
+            (
+                "an exact split <= 2.5 x ordinary",
+                ", ".join(f"{ratio:.2f}" for ratio in split) + " in fp32, tf32, bf16",
+                "met",
+            ),
+            ("H v within 1e-5 of float64", f"{error:.1e}", "met"),
+        ],
+    )
 
 
 def owed():

@@ -25,12 +25,37 @@ def command(folder, device, small, threads, *more):
     pretrain, meta = (3, 3) if small else STEPS
     people, batch = ("12", "4") if small else ("80", "32")
     return [
-        sys.executable, "-m", "fastmfr.train", "--device", device, "--threads", str(threads),
-        "--data.synthetic.identities", people, "--data.synthetic.images", "6", "--pretrain.steps", str(pretrain),
-        "--pretrain.batch_identities", batch, "--pretrain.learning_rate", "0.002", "--meta.steps", str(meta),
-        "--meta.batch_identities", "2" if small else "8", "--meta.beta", "0.001",
-        "--pretrain.precision", "fp32", "--meta.precision", "fp32", "--folder", str(folder / device), *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fastmfr.train",
+        "--device",
+        device,
+        "--threads",
+        str(threads),
+        "--data.synthetic.identities",
+        people,
+        "--data.synthetic.images",
+        "6",
+        "--pretrain.steps",
+        str(pretrain),
+        "--pretrain.batch_identities",
+        batch,
+        "--pretrain.learning_rate",
+        "0.002",
+        "--meta.steps",
+        str(meta),
+        "--meta.batch_identities",
+        "2" if small else "8",
+        "--meta.beta",
+        "0.001",
+        "--pretrain.precision",
+        "fp32",
+        "--meta.precision",
+        "fp32",
+        "--folder",
+        str(folder / device),
+        *more,
+    ]
 
 
 def losses(run):
@@ -50,8 +75,10 @@ def trained(what, folder, device, options, *more):
         return None
     (run,) = (folder / device).iterdir()
     results = json.loads((run / "results.json").read_text())
-    scores = {name: {model: score["auc"] for model, score in row["models"].items()}
-              for name, row in results["targets"].items()}  # fmt: skip
+    scores = {
+        name: {model: score["auc"] for model, score in row["models"].items()}
+        for name, row in results["targets"].items()
+    }
     said = [line for line in done.stdout.splitlines() if any(word in line for word in ("decoder", "graph", "engine"))]
     lines.write("whole run", what=f"{what}: told", who=device, auc=scores, seconds=results["seconds"], sentences=said)
     return run
@@ -62,8 +89,14 @@ def agreement(stage, runs):
     pairs = list(zip(*(losses(run)[stage] for run in runs), strict=True))
     apart = [abs(one - other) / max(1e-3, abs(one)) for one, other in pairs]
     agree = max(apart[:FIRST]) < TOLERANCE
-    lines.write("whole run", what=f"losses of {stage}", first_cpu=[one for one, _ in pairs[:FIRST]],
-                first_cuda=[other for _, other in pairs[:FIRST]], apart=apart, agree=agree)  # fmt: skip
+    lines.write(
+        "whole run",
+        what=f"losses of {stage}",
+        first_cpu=[one for one, _ in pairs[:FIRST]],
+        first_cuda=[other for _, other in pairs[:FIRST]],
+        apart=apart,
+        agree=agree,
+    )
     return agree
 
 

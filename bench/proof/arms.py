@@ -170,8 +170,10 @@ def _pooled(cell, kind, backbone, head, agg_rate, logbook):
 
 def images_of(pairs: tuple[Pairs, Pairs]) -> tuple[np.ndarray, np.ndarray]:
     """(domain_B, image_B) of the galleries of both halves of a split, then of their probes."""
-    domain_B, image_B = (np.concatenate([getattr(half, name) for name in names for half in pairs])
-                         for names in (("domain", "domain"), ("gallery", "probe")))  # fmt: skip
+    domain_B, image_B = (
+        np.concatenate([getattr(half, name) for name in names for half in pairs])
+        for names in (("domain", "domain"), ("gallery", "probe"))
+    )
     return domain_B, image_B
 
 
@@ -179,8 +181,9 @@ def _loss(kind, backbone, head, cell, pairs, image_B3HW):
     settings = cell.config.meta
     embedding_BD = backbone(image_B3HW.contiguous(memory_format=torch.channels_last))
     if kind == "cosface":
-        domain_B, identity_B = (np.concatenate([getattr(half, name) for half in pairs])
-                                for name in ("domain", "identity"))  # fmt: skip
+        domain_B, identity_B = (
+            np.concatenate([getattr(half, name) for half in pairs]) for name in ("domain", "identity")
+        )
         label_B = torch.from_numpy(cell.sources.label(domain_B, identity_B)).repeat(2).to(cell.device)
         return head(embedding_BD, label_B).mean()
     shared = {name: getattr(settings, name) for name in ("tau_p", "tau_n", "mining", "share_p", "share_n")}
@@ -199,8 +202,14 @@ def score_arm(cell: Cell, backbone: nn.Module) -> dict[str, dict]:
     """{target name: figures by person}."""
     evaluate, scores = cell.config.evaluate, {}
     for name, target in cell.targets.items():
-        embedding_ND, bad = embed_domain(backbone, target.domain, preprocess(cell.config.data), cell.device,
-                                         batch_images=evaluate.batch_images, **cell.decoding)  # fmt: skip
+        embedding_ND, bad = embed_domain(
+            backbone,
+            target.domain,
+            preprocess(cell.config.data),
+            cell.device,
+            batch_images=evaluate.batch_images,
+            **cell.decoding,
+        )
         people = target.domain.identities
         scores[name] = by_person(embedding_ND, target.pairs.without(bad), people, evaluate.far)
     return scores

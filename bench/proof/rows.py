@@ -23,8 +23,10 @@ class Rows:
     def __init__(self, folder: Path, settings: dict):
         self._path, kept = folder / "rows.jsonl", folder / "settings.json"
         if kept.is_file() and json.loads(kept.read_text()) != json.loads(json.dumps(settings)):
-            raise ValueError(f"{folder} holds rows of other settings, said in {kept.name} there, and would mix them "
-                             "with these; want another --folder, or the settings as they were")  # fmt: skip
+            raise ValueError(
+                f"{folder} holds rows of other settings, said in {kept.name} there, and would mix them "
+                "with these; want another --folder, or the settings as they were"
+            )
         self._kept, self._settings = kept, settings
         lines = self._path.read_text().splitlines() if self._path.is_file() else []
         self.by_task = {_task(row): row for row in map(json.loads, lines)}

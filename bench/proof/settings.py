@@ -68,16 +68,38 @@ class Settings:
 
 SCALES = {
     "toy": Settings(
-        identities=24, images=4, drawn=32, size=32, width=0.125, pretrain_steps=6, pretrain_identities=8, warmup=2,
-        meta_steps=2, meta_identities=4, targets=None, base_seconds=2.0, arm_seconds=1.0,
+        identities=24,
+        images=4,
+        drawn=32,
+        size=32,
+        width=0.125,
+        pretrain_steps=6,
+        pretrain_identities=8,
+        warmup=2,
+        meta_steps=2,
+        meta_identities=4,
+        targets=None,
+        base_seconds=2.0,
+        arm_seconds=1.0,
     ),
     "cpu": Settings(),
     # 11 times the work an image, 4.7 times the images; its seconds are a guess, for nothing has run there yet.
     "gpu": Settings(
-        identities=1000, images=12, drawn=112, size=80, width=0.5, pretrain_steps=2000, pretrain_identities=128,
-        warmup=120, meta_steps=72, meta_identities=64, probes=4, base_seconds=20.0, arm_seconds=3.0,
+        identities=1000,
+        images=12,
+        drawn=112,
+        size=80,
+        width=0.5,
+        pretrain_steps=2000,
+        pretrain_identities=128,
+        warmup=120,
+        meta_steps=72,
+        meta_identities=64,
+        probes=4,
+        base_seconds=20.0,
+        arm_seconds=3.0,
     ),
-}  # fmt: skip
+}
 
 
 def changed(settings: Settings, words: list[str]) -> Settings:
@@ -104,21 +126,33 @@ def config_of(settings: Settings, pool: str, seed: int, left_out: str, real: str
     protocol = leave_one_out(made, left_out)
     targets = protocol.targets | ({Path(real).resolve().name: real} if real else {})
     return Config(
-        recipe="proof", seed=seed,
+        recipe="proof",
+        seed=seed,
         save_every=settings.pretrain_steps,  # one state: the finished base, with the classifier that more CosFace needs
         data=Data(
-            sources=protocol.sources, targets=targets, size=settings.size,
+            sources=protocol.sources,
+            targets=targets,
+            size=settings.size,
             synthetic=Synthetic(str(faces), settings.identities, settings.images, settings.drawn),
         ),
         model=Model(width=settings.width),
         pretrain=Pretrain(
-            steps=settings.pretrain_steps, batch_identities=settings.pretrain_identities, margin_values=(0.3,),
-            scale=32.0, learning_rate=settings.learning_rate, warmup=settings.warmup,
+            steps=settings.pretrain_steps,
+            batch_identities=settings.pretrain_identities,
+            margin_values=(0.3,),
+            scale=32.0,
+            learning_rate=settings.learning_rate,
+            warmup=settings.warmup,
         ),
         meta=Meta(
-            steps=settings.meta_steps, batch_identities=settings.meta_identities, alpha=settings.alpha,
-            beta=settings.beta, mining="share", scale=settings.scale, domain_alignment=settings.domain_alignment,
+            steps=settings.meta_steps,
+            batch_identities=settings.meta_identities,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            mining="share",
+            scale=settings.scale,
+            domain_alignment=settings.domain_alignment,
             batch_norm=settings.batch_norm,
         ),
         evaluate=Evaluate(far=FAR, probes_per_identity=settings.probes),
-    )  # fmt: skip
+    )

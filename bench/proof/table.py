@@ -42,16 +42,24 @@ def _part(title, arms, found, target_of):
     first = found[arms[0]]
     targets, seeds = [target_of(row) for row in first], [row["seed"] for row in first]
     left_out = sorted({row["left_out"] for row in first})
-    lines = [f"## {title}", "",
-             f"Left out in turn: {', '.join(left_out)}; seeds {', '.join(map(str, sorted(set(seeds))))}; "
-             f"runs of each arm: {len(first)}. In percent, mean and standard deviation over the seeds. TAR@f: share of "
-             "genuine pairs accepted at false accept rate f; the lower the EER, the better.", "",
-             *_means(arms, found, scores, np.array(seeds))]  # fmt: skip
+    lines = [
+        f"## {title}",
+        "",
+        f"Left out in turn: {', '.join(left_out)}; seeds {', '.join(map(str, sorted(set(seeds))))}; "
+        f"runs of each arm: {len(first)}. In percent, mean and standard deviation over the seeds. TAR@f: share of "
+        "genuine pairs accepted at false accept rate f; the lower the EER, the better.",
+        "",
+        *_means(arms, found, scores, np.array(seeds)),
+    ]
     for control, alone in CONTROLS.items():
         against = [arm for arm in arms if arm != control and (alone is None or arm in alone)]
         if control in arms and against:
-            lines += ["", f"Gain over {ARMS[control].title}, in points; in brackets 95 % of what drawing the runs "
-                      "and the people anew gives, thresholds kept.", ""]  # fmt: skip
+            lines += [
+                "",
+                f"Gain over {ARMS[control].title}, in points; in brackets 95 % of what drawing the runs "
+                "and the people anew gives, thresholds kept.",
+                "",
+            ]
             lines += _differences(against, control, scores, targets)
     return "\n".join(lines)
 

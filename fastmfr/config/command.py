@@ -110,8 +110,10 @@ def _made(parser, content, argv):
             given["pretrain.margin_values"] = tuple(values)
         elif typed in MARGINS:
             own = ", ".join(f"{name} {value:g}" for name, value in MARGINS[typed].items())
-            note = (f"the recipe's margin values {list(values)} are of {margin!r}; {typed!r} takes its own ({own}): "
-                    "give --pretrain.margin_values for others")
+            note = (
+                f"the recipe's margin values {list(values)} are of {margin!r}; {typed!r} takes its own ({own}): "
+                "give --pretrain.margin_values for others"
+            )
     return parser.instantiate(given), note
 
 

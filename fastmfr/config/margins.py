@@ -16,7 +16,9 @@ def checked_values(name, values=None) -> tuple[float, ...]:
         raise ValueError(f"want pretrain.margin out of {', '.join(map(repr, MARGINS))}, got {name!r}")
     own = MARGINS[name]
     if values and len(values) != len(own):
-        raise ValueError(f"pretrain.margin {name!r} has {len(own)} number{'s'[: len(own) > 1]}, ({', '.join(own)}): "
-                         f"want pretrain.margin_values [{', '.join(map(str, own.values()))}] or others as many, or "
-                         f"null for these, got {list(values)}")  # fmt: skip
+        raise ValueError(
+            f"pretrain.margin {name!r} has {len(own)} number{'s'[: len(own) > 1]}, ({', '.join(own)}): "
+            f"want pretrain.margin_values [{', '.join(map(str, own.values()))}] or others as many, or "
+            f"null for these, got {list(values)}"
+        )
     return tuple(values or own.values())

@@ -215,11 +215,16 @@ class Meta:
         _one_of("meta.memory", self.memory, ("auto", "kept", "streaming"))
         _one_of("meta.sharing", self.sharing, ("none", "per_domain"))
         if self.sharing != "none":
-            _require(self.method != "mldg", "want meta.sharing 'none' where meta.method is 'mldg': one split a step "
-                     "has nothing to share")  # fmt: skip
-            _require(self.batch_norm != "batch" and not self.domain_alignment, "meta.sharing 'per_domain' takes each "
-                     "domain by itself: want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0, got "
-                     f"{self.batch_norm!r} and {self.domain_alignment:g}")  # fmt: skip
+            _require(
+                self.method != "mldg",
+                "want meta.sharing 'none' where meta.method is 'mldg': one split a step has nothing to share",
+            )
+            _require(
+                self.batch_norm != "batch" and not self.domain_alignment,
+                "meta.sharing 'per_domain' takes each "
+                "domain by itself: want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0, got "
+                f"{self.batch_norm!r} and {self.domain_alignment:g}",
+            )
         _require(self.alpha >= 0 and self.beta >= 0, f"want alpha, beta >= 0, got {self.alpha} and {self.beta}")
         _require(0 <= self.gamma <= 1, f"want meta.gamma in [0, 1], got {self.gamma}")
         _require(self.decay_every >= 1, f"want meta.decay_every >= 1, got {self.decay_every}")

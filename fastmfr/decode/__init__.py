@@ -28,7 +28,19 @@ from .stream import ImageStream
 from .verdicts import Verdicts
 
 __all__ = [
-    "Augment", "CachedStream", "Changes", "DecodedCache", "ImageStream", "Preprocess", "Verdicts", "changes",
-    "checked_decoder", "choose_cache", "choose_decoder", "dali_installed", "decode_reference", "mirror_flags",
+    "Augment",
+    "CachedStream",
+    "Changes",
+    "DecodedCache",
+    "ImageStream",
+    "Preprocess",
+    "Verdicts",
+    "changes",
+    "checked_decoder",
+    "choose_cache",
+    "choose_decoder",
+    "dali_installed",
+    "decode_reference",
+    "mirror_flags",
     "open_stream",
-]  # fmt: skip
+]

@@ -48,8 +48,10 @@ def choose_decoder(wanted, domains, preprocess, device, threads, measure=None):
     device = torch.device(device)
     choice = checked_decoder("cpu" if wanted == "auto" else wanted, device)
     if choice == PILLOW != wanted:
-        return choice, (f"decoder pillow: nvidia-dali is not installed; Pillow decodes on {threads} "
-                        f"thread{'s' * (threads != 1)} instead. {_INSTALL} is faster")  # fmt: skip
+        return choice, (
+            f"decoder pillow: nvidia-dali is not installed; Pillow decodes on {threads} "
+            f"thread{'s' * (threads != 1)} instead. {_INSTALL} is faster"
+        )
     if wanted != "auto":
         return choice, f"decoder {wanted}, as asked for"
     if device.type != "cuda":
@@ -62,8 +64,10 @@ def choose_decoder(wanted, domains, preprocess, device, threads, measure=None):
     (other,) = set(DECODERS) - {choice}
     if other not in rates:
         return choice, f"decoder {choice}: {other} failed ({found[other]})"
-    return choice, (f"decoder {choice}: {rates[choice]:,.0f} images/s against {rates[other]:,.0f} in {other}, "
-                    f"measured on {images:,} images")  # fmt: skip
+    return choice, (
+        f"decoder {choice}: {rates[choice]:,.0f} images/s against {rates[other]:,.0f} in {other}, "
+        f"measured on {images:,} images"
+    )
 
 
 def measure_decoders(domains, preprocess, device, threads, decoders=DECODERS):
@@ -137,8 +141,9 @@ def _turns(sample, size, device, decoder, threads):
     for start in range(0, len(sample), images):
         chosen = [sample[number % len(sample)] for number in range(start, start + images)]
         runs.append(([encoded for encoded, _ in chosen], needed([side for _, side in chosen], size)))
-    pipeline = build_pipeline(lambda k: runs[k % len(runs)], size, device, decoder, images=images, threads=threads,
-                              prefetch=2)  # fmt: skip
+    pipeline = build_pipeline(
+        lambda k: runs[k % len(runs)], size, device, decoder, images=images, threads=threads, prefetch=2
+    )
     while True:
         pixels(pipeline)  # not timed: meanwhile the batch that the other decoder has begun ahead comes to its end
         _wait_for(device)

@@ -70,15 +70,19 @@ def checked_request(domains, requests, number, images):
     domain_B, image_B = map(np.asarray, requests(number))
     for name, value_B in (("domain", domain_B), ("image", image_B)):
         if value_B.shape != (images,) or value_B.dtype.kind not in "iu":
-            raise ValueError(f"batch {number}: requests gave {name} numbers {value_B.dtype} {value_B.shape}, want "
-                             f"whole numbers ({images},), one for each image of the batch")
+            raise ValueError(
+                f"batch {number}: requests gave {name} numbers {value_B.dtype} {value_B.shape}, want "
+                f"whole numbers ({images},), one for each image of the batch"
+            )
     if domain_B.min() < 0 or domain_B.max() >= len(domains):
-        raise ValueError(f"batch {number}: requests gave domains {domain_B.min()}..{domain_B.max()}, want "
-                         f"0..{len(domains) - 1}")
+        raise ValueError(
+            f"batch {number}: requests gave domains {domain_B.min()}..{domain_B.max()}, want 0..{len(domains) - 1}"
+        )
     images_B = np.array([domain.images for domain in domains])[domain_B]
     outside_B = (image_B < 0) | (image_B >= images_B)
     if outside_B.any():
         domain, image, held = (int(value_B[outside_B][0]) for value_B in (domain_B, image_B, images_B))
-        raise ValueError(f"batch {number}: requests gave image {image} of domain {domains[domain].name}, want "
-                         f"0..{held - 1}")
+        raise ValueError(
+            f"batch {number}: requests gave image {image} of domain {domains[domain].name}, want 0..{held - 1}"
+        )
     return domain_B, image_B

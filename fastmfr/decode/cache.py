@@ -30,8 +30,19 @@ class DecodedCache:
     `place` is neither.
     """
 
-    def __init__(self, domains, preprocess, *, place, device="cpu", threads=2, decoder="cpu", vet=False, verdicts=None,
-                 progress=lambda done, total: None):  # fmt: skip
+    def __init__(
+        self,
+        domains,
+        preprocess,
+        *,
+        place,
+        device="cpu",
+        threads=2,
+        decoder="cpu",
+        vet=False,
+        verdicts=None,
+        progress=lambda done, total: None,
+    ):
         check_whole(number_of_domains=(len(domains), 1))
         self.domains, self.size, self.place, self.device = list(domains), preprocess.size, place, checked_device(device)
         if place not in ("host", "gpu") or (place == "gpu" and self.device.type != "cuda"):
@@ -62,8 +73,15 @@ class _Filling(Decoding):
     def __init__(self, cache, preprocess, batch_images, **decoding):
         self._cache, self._batch_images, self.done = cache, batch_images, 0
         images = len(cache.image_NHW3)
-        super().__init__(cache.domains, self._requests, preprocess, batch_images=batch_images, device=cache.device,
-                         last=-(-images // batch_images), **decoding)  # fmt: skip
+        super().__init__(
+            cache.domains,
+            self._requests,
+            preprocess,
+            batch_images=batch_images,
+            device=cache.device,
+            last=-(-images // batch_images),
+            **decoding,
+        )
         if self._aside:  # the cache's memory may still be in use by what was queued before it was allocated
             self._aside.wait_stream(torch.cuda.current_stream(self._device))
 
@@ -89,8 +107,12 @@ class CachedStream(Batches):
     """What ImageStream does, out of a DecodedCache: the same batches, the same interface, the same errors."""
 
     def __init__(self, cache, requests, preprocess, *, batch_images, seed=0, first=0, last=None):
-        check_whole(batch_images=(batch_images, 1), seed=(seed, 0), first=(first, 0),
-                    last=(first if last is None else last, first))  # fmt: skip
+        check_whole(
+            batch_images=(batch_images, 1),
+            seed=(seed, 0),
+            first=(first, 0),
+            last=(first if last is None else last, first),
+        )
         if preprocess.size != cache.size:
             raise ValueError(f"the cache holds images of {cache.size} pixels, want {preprocess.size}; decode them anew")
         super().__init__(first)
@@ -132,7 +154,7 @@ def choose_cache(wanted, domains, preprocess, slots, device):
         return "none", f"no cache: {slots:,} images are asked for of {images:,}, so keeping them would not pay"
     places = {"gpu": _free_gpu, "host": _available_host}
     tried = []
-    for place in ([wanted] if wanted != "auto" else places if device.type == "cuda" else ["host"]):
+    for place in [wanted] if wanted != "auto" else places if device.type == "cuda" else ["host"]:
         free = places[place](device)
         allowed = int(free * (SHARE if wanted == "auto" else 1))
         if size <= allowed:
@@ -143,9 +165,24 @@ def choose_cache(wanted, domains, preprocess, slots, device):
     return "none", f"no cache: {what}, are more than half of what is free, {' and '.join(tried)}"
 
 
-def open_stream(domains, requests, preprocess, *, cache="none", batch_images, seed=0, first=0, last=None,
-                device="cpu", threads=2, decoder="cpu", prefetch=2, vet=False, verdicts=None,
-                progress=lambda done, total: None):  # fmt: skip
+def open_stream(
+    domains,
+    requests,
+    preprocess,
+    *,
+    cache="none",
+    batch_images,
+    seed=0,
+    first=0,
+    last=None,
+    device="cpu",
+    threads=2,
+    decoder="cpu",
+    prefetch=2,
+    vet=False,
+    verdicts=None,
+    progress=lambda done, total: None,
+):
     """An ImageStream, or a CachedStream with the same batches; its `sentence` says which and why.
 
     `cache`: one of CACHES, filled now where one is chosen, or a DecodedCache of these domains. The other arguments, the
@@ -155,8 +192,10 @@ def open_stream(domains, requests, preprocess, *, cache="none", batch_images, se
     decoding = {"device": device, "threads": threads, "decoder": decoder, "vet": vet, "verdicts": verdicts}
     if isinstance(cache, DecodedCache):
         if not cache.holds(domains, preprocess.size) or cache.device != checked_device(device):
-            raise ValueError(f"the cache was made of other domains, for another size or device (it has {cache.size} "
-                             f"pixels, {cache.device}); make one for this stream, or give cache='none'")  # fmt: skip
+            raise ValueError(
+                f"the cache was made of other domains, for another size or device (it has {cache.size} "
+                f"pixels, {cache.device}); make one for this stream, or give cache='none'"
+            )
         sentence = f"cache on the {cache.place}, filled before"
     else:
         slots = None if last is None else (last - first) * batch_images

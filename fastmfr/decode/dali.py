@@ -17,16 +17,24 @@ def build_pipeline(source, size, device, decoder, *, images, threads, prefetch):
     """What pipeline.build_pipeline wants of DALI: a built pipeline; `decoder` is "cpu" or "mixed"."""
 
     # exec_dynamic: without it the first image that cannot be decoded ends the pipeline, and outputs are overwritten.
-    @pipeline_def(batch_size=images, num_threads=threads, device_id=device.index, prefetch_queue_depth=prefetch,
-                  exec_dynamic=True, enable_conditionals=True)
+    @pipeline_def(
+        batch_size=images,
+        num_threads=threads,
+        device_id=device.index,
+        prefetch_queue_depth=prefetch,
+        exec_dynamic=True,
+        enable_conditionals=True,
+    )
     def decode():
         encoded, need = fn.external_source(
-            source=source, num_outputs=2, batch=True, no_copy=True, dtype=[types.UINT8, types.UINT8], ndim=[1, 0])
+            source=source, num_outputs=2, batch=True, no_copy=True, dtype=[types.UINT8, types.UINT8], ndim=[1, 0]
+        )
         image = _decoded(encoded, decoder)
         if need > AS_IS:  # image by image: a crop that changes nothing is a copy, a resize twice a decoding
             if need > CROP:
-                image = fn.resize(image, resize_shorter=size, interp_type=types.INTERP_LINEAR, antialias=True,
-                                  subpixel_scale=False)
+                image = fn.resize(
+                    image, resize_shorter=size, interp_type=types.INTERP_LINEAR, antialias=True, subpixel_scale=False
+                )
             image = fn.crop(image, crop=(size, size))
         return image.gpu() if device.type == "cuda" else image
 
@@ -54,5 +62,11 @@ def build_vetting(run, device, decoder):
 
 def _decoded(encoded, decoder):
     # Fancy upsampling is what the CPU decoder and Pillow always do; nvJPEG has to be asked.
-    return fn.decoders.image(encoded, device=decoder, output_type=types.RGB, jpeg_fancy_upsampling=True,
-                             device_memory_padding=_PADDING, host_memory_padding=_PADDING)
+    return fn.decoders.image(
+        encoded,
+        device=decoder,
+        output_type=types.RGB,
+        jpeg_fancy_upsampling=True,
+        device_memory_padding=_PADDING,
+        host_memory_padding=_PADDING,
+    )

@@ -60,8 +60,9 @@ class PillowPipeline:
             self._ended = True
             return
         self._calls += 1
-        pixel_BHW3 = torch.empty((self._images, self._size, self._size, 3), dtype=torch.uint8,
-                                 pin_memory=self._device.type == "cuda")  # fmt: skip
+        pixel_BHW3 = torch.empty(
+            (self._images, self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
+        )
         slots = [slice(start, start + _TASK) for start in range(0, self._images, _TASK)]
         array_BHW3 = pixel_BHW3.numpy()
         tasks = [self._pool.submit(_decode, encoded[some], array_BHW3[some]) for some in slots]

@@ -47,8 +47,9 @@ class Preprocess(Augment):
 
 def needed(sizes, size):
     """What images of these (width, height) need to become `size` pixels a side: uint8 (B,), as build_pipeline's."""
-    return np.array([AS_IS if pair == (size, size) else CROP if min(pair) == size else RESIZE for pair in sizes],
-                    np.uint8)  # fmt: skip
+    return np.array(
+        [AS_IS if pair == (size, size) else CROP if min(pair) == size else RESIZE for pair in sizes], np.uint8
+    )
 
 
 def decode_reference(encoded, preprocess, mirror):

@@ -94,8 +94,10 @@ class Reader:
             if found := self._checked(domain, candidate):
                 return found
         name = full_key(self.domains[domain], image)
-        raise ValueError(f"{name} is bad ({self.bad[name]}), and so are all images tried in its place, up to "
-                         f"{MAX_TRIES}; check the files of this domain, or pack them again from the images")
+        raise ValueError(
+            f"{name} is bad ({self.bad[name]}), and so are all images tried in its place, up to "
+            f"{MAX_TRIES}; check the files of this domain, or pack them again from the images"
+        )
 
     def _after(self, domain, image):
         offsets, images = self.domains[domain].offsets, self.domains[domain].images

@@ -23,10 +23,30 @@ from .verdicts import Verdicts
 class Decoding(Batches):
     """Batches of decoded pixels, each handed to `_use`; the arguments, errors and the rest are ImageStream's."""
 
-    def __init__(self, domains, requests, preprocess, *, batch_images, first=0, last=None, device="cpu", threads=2,
-                 decoder="cpu", prefetch=2, vet=False, verdicts=None):  # fmt: skip
-        check_whole(batch_images=(batch_images, 1), first=(first, 0), last=(first if last is None else last, first),
-                    threads=(threads, 1), prefetch=(prefetch, 1), number_of_domains=(len(domains), 1))  # fmt: skip
+    def __init__(
+        self,
+        domains,
+        requests,
+        preprocess,
+        *,
+        batch_images,
+        first=0,
+        last=None,
+        device="cpu",
+        threads=2,
+        decoder="cpu",
+        prefetch=2,
+        vet=False,
+        verdicts=None,
+    ):
+        check_whole(
+            batch_images=(batch_images, 1),
+            first=(first, 0),
+            last=(first if last is None else last, first),
+            threads=(threads, 1),
+            prefetch=(prefetch, 1),
+            number_of_domains=(len(domains), 1),
+        )
         super().__init__(first)
         self._device = checked_device(device)
         decoder = checked_decoder(decoder, self._device)
@@ -119,12 +139,38 @@ class ImageStream(Decoding):
     without a good image.
     """
 
-    def __init__(self, domains, requests, preprocess, *, batch_images, seed=0, first=0, last=None, device="cpu",
-                 threads=2, decoder="cpu", prefetch=2, vet=False, verdicts=None):  # fmt: skip
+    def __init__(
+        self,
+        domains,
+        requests,
+        preprocess,
+        *,
+        batch_images,
+        seed=0,
+        first=0,
+        last=None,
+        device="cpu",
+        threads=2,
+        decoder="cpu",
+        prefetch=2,
+        vet=False,
+        verdicts=None,
+    ):
         check_whole(seed=(seed, 0))
-        super().__init__(domains, requests, preprocess, batch_images=batch_images, first=first, last=last,
-                         device=device, threads=threads, decoder=decoder, prefetch=prefetch, vet=vet,
-                         verdicts=verdicts)  # fmt: skip
+        super().__init__(
+            domains,
+            requests,
+            preprocess,
+            batch_images=batch_images,
+            first=first,
+            last=last,
+            device=device,
+            threads=threads,
+            decoder=decoder,
+            prefetch=prefetch,
+            vet=vet,
+            verdicts=verdicts,
+        )
         self._finish = Finish(preprocess, seed, self._device)
 
     def _use(self, number, pixel_BHW3):

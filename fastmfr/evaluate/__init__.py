@@ -1,17 +1,17 @@
 """From images to figures: embeddings, then TAR at FAR, ROC, AUC, EER, rank-1 and accuracy, with intervals.
 
-    embed.py      images -> unit embeddings, the mirror image's beside or added
-    roc.py        scores -> the curve and what is read off it; exact, by sorting
-    histogram.py  the same curve out of bins: any number of pairs in constant memory
-    crossing.py   all gallery x probe pairs, block by block
-    rank.py       rank-1 and rank-k
-    accuracy.py   accuracy by folds, as InsightFace computes it and exactly
-    bootstrap.py  intervals, by drawing the people scored anew
-    score.py      what is reported on gallery and probe lists, pairs and templates
-    gap.py        how far apart a model keeps domains
-    hardest.py    the pairs it gets most wrong, where wrong labels show
-    sets.py       evaluation sets by their path, scored whole
-    command.py    python -m fastmfr evaluate; table.py prints what it found
+embed.py      images -> unit embeddings, the mirror image's beside or added
+roc.py        scores -> the curve and what is read off it; exact, by sorting
+histogram.py  the same curve out of bins: any number of pairs in constant memory
+crossing.py   all gallery x probe pairs, block by block
+rank.py       rank-1 and rank-k
+accuracy.py   accuracy by folds, as InsightFace computes it and exactly
+bootstrap.py  intervals, by drawing the people scored anew
+score.py      what is reported on gallery and probe lists, pairs and templates
+gap.py        how far apart a model keeps domains
+hardest.py    the pairs it gets most wrong, where wrong labels show
+sets.py       evaluation sets by their path, scored whole
+command.py    python -m fastmfr evaluate; table.py prints what it found
 """
 
 from .accuracy import accuracies
@@ -25,7 +25,24 @@ from .score import embed_and_score, score, score_domain, score_folds, score_pair
 from .sets import open_sets, score_set
 
 __all__ = [
-    "FAR", "Histogram", "Roc", "accuracies", "domain_gap", "draw_evenly", "embed", "embed_and_score", "embed_domain",
-    "hardest_pairs", "identification", "open_sets", "score", "score_domain", "score_folds", "score_pairs", "score_set",
-    "score_templates", "tar_at_far", "verification",
-]  # fmt: skip
+    "FAR",
+    "Histogram",
+    "Roc",
+    "accuracies",
+    "domain_gap",
+    "draw_evenly",
+    "embed",
+    "embed_and_score",
+    "embed_domain",
+    "hardest_pairs",
+    "identification",
+    "open_sets",
+    "score",
+    "score_domain",
+    "score_folds",
+    "score_pairs",
+    "score_set",
+    "score_templates",
+    "tar_at_far",
+    "verification",
+]

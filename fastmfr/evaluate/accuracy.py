@@ -30,8 +30,11 @@ def accuracies(scores_N, is_mate_N, fold_N=None, person_N=None) -> dict:
     for name, step in GRIDS.items():
         correct_N = folded_decisions(scores_N, is_mate_N, fold_N, step) == is_mate_N
         accuracy_F = np.bincount(fold_N, correct_N) / np.bincount(fold_N)
-        out[name] = {"mean": float(accuracy_F.mean()), "std": float(accuracy_F.std()),
-                     "interval": share_interval(correct_N, person_N)}  # fmt: skip
+        out[name] = {
+            "mean": float(accuracy_F.mean()),
+            "std": float(accuracy_F.std()),
+            "interval": share_interval(correct_N, person_N),
+        }
     return out
 
 
@@ -43,8 +46,10 @@ def folds_of(is_mate_N, folds: int = FOLDS) -> np.ndarray:
     """
     is_mate_N = np.asarray(is_mate_N, bool)
     if min(is_mate_N.sum(), (~is_mate_N).sum()) < folds:
-        raise ValueError(f"{folds} folds want at least {folds} genuine and {folds} impostor pairs, got "
-                         f"{is_mate_N.sum()} and {(~is_mate_N).sum()}")
+        raise ValueError(
+            f"{folds} folds want at least {folds} genuine and {folds} impostor pairs, got "
+            f"{is_mate_N.sum()} and {(~is_mate_N).sum()}"
+        )
     fold_N = _successive(len(is_mate_N), folds)
     if len(np.unique(2 * fold_N + is_mate_N)) < 2 * folds:
         for kind in (is_mate_N, ~is_mate_N):
@@ -72,8 +77,9 @@ def folded_decisions(scores_N, is_mate_N, fold_N, step=None) -> np.ndarray:
         threshold_K = np.append(tried[0] - 1, threshold_K)
     else:
         threshold_K = np.arange(0, 4, step)
-    right_FK = np.stack([_right(distance_N[fold_N == fold], is_mate_N[fold_N == fold], threshold_K)
-                         for fold in range(folds)])  # fmt: skip
+    right_FK = np.stack(
+        [_right(distance_N[fold_N == fold], is_mate_N[fold_N == fold], threshold_K) for fold in range(folds)]
+    )
     best_F = (right_FK.sum(0) - right_FK).argmax(1)
     return distance_N < threshold_K[best_F][fold_N]
 

@@ -69,8 +69,14 @@ def pair_sample(score_N: np.ndarray, is_mate_N: np.ndarray, people_2N: np.ndarra
     impostor = np.flatnonzero(~is_mate_N)
     impostor = impostor[np.argsort(score_N[impostor])[::-1]]
     people_2K = people_2N[:, impostor]
-    return Sample(people, score_N[is_mate_N], people_2N[0, is_mate_N], score_N[impostor], people_2K,
-                  lambda weight: weight[people_2K].prod(0).sum())  # fmt: skip
+    return Sample(
+        people,
+        score_N[is_mate_N],
+        people_2N[0, is_mate_N],
+        score_N[impostor],
+        people_2K,
+        lambda weight: weight[people_2K].prod(0).sum(),
+    )
 
 
 def share_interval(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) -> list[float]:

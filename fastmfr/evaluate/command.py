@@ -82,9 +82,12 @@ def _write(results, weights, out, console):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m fastmfr evaluate", description="Score a model on sets of images.", epilog=SETS,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        prog="python -m fastmfr evaluate",
+        description="Score a model on sets of images.",
+        epilog=SETS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("model", metavar="RUN_OR_WEIGHTS", help="a run folder, or a .safetensors, .pt or .pth file")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=PATH", help="a set; give it several times")
     parser.add_argument("--sets", metavar="FILE.yaml", help="a file of lines NAME: PATH, paths relative to it")
@@ -102,8 +105,9 @@ def _weights(model):
         return path
     found = [path / name for name in ("mfr.safetensors", "base.safetensors") if (path / name).is_file()]
     if not found:
-        raise FileNotFoundError(f"{path} is neither a file of weights nor a run folder with mfr.safetensors or "
-                                "base.safetensors in it")
+        raise FileNotFoundError(
+            f"{path} is neither a file of weights nor a run folder with mfr.safetensors or base.safetensors in it"
+        )
     return found[0]
 
 
@@ -111,9 +115,11 @@ def _config(weights, recipe, settings):
     """The model's settings; those typed come last."""
     beside = weights.parent / "config.yaml"
     if not recipe and not beside.is_file():
-        raise ValueError(f"no config.yaml lies beside {weights}; name the model's settings by --config RECIPE, for "
-                         "InsightFace's for instance --config mfr --model.name iresnet50 --data.size 112 "
-                         "--data.std 127.5")
+        raise ValueError(
+            f"no config.yaml lies beside {weights}; name the model's settings by --config RECIPE, for "
+            "InsightFace's for instance --config mfr --model.name iresnet50 --data.size 112 "
+            "--data.std 127.5"
+        )
     return parse(["--config", recipe or str(beside), *settings], prog="python -m fastmfr evaluate")[0]
 
 
@@ -171,8 +177,10 @@ def _opened(sets, path, group):
             found = next(sets, None)
         held = shared(found and (found.name, found.images.images), group)
         if len(set(held)) > 1:
-            raise ValueError(f"the ranks find different sets of images at {path}: {', '.join(map(str, held))}; give "
-                             "all machines the same files")
+            raise ValueError(
+                f"the ranks find different sets of images at {path}: {', '.join(map(str, held))}; give "
+                "all machines the same files"
+            )
         if found is None:
             return
         yield found
@@ -187,8 +195,13 @@ def _restricted(protocol, config, paths, console):
 
 
 def _unlike_the_paper(found):
-    sizes = [[(len(np.unique(people)), len(images)) for people, images in
-              ((pairs.gallery_id, pairs.gallery), (pairs.probe_id, pairs.probe))] for pairs in found.folds]  # fmt: skip
+    sizes = [
+        [
+            (len(np.unique(people)), len(images))
+            for people, images in ((pairs.gallery_id, pairs.gallery), (pairs.probe_id, pairs.probe))
+        ]
+        for pairs in found.folds
+    ]
     return unlike_the_paper(found.name, *sizes[0]) if sizes else None
 
 
@@ -200,12 +213,25 @@ def _scored(backbone, found, config, device, mirror, console, group):
     wanted = data.decode if here else "cpu"  # the run's choice was made on the machine it ran on
     with together(group):
         decoder, _ = choose_decoder(wanted, [found.images], preprocess, device, data.threads)
-    embedding = {"batch_images": config.evaluate.batch_images, "decoder": shared(decoder, group)[0],  # as measured
-                 "threads": data.threads, "vet": data.vet, "group": group}  # fmt: skip
+    embedding = {
+        "batch_images": config.evaluate.batch_images,
+        "decoder": shared(decoder, group)[0],  # as measured
+        "threads": data.threads,
+        "vet": data.vet,
+        "group": group,
+    }
     with together(group):
         if place(group)[0] > 0:
             embed_set(backbone, found, preprocess, device, mirror=mirror, **embedding)
             return None
         with progress_of(found.name, console) as progress:
-            return score_set(backbone, found, preprocess, device, far=config.evaluate.far, mirror=mirror,
-                             progress=progress, **embedding)  # fmt: skip
+            return score_set(
+                backbone,
+                found,
+                preprocess,
+                device,
+                far=config.evaluate.far,
+                mirror=mirror,
+                progress=progress,
+                **embedding,
+            )

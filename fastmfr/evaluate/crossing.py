@@ -104,7 +104,9 @@ def unit(rows_ND, exact=True, what="embeddings") -> torch.Tensor:
     length_N = torch.linalg.vector_norm(rows_ND, dim=1)
     broken = (~length_N.isfinite()).nonzero()
     if len(broken):
-        raise ValueError(f"want embeddings of finite length, but {len(broken)} of {len(rows_ND)} {what} hold NaN or "
-                         f"infinity, or overflow, the first that of row {int(broken[0])}; look at what the network "
-                         "gives for that image, or leave the row out")  # fmt: skip
+        raise ValueError(
+            f"want embeddings of finite length, but {len(broken)} of {len(rows_ND)} {what} hold NaN or "
+            f"infinity, or overflow, the first that of row {int(broken[0])}; look at what the network "
+            "gives for that image, or leave the row out"
+        )
     return rows_ND / length_N.clamp_min(1e-12)[:, None]

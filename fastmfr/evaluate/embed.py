@@ -16,8 +16,15 @@ from fastmfr.runtime import place, shared, together
 MIRRORS = ("concat", "sum", "none")
 
 
-def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device, *, mirror: str = "concat",
-          normalise: bool = True, group=None) -> torch.Tensor:  # fmt: skip
+def embed(
+    backbone: torch.nn.Module,
+    batches: Iterable[torch.Tensor],
+    device,
+    *,
+    mirror: str = "concat",
+    normalise: bool = True,
+    group=None,
+) -> torch.Tensor:
     """Embedding of the images in `batches`, an iterable of image_B3HW: float32 (N, D or 2 D) on `device`, unit rows.
 
     `mirror`: "concat" puts the backbone's outputs for an image and for its mirror image side by side (N, 2 D), as the
@@ -38,8 +45,10 @@ def embed(backbone: torch.nn.Module, batches: Iterable[torch.Tensor], device, *,
         embedding_ND = gather_whole(embedding_ND, group)
     broken = (~embedding_ND.isfinite().all(1)).nonzero()
     if len(broken):
-        raise ValueError(f"the embeddings of {len(broken)} of {len(embedding_ND)} images are not finite, the first "
-                         f"that of image {broken[0].item()}; the backbone's weights or the images hold NaN or infinity")
+        raise ValueError(
+            f"the embeddings of {len(broken)} of {len(embedding_ND)} images are not finite, the first "
+            f"that of image {broken[0].item()}; the backbone's weights or the images hold NaN or infinity"
+        )
     return embedding_ND
 
 
@@ -81,9 +90,19 @@ def in_order(image_N, batch_images: int):
     return requests
 
 
-def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_images: int = 256, mirror: str = "concat",
-                 normalise: bool = True, progress=None, group=None,
-                 **decoding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
+def embed_domain(
+    backbone,
+    domain,
+    preprocess: Preprocess,
+    device,
+    *,
+    batch_images: int = 256,
+    mirror: str = "concat",
+    normalise: bool = True,
+    progress=None,
+    group=None,
+    **decoding,
+) -> tuple[torch.Tensor, dict[int, str]]:
     """(embedding_ND, bad) of all images of a domain in their order, decoded `batch_images` at a time, unchanged.
 
     bad {image number: reason}: images that could not be decoded; another image's embedding stands in their row.
@@ -106,8 +125,16 @@ def embed_domain(backbone, domain, preprocess: Preprocess, device, *, batch_imag
                 progress(min((batch + 1 - first) * batch_images * ranks, domain.images), domain.images)
 
     requests = in_order(np.arange(domain.images), batch_images)
-    with ImageStream([domain], requests, preprocess.plain(), batch_images=batch_images, first=first,
-                     last=first + batches, device=str(device), **decoding) as stream:  # fmt: skip
+    with ImageStream(
+        [domain],
+        requests,
+        preprocess.plain(),
+        batch_images=batch_images,
+        first=first,
+        last=first + batches,
+        device=str(device),
+        **decoding,
+    ) as stream:
         embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise, group=group)
         bad = {key: reason for found in shared(dict(stream.bad), group) for key, reason in found.items()}
     return embedding_ND[: domain.images], _by_number(domain, bad) if bad else {}

@@ -60,10 +60,14 @@ def domain_gap(embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]], far: f
     person_B = person_B.to(unit_BD.device)
     person_CD = _means(unit_BD.double(), person_B, len(domain_C))
     return {
-        "domains": list(embeddings), "people": people, "images": [len(own_B) for own_B in whose],
-        **_distances(person_CD, domain_C), "told": _told(unit_BD, person_CD, person_B, domain_C),
-        "told_by_chance": 1 / len(people), **_false_accepts(unit_BD, person_B, domain_C[person_B], far),
-    }  # fmt: skip
+        "domains": list(embeddings),
+        "people": people,
+        "images": [len(own_B) for own_B in whose],
+        **_distances(person_CD, domain_C),
+        "told": _told(unit_BD, person_CD, person_B, domain_C),
+        "told_by_chance": 1 / len(people),
+        **_false_accepts(unit_BD, person_B, domain_C[person_B], far),
+    }
 
 
 def _check(embeddings):
@@ -73,8 +77,9 @@ def _check(embeddings):
         if len(rows) != len(person_B):
             raise ValueError(f"want the person of every image of {name!r}, got {len(rows)} rows and {len(person_B)}")
         if len(np.unique(person_B)) < 2:
-            raise ValueError(f"want images of two people or more of {name!r}, got {len(np.unique(person_B))}; "
-                             "leave the domain out")
+            raise ValueError(
+                f"want images of two people or more of {name!r}, got {len(np.unique(person_B))}; leave the domain out"
+            )
 
 
 def _means(rows, group, groups):
@@ -123,10 +128,14 @@ def _false_accepts(unit_BD, person_B, domain_B, far):
         accepted_NN += _by_domains(of_domains[cosine >= threshold], domains)
     impostors, accepted = int(impostors_NN.sum()), int(accepted_NN.sum())
     return {
-        "far": accepted / impostors, "threshold": threshold, "impostors": impostors, "false_accepts": accepted,
+        "far": accepted / impostors,
+        "threshold": threshold,
+        "impostors": impostors,
+        "false_accepts": accepted,
         "across_of_all": 1 - int(impostors_NN.trace()) / impostors,
-        "across": 1 - int(accepted_NN.trace()) / accepted, "false_accepts_of": accepted_NN.tolist(),
-    }  # fmt: skip
+        "across": 1 - int(accepted_NN.trace()) / accepted,
+        "false_accepts_of": accepted_NN.tolist(),
+    }
 
 
 def _by_domains(of_domains, domains):

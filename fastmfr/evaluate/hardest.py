@@ -34,8 +34,10 @@ def hardest_pairs(embedding_ND, pairs: GalleryProbe, count: int = PAIRS) -> dict
         score, column = score_PG.topk(min(2 * count, score_PG.shape[1]), dim=1)
         row = torch.arange(len(score_PG), device=column.device)[:, None].expand_as(column)
         impostor = _harder(impostor, score.ravel(), first + row.ravel(), column.ravel())
-    return {"genuine": _listed(crossing, pairs, genuine, count, sign=-1),
-            "impostor": _listed(crossing, pairs, impostor, count, sign=1)}  # fmt: skip
+    return {
+        "genuine": _listed(crossing, pairs, genuine, count, sign=-1),
+        "impostor": _listed(crossing, pairs, impostor, count, sign=1),
+    }
 
 
 def _harder(before, hardness_K, row_K, column_K):
@@ -54,9 +56,13 @@ def _listed(crossing, pairs, candidates, count, sign):
     while len(left) and len(chosen) < count:
         k = left[0]
         left = left[~np.isin(person_2K[:, left], person_2K[:, k]).any(0)]
-        chosen.append({
-            "cosine": float(sign * hardness_K[k]),
-            "gallery": int(pairs.gallery[gallery_K[k]]), "probe": int(pairs.probe[probe_K[k]]),
-            "gallery_id": int(person_2K[0, k]), "probe_id": int(person_2K[1, k]),
-        })  # fmt: skip
+        chosen.append(
+            {
+                "cosine": float(sign * hardness_K[k]),
+                "gallery": int(pairs.gallery[gallery_K[k]]),
+                "probe": int(pairs.probe[probe_K[k]]),
+                "gallery_id": int(person_2K[0, k]),
+                "probe_id": int(person_2K[1, k]),
+            }
+        )
     return chosen

@@ -23,8 +23,10 @@ class Histogram:
         """Count the cosines `score`, a tensor, among them the `genuine`; ValueError where they are not finite."""
         counted = _counts(score)
         if counted.sum() != score.numel():
-            raise ValueError(f"{score.numel() - counted.sum()} of {score.numel()} scores are not cosines but NaN, "
-                             "infinite or outside [-1, 1]; the embeddings hold NaN or infinity")
+            raise ValueError(
+                f"{score.numel() - counted.sum()} of {score.numel()} scores are not cosines but NaN, "
+                "infinite or outside [-1, 1]; the embeddings hold NaN or infinity"
+            )
         self._all_K += counted
         self._genuine_K += _counts(genuine)
 

@@ -18,14 +18,18 @@ def identification(gallery_GD, gallery_id, probe_PD, probe_id, k: int = 1) -> fl
     """
     gallery_id, probe_id = as_numpy(gallery_id), as_numpy(probe_id)
     if (len(gallery_GD), len(probe_PD)) != (len(gallery_id), len(probe_id)):
-        raise ValueError(f"want one identity for each row, got {len(gallery_GD)} gallery rows with {len(gallery_id)} "
-                         f"identities and {len(probe_PD)} probe rows with {len(probe_id)}")
+        raise ValueError(
+            f"want one identity for each row, got {len(gallery_GD)} gallery rows with {len(gallery_id)} "
+            f"identities and {len(probe_PD)} probe rows with {len(probe_id)}"
+        )
     if not k >= 1:
         raise ValueError(f"want a rank k of at least 1, got {k}")
     if not len(probe_id):
         raise ValueError("there is no probe to look up; want at least one")
     lone = np.flatnonzero(~np.isin(probe_id, gallery_id))
     if len(lone):
-        raise ValueError(f"{len(lone)} of {len(probe_id)} probes have no mate in the gallery, the first is probe "
-                         f"{lone[0]} of identity {probe_id[lone[0]]}; leave them out or enrol an image of theirs")
+        raise ValueError(
+            f"{len(lone)} of {len(probe_id)} probes have no mate in the gallery, the first is probe "
+            f"{lone[0]} of identity {probe_id[lone[0]]}; leave them out or enrol an image of theirs"
+        )
     return float((Crossing(gallery_GD, gallery_id, probe_PD, probe_id).ranks() < k).mean())

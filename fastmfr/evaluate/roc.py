@@ -84,15 +84,20 @@ def exact_roc(scores: np.ndarray, is_mate: np.ndarray) -> Roc:
     falling = scores[order].astype(np.float64)
     last_of_tie = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
     genuine_K = np.cumsum(is_mate[order])[last_of_tie]
-    return Roc(threshold_K=np.append(np.nextafter(falling[0], np.inf), falling[last_of_tie]),
-               impostors_K=np.append(0, last_of_tie + 1 - genuine_K), genuine_K=np.append(0, genuine_K))
+    return Roc(
+        threshold_K=np.append(np.nextafter(falling[0], np.inf), falling[last_of_tie]),
+        impostors_K=np.append(0, last_of_tie + 1 - genuine_K),
+        genuine_K=np.append(0, genuine_K),
+    )
 
 
 def refuse_one_kind(genuine: int, pairs: int) -> None:
     """Raises ValueError unless there are both genuine and impostor pairs."""
     if genuine in (0, pairs):
-        raise ValueError(f"want genuine and impostor pairs, got {genuine} genuine of {pairs} pairs; "
-                         "scoring needs at least two people, and one with two images")
+        raise ValueError(
+            f"want genuine and impostor pairs, got {genuine} genuine of {pairs} pairs; "
+            "scoring needs at least two people, and one with two images"
+        )
 
 
 def refuse_not_finite(scores: np.ndarray) -> None:
@@ -114,8 +119,9 @@ def _tar_at_far(roc: Roc, far: float) -> dict:
     if not 0 < far < 1:
         raise ValueError(f"want a false accept rate above 0 and below 1, got {far}")
     if 1 / roc.impostors > far:
-        return {"refused": f"FAR {far:g} needs at least {int(np.ceil(1 / far))} impostor pairs, "
-                           f"there are {roc.impostors}"}
+        return {
+            "refused": f"FAR {far:g} needs at least {int(np.ceil(1 / far))} impostor pairs, there are {roc.impostors}"
+        }
     k = np.searchsorted(roc.far_K, far, side="right") - 1
     return {"tar": float(roc.tar_K[k]), "threshold": float(roc.threshold_K[k]), "far": float(roc.far_K[k])}
 

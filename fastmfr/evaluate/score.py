@@ -20,20 +20,38 @@ from .roc import FAR, exact_roc, figures
 ROWS = 2**16  # embeddings gathered at once
 
 
-def score_domain(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preprocess: Preprocess, device, *,
-                 far: Sequence[float] = FAR, batch_images: int = 256, **decoding) -> dict:
+def score_domain(
+    backbone: torch.nn.Module,
+    domain,
+    pairs: GalleryProbe,
+    preprocess: Preprocess,
+    device,
+    *,
+    far: Sequence[float] = FAR,
+    batch_images: int = 256,
+    **decoding,
+) -> dict:
     """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time, unchanged.
 
     `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them. Images that could not be decoded are
     left out of the lists; bad_images {key: reason} comes with the score.
     """
-    scores, _, bad = embed_and_score(backbone, domain, pairs, preprocess, device, far=far, batch_images=batch_images,
-                                     **decoding)  # fmt: skip
+    scores, _, bad = embed_and_score(
+        backbone, domain, pairs, preprocess, device, far=far, batch_images=batch_images, **decoding
+    )
     return scores | {"bad_images": {f"{domain.name}/{domain.key(image)}": reason for image, reason in bad.items()}}
 
 
-def embed_and_score(backbone: torch.nn.Module, domain, pairs: GalleryProbe, preprocess: Preprocess, device, *,
-                    far: Sequence[float] = FAR, **embedding) -> tuple[dict, torch.Tensor, dict[int, str]]:
+def embed_and_score(
+    backbone: torch.nn.Module,
+    domain,
+    pairs: GalleryProbe,
+    preprocess: Preprocess,
+    device,
+    *,
+    far: Sequence[float] = FAR,
+    **embedding,
+) -> tuple[dict, torch.Tensor, dict[int, str]]:
     """(`score` of a backbone on a whole domain, embedding_ND, bad), the last two as `embed_domain` returns them.
 
     `embedding`: batch_images and decoding, as `embed_domain` takes them.
@@ -63,11 +81,15 @@ def _score(embedding_ND, pairs, far, people):
     """(what `score` returns, {far: Sample} to draw the people from)."""
     last = max(pairs.gallery.max(initial=-1), pairs.probe.max(initial=-1))
     if len(embedding_ND) <= last:
-        raise ValueError(f"the gallery and probe lists name image {last}, but there are {len(embedding_ND)} "
-                         "embeddings; embed every image of the domain, in its order")
+        raise ValueError(
+            f"the gallery and probe lists name image {last}, but there are {len(embedding_ND)} "
+            "embeddings; embed every image of the domain, in its order"
+        )
     if not np.isin(pairs.probe_id, pairs.gallery_id).any():
-        raise ValueError(f"none of the {len(pairs.probe_id)} probes has a mate among the {len(pairs.gallery_id)} "
-                         "gallery images; want lists that name the same people")
+        raise ValueError(
+            f"none of the {len(pairs.probe_id)} probes has a mate among the {len(pairs.gallery_id)} "
+            "gallery images; want lists that name the same people"
+        )
     gallery_id, probe_id = pairs.gallery_id, pairs.probe_id
     crossing = Crossing(embedding_ND[pairs.gallery], gallery_id, embedding_ND[pairs.probe], probe_id)
     roc, rank_P = crossing.roc_and_ranks()
@@ -82,9 +104,12 @@ def _score(embedding_ND, pairs, far, people):
         "rank1": float((rank_P[mated_P] < 1).mean()),
         "rank1_interval": share_interval(rank_P[mated_P] < 1, probe_id[mated_P]),
         "rank5": float((rank_P[mated_P] < 5).mean()),
-        "gallery": len(gallery_id), "probes": len(probe_id), "probes_without_mate": int((~mated_P).sum()),
-        "identities": len(np.unique(gallery_id)), "exact": crossing.exact,
-    }  # fmt: skip
+        "gallery": len(gallery_id),
+        "probes": len(probe_id),
+        "probes_without_mate": int((~mated_P).sum()),
+        "identities": len(np.unique(gallery_id)),
+        "exact": crossing.exact,
+    }
     return out, drawn_from
 
 

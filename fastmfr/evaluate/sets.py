@@ -95,15 +95,37 @@ def _races(name, folder):
             yield EvaluationSet(images.name, images, pairs=pairs)
 
 
-def embed_set(backbone: torch.nn.Module, found: EvaluationSet, preprocess: Preprocess, device, *,
-              mirror: str | None = None, **embedding) -> tuple[torch.Tensor, dict[int, str]]:  # fmt: skip
+def embed_set(
+    backbone: torch.nn.Module,
+    found: EvaluationSet,
+    preprocess: Preprocess,
+    device,
+    *,
+    mirror: str | None = None,
+    **embedding,
+) -> tuple[torch.Tensor, dict[int, str]]:
     """(embedding_ND, bad) of a set's images, as `score_set` wants them; other arguments as `embed_domain` has them."""
-    return embed_domain(backbone, found.images, preprocess, device, mirror=mirror or found.mirror,
-                        normalise=found.templates is None, **embedding)  # fmt: skip
+    return embed_domain(
+        backbone,
+        found.images,
+        preprocess,
+        device,
+        mirror=mirror or found.mirror,
+        normalise=found.templates is None,
+        **embedding,
+    )
 
 
-def score_set(backbone: torch.nn.Module, found: EvaluationSet, preprocess: Preprocess, device, *,
-              far: Sequence[float] = FAR, mirror: str | None = None, **embedding) -> dict:  # fmt: skip
+def score_set(
+    backbone: torch.nn.Module,
+    found: EvaluationSet,
+    preprocess: Preprocess,
+    device,
+    *,
+    far: Sequence[float] = FAR,
+    mirror: str | None = None,
+    **embedding,
+) -> dict:
     """What is reported of a backbone on one set: `score`, `score_folds`, `score_pairs` or `score_templates`.
 
     With it come images (how many), mirror, and bad_images {key: reason}: images that could not be decoded, which are

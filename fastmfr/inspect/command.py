@@ -41,8 +41,9 @@ def main(argv=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m fastmfr inspect",
-                                     description="Say what is in domains, what is broken, and what they share.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastmfr inspect", description="Say what is in domains, what is broken, and what they share."
+    )
     parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="a class folder or a RecordIO folder")
     parser.add_argument("--images", type=int, metavar="N", help="read a sample of N images of each (default: all)")
     parser.add_argument("--out", metavar="FOLDER", help="write contact sheets and whole lists of what was found there")
@@ -72,7 +73,11 @@ def _write(surveys, shared, out, console):
         (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     for found in surveys:
         if not draw_sheet(found, out / f"{found.domain.name}.png"):
-            console.print(f"{found.domain.name}: no image of those picked decodes, so there is no contact sheet",
-                          markup=False, soft_wrap=True)
-    console.print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", markup=False,
-                  soft_wrap=True)
+            console.print(
+                f"{found.domain.name}: no image of those picked decodes, so there is no contact sheet",
+                markup=False,
+                soft_wrap=True,
+            )
+    console.print(
+        f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", markup=False, soft_wrap=True
+    )

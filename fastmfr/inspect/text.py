@@ -19,10 +19,15 @@ def table(surveys, shared):
     for found, repeated in zip(surveys, shared.repeated, strict=True):
         counts, read = found.counts, sum(found.formats.values())
         grid.add_row(
-            escape(found.domain.name), f"{found.domain.identities:,}", f"{found.domain.images:,}",
-            f"{counts.min():,} / {np.median(counts):g} / {counts.max():,}", f"{(counts == 1).sum():,}",
-            f"{100 * found.formats['JPEG'] / read:.0f} %" if read else "-", f"{len(found.broken):,}", f"{repeated:,}",
-        )  # fmt: skip
+            escape(found.domain.name),
+            f"{found.domain.identities:,}",
+            f"{found.domain.images:,}",
+            f"{counts.min():,} / {np.median(counts):g} / {counts.max():,}",
+            f"{(counts == 1).sum():,}",
+            f"{100 * found.formats['JPEG'] / read:.0f} %" if read else "-",
+            f"{len(found.broken):,}",
+            f"{repeated:,}",
+        )
     return grid
 
 
@@ -32,8 +37,10 @@ def of_domain(found):
     yield f"\n{name}: people by how many images they have"
     yield from _histogram(found.counts)
     if found.sampled:
-        yield (f"{name}: a sample of {len(found.image_N):,} of {found.domain.images:,} images was read; sizes, damage "
-               "and copies are those of the sample, and most copies in the rest go unseen")
+        yield (
+            f"{name}: a sample of {len(found.image_N):,} of {found.domain.images:,} images was read; sizes, damage "
+            "and copies are those of the sample, and most copies in the rest go unseen"
+        )
     if found.sizes:
         yield f"{name}: width x height {_sizes(found.sizes)}"
     if single:
@@ -67,12 +74,15 @@ def lists(surveys, shared):
     """{file name: its lines}: everything broken, every group of copies, every pair of people; tabs between fields."""
     return {
         "broken.txt": [f"{found.domain.name}\t{key}\t{reason}" for found in surveys for key, reason in found.broken],
-        "copies.txt": ["\t".join(f"{surveys[domain].domain.name}:{surveys[domain].domain.key(image)}"
-                                 for domain, image in group) for group in shared.groups],
-        "people.txt": [f"{_pair(surveys, pair, between=TAB)}\t{count} same images"
-                       for pair, count in _by_count(shared.people)]
+        "copies.txt": [
+            "\t".join(f"{surveys[domain].domain.name}:{surveys[domain].domain.key(image)}" for domain, image in group)
+            for group in shared.groups
+        ],
+        "people.txt": [
+            f"{_pair(surveys, pair, between=TAB)}\t{count} same images" for pair, count in _by_count(shared.people)
+        ]
         + [f"{_pair(surveys, pair, between=TAB)}\tsame name" for pair in shared.names],
-    }  # fmt: skip
+    }
 
 
 def _pair(surveys, pair, between=" = "):

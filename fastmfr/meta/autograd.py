@@ -71,6 +71,8 @@ def _gradient(embeddings, dz, leaves, precision, *, create_graph):
 def _in_full(row_BD):
     """Losses are float32 where activations are 16 bits wide."""
     return row_BD.float() if row_BD.dtype in (torch.bfloat16, torch.float16) else row_BD
+
+
 @contextmanager
 def _batch_norm(backbone, *, frozen, tracking):
     """BatchNorm with its running statistics (`frozen`) or the batch's; these are remembered only while `tracking`."""

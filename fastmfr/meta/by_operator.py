@@ -30,8 +30,10 @@ class OperatorEngine:
     def __init__(self, backbone, names, batch_norm, memory, *, precision=None, curvature=None):
         device = next((value.device.type for value in backbone.parameters()), "cpu")
         if precision is None and torch.is_autocast_enabled(device):
-            raise NoROperator("autocast is on, and the R-operator computes in the precision of the parameters; "
-                              "autograd takes this step, or give a precision")  # fmt: skip
+            raise NoROperator(
+                "autocast is on, and the R-operator computes in the precision of the parameters; "
+                "autograd takes this step, or give a precision"
+            )
         self.program = Program(backbone, names)
         self.names, self.batch_norm, self.memory = names, batch_norm, memory
         self.precision, self.curvature = precision, curvature
@@ -47,8 +49,11 @@ class OperatorEngine:
         keep = twice and self._keep(tapes, leaves[0].device)
         gradient = self._backward(tapes, dz, keep=keep)
 
-        curve = partial(self._kept, tapes, leaves, dz) if keep else partial(self._streaming, theta, groups, leaves, dz,
-                                                                            domain_B, losses)  # fmt: skip
+        curve = (
+            partial(self._kept, tapes, leaves, dz)
+            if keep
+            else partial(self._streaming, theta, groups, leaves, dz, domain_B, losses)
+        )
         return terms, lengths, gradient, curve
 
     def _kept(self, tapes, leaves, dz, v):
@@ -65,15 +70,21 @@ class OperatorEngine:
         direction = dict(zip(self.names, v, strict=True))
         with products(self.curvature):
             tapes = [self._tape(theta, self.curvature) for _ in groups.images]
-            z, zd = zip(*(tape.forward_tangent(images, direction, self._statistics("batch"))
-                          for tape, images in zip(tapes, groups.images, strict=True)), strict=True)  # fmt: skip
+            z, zd = zip(
+                *(
+                    tape.forward_tangent(images, direction, self._statistics("batch"))
+                    for tape, images in zip(tapes, groups.images, strict=True)
+                ),
+                strict=True,
+            )
         if self.curvature != self.precision:  # the embeddings differ a little, and so does what pulls on them
             leaves = [embedding.requires_grad_() for embedding in z]
             dz = torch.autograd.grad(losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
         dzd = torch.autograd.grad(dz, leaves, zd)
         with products(self.curvature):
-            return _sum(tape.second_streaming(part.detach(), part_d)
-                        for tape, part, part_d in zip(tapes, dz, dzd, strict=True))  # fmt: skip
+            return _sum(
+                tape.second_streaming(part.detach(), part_d) for tape, part, part_d in zip(tapes, dz, dzd, strict=True)
+            )
 
     def test(self, theta, pairs, losses):
         """(terms, gradient) of meta-test."""
@@ -86,8 +97,10 @@ class OperatorEngine:
         groups = Groups(pairs, self.batch_norm == "per_domain")
         tapes = [self._tape(theta, self.precision) for _ in groups.images]
         with products(self.precision):
-            leaves = [tape.forward(images, self._statistics(statistics)).requires_grad_()
-                      for tape, images in zip(tapes, groups.images, strict=True)]  # fmt: skip
+            leaves = [
+                tape.forward(images, self._statistics(statistics)).requires_grad_()
+                for tape, images in zip(tapes, groups.images, strict=True)
+            ]
         return groups, tapes, leaves
 
     def _backward(self, tapes, dz, *, keep):

@@ -63,6 +63,8 @@ def _obstacle(backbone, settings):
     """Why steps cannot be recorded, or ""."""
     found = cuda_graph.obstacle(backbone)
     if not found and settings.batch_norm == "per_domain" and settings.sharing == "none":
-        return (f"{cuda_graph.PLAINLY}, for batch_norm 'per_domain' looks at every batch which domains there are; "
-                "'batch' does not")  # fmt: skip
+        return (
+            f"{cuda_graph.PLAINLY}, for batch_norm 'per_domain' looks at every batch which domains there are; "
+            "'batch' does not"
+        )
     return found

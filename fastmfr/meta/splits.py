@@ -42,8 +42,9 @@ def summands(
 
 def joined(logs):
     """(losses, norms) of several summands as one."""
-    return tuple({name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                 for parts in zip(*logs, strict=True))  # fmt: skip
+    return tuple(
+        {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*logs, strict=True)
+    )
 
 
 def _one_by_one(engine, flat, theta_P, splits, alpha, order, losses):
@@ -97,8 +98,10 @@ def _shared(engine, flat, theta_P, domains, alpha, order, losses):
     if order == 2:
         hv_P = _curved(flat, curves, v_P, v_NP)
         norms["alpha_hv_over_v"] += step * hv_P.norm() / _positive(v_P.norm())
-    trained = {name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
-               for name, value in _stack([vars(term) for term in terms]).items()}  # fmt: skip
+    trained = {
+        name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
+        for name, value in _stack([vars(term) for term in terms]).items()
+    }
     yield Summand(g_P, v_P, hv_P, step, _losses(trained, tested), norms), True
 
 

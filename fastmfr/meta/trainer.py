@@ -25,8 +25,9 @@ class MetaTrainer:
     once for each set of shapes and rates, and replayed: see `Captured`. `engine` and `reason` as of MetaGradient.
     """
 
-    def __init__(self, backbone: nn.Module, optimizer: torch.optim.SGD, settings: MetaSettings, *,
-                 cuda_graph: bool = True):  # fmt: skip
+    def __init__(
+        self, backbone: nn.Module, optimizer: torch.optim.SGD, settings: MetaSettings, *, cuda_graph: bool = True
+    ):
         self._settings, self._sgd = settings, FlatSgd(backbone, optimizer)
         self._engine, self.reason = settings.make_engine(backbone, self._sgd.flat.names)
         self.engine = self._engine.name
@@ -55,9 +56,17 @@ class MetaTrainer:
             combined = part.g_P, part.v_P, part.hv_P
             if is_last:
                 length = meta_sgd(
-                    sgd.theta_P, sgd.momentum_P, total_P, *combined, alpha=part.alpha, gamma=gamma, splits=count,
-                    rate=rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay,
-                )  # fmt: skip
+                    sgd.theta_P,
+                    sgd.momentum_P,
+                    total_P,
+                    *combined,
+                    alpha=part.alpha,
+                    gamma=gamma,
+                    splits=count,
+                    rate=rate,
+                    momentum=sgd.momentum,
+                    weight_decay=sgd.weight_decay,
+                )
             else:
                 total_P = sgd.flat.zeros() if total_P is None else total_P
                 add_split(total_P, *combined, part.alpha, gamma)

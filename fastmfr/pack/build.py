@@ -162,5 +162,7 @@ def _nothing_left(packed, min_images):
     if not packed.refused:
         return f"no one has {min_images} images or more, so there is nothing to pack; ask for fewer by --min-images"
     key, reason = packed.refused[0]
-    return (f"nothing is left to pack: {len(packed.refused):,} images were refused (see {packed.folder / 'refused.txt'}"
-            f"), the first, {key}, because: {reason}")
+    return (
+        f"nothing is left to pack: {len(packed.refused):,} images were refused (see {packed.folder / 'refused.txt'}"
+        f"), the first, {key}, because: {reason}"
+    )

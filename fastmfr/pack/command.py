@@ -25,8 +25,15 @@ def main(argv=None):
     console.print(f"listing {len(options.sources):,} source(s)", markup=False)
     try:
         with progress_of("pack", console) as progress:
-            packed = pack(options.sources, options.out, resize=options.resize, min_images=options.min_images,
-                          decode=options.decode, workers=options.workers, progress=progress)
+            packed = pack(
+                options.sources,
+                options.out,
+                resize=options.resize,
+                min_images=options.min_images,
+                decode=options.decode,
+                workers=options.workers,
+                progress=progress,
+            )
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,9 +47,11 @@ def main(argv=None):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m fastmfr pack", description="Write images of people into one RecordIO folder.",
-        epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m fastmfr pack",
+        description="Write images of people into one RecordIO folder.",
+        epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("sources", metavar="SOURCE", nargs="+")
     parser.add_argument("out", metavar="OUT", help="folder for train.rec, train.idx, property and identities.txt")
     parser.add_argument("--resize", type=int, metavar="N", help="make the shorter side N pixels, as JPEG of quality 95")
@@ -55,8 +64,10 @@ def _parser():
 def _summary(packed, min_images):
     """Sentences on what was packed, refused and left out."""
     size = (packed.folder / "train.rec").stat().st_size
-    yield (f"packed {packed.images:,} images of {packed.identities:,} people into {packed.folder} "
-           f"({size / 1e6:,.1f} MB); who is who stands in identities.txt")
+    yield (
+        f"packed {packed.images:,} images of {packed.identities:,} people into {packed.folder} "
+        f"({size / 1e6:,.1f} MB); who is who stands in identities.txt"
+    )
     if packed.shared:
         yield f"{packed.shared:,} names occur in more than one source; each was packed as one person"
     if packed.dropped:

@@ -76,8 +76,10 @@ def _rows(path, open_file, errors):
 def _check_columns(path, columns):
     missing = {"image", "label"} - set(columns)
     if missing:
-        raise ValueError(f"{path} has no column {' nor '.join(sorted(missing))}; want `image` and `label`, found "
-                         f"{', '.join(columns)}: rename them first")
+        raise ValueError(
+            f"{path} has no column {' nor '.join(sorted(missing))}; want `image` and `label`, found "
+            f"{', '.join(columns)}: rename them first"
+        )
 
 
 def _class_names(metadata):

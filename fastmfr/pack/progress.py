@@ -9,8 +9,8 @@ from fastmfr.logbook import Meter
 def progress_of(title, console):
     """A function progress(done, total), in images, that shows how far `title` is; the total is known at its first call.
 
-        with progress_of("pack", console) as progress:
-            pack(..., progress=progress)
+    with progress_of("pack", console) as progress:
+        pack(..., progress=progress)
     """
     meter = None
     with ExitStack() as stack:

@@ -99,12 +99,15 @@ def _list_folder(path, identities):
     for folder in sorted((entry for entry in _visible(path) if entry.is_dir()), key=lambda entry: entry.name):
         for entry in sorted(_visible(folder.path), key=lambda entry: entry.name):
             if entry.is_dir():
-                raise ValueError(f"{folder.path} holds the folder '{entry.name}' where images were looked for: a class "
-                                 "folder is path/identity/image, no deeper; pack that one, or move its images up")
+                raise ValueError(
+                    f"{folder.path} holds the folder '{entry.name}' where images were looked for: a class "
+                    "folder is path/identity/image, no deeper; pack that one, or move its images up"
+                )
             source.append(f"{folder.name}/{entry.name}", identities.number(folder.name))
     if not source.identity:
-        raise ValueError(f"{path} holds nothing to pack: looked for one folder an identity with images in it, and for "
-                         "train.rec")
+        raise ValueError(
+            f"{path} holds nothing to pack: looked for one folder an identity with images in it, and for train.rec"
+        )
     return source
 
 
@@ -122,8 +125,10 @@ def _list_list(path, identities):
     try:
         text = list_text(path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no source: want a class folder, a .tar or .parquet file, or a text file of lines "
-                         "`path<TAB>label`, got a file that is none of these") from error
+        raise ValueError(
+            f"{path} is no source: want a class folder, a .tar or .parquet file, or a text file of lines "
+            "`path<TAB>label`, got a file that is none of these"
+        ) from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue

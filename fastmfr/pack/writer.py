@@ -86,8 +86,10 @@ class RecordWriter:
     def add(self, identity, encoded):
         """Append one encoded image (JPEG or PNG bytes) of `identity`, a number >= 0 no less than the one before."""
         if identity < self._identity or identity < 0:
-            raise ValueError("identities must be added in ascending order from 0, each with its images together: "
-                             f"got {identity} after {self._identity}; sort the images by identity first")
+            raise ValueError(
+                "identities must be added in ascending order from 0, each with its images together: "
+                f"got {identity} after {self._identity}; sort the images by identity first"
+            )
         if identity >= FLOAT32_EXACT:
             raise ValueError(f"identity {identity} does not fit a float32 label; number identities below 16,777,216")
         if not encoded:

@@ -1,15 +1,15 @@
 """Who is trained on and who is scored: source and target domains, gallery and probe, pairs, templates.
 
-    sides.py      source and target domains; people held out; every domain left out once
-    gallery.py    gallery and probe images drawn from a domain's people
-    paper.py      GFR-R I to IV and GFR-V: which domains, and how many people and images the paper has of each
-    files.py      files that somebody else named: regular ones only, text of any Unicode encoding
-    images.py     the images that lists name: files, or the encoded images of a .bin
-    lists.py      gallery.txt and probe.txt, by folds too; pairs.txt, plain or as LFW and RFW write it
-    bins.py       LFW-type .bin: pairs of encoded images
-    unpickle.py   pickles from anyone, read without running anything
-    named.py      the calls that Python's and NumPy's picklers write, understood without making them
-    templates.py  IJB-style templates and the pairs of them
+sides.py      source and target domains; people held out; every domain left out once
+gallery.py    gallery and probe images drawn from a domain's people
+paper.py      GFR-R I to IV and GFR-V: which domains, and how many people and images the paper has of each
+files.py      files that somebody else named: regular ones only, text of any Unicode encoding
+images.py     the images that lists name: files, or the encoded images of a .bin
+lists.py      gallery.txt and probe.txt, by folds too; pairs.txt, plain or as LFW and RFW write it
+bins.py       LFW-type .bin: pairs of encoded images
+unpickle.py   pickles from anyone, read without running anything
+named.py      the calls that Python's and NumPy's picklers write, understood without making them
+templates.py  IJB-style templates and the pairs of them
 """
 
 from .bins import read_bin
@@ -21,7 +21,20 @@ from .sides import Protocol, hold_out, leave_each_out, leave_one_out
 from .templates import TemplateSet, read_templates
 
 __all__ = [
-    "EncodedImages", "GalleryProbe", "ImageFiles", "PairList", "PaperProtocol", "Protocol", "TemplateSet",
-    "gallery_probe", "hold_out", "leave_each_out", "leave_one_out", "paper_protocol", "read_bin", "read_folds",
-    "read_pairs", "read_templates",
-]  # fmt: skip
+    "EncodedImages",
+    "GalleryProbe",
+    "ImageFiles",
+    "PairList",
+    "PaperProtocol",
+    "Protocol",
+    "TemplateSet",
+    "gallery_probe",
+    "hold_out",
+    "leave_each_out",
+    "leave_one_out",
+    "paper_protocol",
+    "read_bin",
+    "read_folds",
+    "read_pairs",
+    "read_templates",
+]

@@ -24,8 +24,9 @@ class GalleryProbe:
         """The lists without these image numbers, such as those that could not be decoded."""
         gone = np.fromiter(images, np.int64, len(images))
         enrolled, looked_up = ~np.isin(self.gallery, gone), ~np.isin(self.probe, gone)
-        return GalleryProbe(self.gallery[enrolled], self.gallery_id[enrolled], self.probe[looked_up],
-                            self.probe_id[looked_up])  # fmt: skip
+        return GalleryProbe(
+            self.gallery[enrolled], self.gallery_id[enrolled], self.probe[looked_up], self.probe_id[looked_up]
+        )
 
 
 def gallery_probe(offsets: np.ndarray, *, seed: int = 0, probes_per_identity: int | None = None) -> GalleryProbe:
@@ -47,8 +48,10 @@ def gallery_probe(offsets: np.ndarray, *, seed: int = 0, probes_per_identity: in
     is_gallery = within == 0
     is_probe = ~is_gallery if probes_per_identity is None else ~is_gallery & (within <= probes_per_identity)
     if not is_probe.any():
-        raise ValueError(f"none of the {len(count)} people has a second image, so there is no probe to look up; "
-                         "scoring needs people with at least two images")
+        raise ValueError(
+            f"none of the {len(count)} people has a second image, so there is no probe to look up; "
+            "scoring needs people with at least two images"
+        )
     return GalleryProbe(image[is_gallery], person[is_gallery], image[is_probe], person[is_probe])
 
 

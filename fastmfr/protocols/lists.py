@@ -38,9 +38,13 @@ class PairList:
         """The list without the pairs that hold one of these images, such as those that could not be decoded."""
         gone = np.fromiter(images, np.int64, len(images))
         kept = ~(np.isin(self.first, gone) | np.isin(self.second, gone))
-        return PairList(self.first[kept], self.second[kept], self.is_mate[kept],
-                        None if self.fold is None else self.fold[kept],
-                        None if self.people is None else self.people[:, kept])  # fmt: skip
+        return PairList(
+            self.first[kept],
+            self.second[kept],
+            self.is_mate[kept],
+            None if self.fold is None else self.fold[kept],
+            None if self.people is None else self.people[:, kept],
+        )
 
 
 class Numbers(dict):
@@ -78,8 +82,10 @@ def folder_lists(folder: Path) -> list[tuple[Path, Path]]:
                 by_fold.setdefault(int(found[2] or 0), {})[found[1].lower()] = path
         for fold, lists in by_fold.items():
             if len(lists) < 2:
-                raise ValueError(f"{place} holds {lists.popitem()[1].name} without its partner; a fold "
-                                 f"{fold or ''} wants a gallery list and a probe list".replace("  ", " "))
+                raise ValueError(
+                    f"{place} holds {lists.popitem()[1].name} without its partner; a fold "
+                    f"{fold or ''} wants a gallery list and a probe list".replace("  ", " ")
+                )
         if by_fold:
             return [(by_fold[fold]["gallery"], by_fold[fold]["probe"]) for fold in sorted(by_fold)]
     return []
@@ -94,8 +100,10 @@ def _read_listed(path, people, images):
         entry = entry_path(entry)
         label = label or Path(entry).parent.name
         if not label:
-            raise ValueError(f"line {number} of {path} names no identity: want path<TAB>identity, or a path in the "
-                             f"identity's folder, got {line[:100]!r}")
+            raise ValueError(
+                f"line {number} of {path} names no identity: want path<TAB>identity, or a path in the "
+                f"identity's folder, got {line[:100]!r}"
+            )
         rows.append((images[entry], people[label]))
     if not rows:
         raise ValueError(f"{path} names no image")
@@ -138,8 +146,10 @@ def read_pairs(path, name: str | None = None, root=None) -> tuple[ImageFiles, Pa
         try:
             first, second, is_mate, fold = _pair(columns)
         except (ValueError, IndexError):
-            raise ValueError(f"line {number} of {path} is no pair: want `path path 0|1 [fold]`, `name number number` "
-                             f"or `name number name number`, got {line[:100]!r}") from None
+            raise ValueError(
+                f"line {number} of {path} is no pair: want `path path 0|1 [fold]`, `name number number` "
+                f"or `name number name number`, got {line[:100]!r}"
+            ) from None
         rows.append((images[first], images[second], is_mate, fold))
     if not rows:
         raise ValueError(f"{path} names no pair")
@@ -147,8 +157,13 @@ def read_pairs(path, name: str | None = None, root=None) -> tuple[ImageFiles, Pa
     if folds:
         fold_N = np.arange(len(rows)) * folds // len(rows)
     entries = list(images)
-    pairs = PairList(first_N, second_N, is_mate_N.astype(bool), None if fold_N.min() < 0 else fold_N,
-                     _people(entries, first_N, second_N, is_mate_N.astype(bool)))  # fmt: skip
+    pairs = PairList(
+        first_N,
+        second_N,
+        is_mate_N.astype(bool),
+        None if fold_N.min() < 0 else fold_N,
+        _people(entries, first_N, second_N, is_mate_N.astype(bool)),
+    )
     return ImageFiles(name or path.stem, Path(root) if root else image_root(path, entries), entries), pairs
 
 

@@ -13,10 +13,11 @@ _CORES = ("numpy.core", "numpy._core")  # before and since NumPy 2
 NAMES = {
     **{(f"{core}.multiarray", name): name for core in _CORES for name in ("_reconstruct", "scalar")},
     **{(f"{core}.numeric", "_frombuffer"): "_frombuffer" for core in _CORES},
-    ("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): "dtype",
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): "dtype",
     ("_codecs", "encode"): "encode",  # how Python 3 writes bytes for Python 2
     **{(module, name): name for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
-}  # fmt: skip
+}
 _ITEMS = {"b1": 1, "i1": 1, "i2": 2, "i4": 4, "i8": 8, "u1": 1, "u2": 2, "u4": 4, "u8": 8, "f4": 4, "f8": 8}
 _LATIN_NAMES = ("latin1", "latin-1")
 
@@ -60,11 +61,11 @@ class DType:
 def make(name: str, given: tuple) -> Any:
     """What the pickler meant by calling `name`; None where it is no such call as NumPy or Python writes."""
     match name, given:
-        case ("bytes" | "bytearray"), ():
+        case (("bytes" | "bytearray"), ()):
             return b""
-        case ("bytes" | "bytearray"), (bytes() as raw,):
+        case (("bytes" | "bytearray"), (bytes() as raw,)):
             return raw  # nobody writes to it, so that no copy is needed
-        case ("encode" | "bytearray"), (str() as text, (str() | bytes()) as coding) if word(coding) in _LATIN_NAMES:
+        case (("encode" | "bytearray"), (str() as text, (str() | bytes()) as coding)) if word(coding) in _LATIN_NAMES:
             return text.encode("latin1")
         case "dtype", (code, int(), int()):
             if word(code) not in _ITEMS:

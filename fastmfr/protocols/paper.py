@@ -71,6 +71,11 @@ def unlike_the_paper(name: str, gallery: tuple[int, int], probe: tuple[int, int]
     wanted = LOOKED_UP.get(name)
     if wanted is None or wanted == (gallery, probe):
         return None
-    ours, papers = (", ".join(f"{kind} {people:,} people {images:,} images" for kind, (people, images) in
-                              zip(("gallery", "probe"), sizes, strict=True)) for sizes in ((gallery, probe), wanted))
+    ours, papers = (
+        ", ".join(
+            f"{kind} {people:,} people {images:,} images"
+            for kind, (people, images) in zip(("gallery", "probe"), sizes, strict=True)
+        )
+        for sizes in ((gallery, probe), wanted)
+    )
     return f"{name} is not of the paper's size, so that figures compare only roughly: {ours}; the paper has {papers}"

@@ -26,12 +26,16 @@ class Protocol:
                 raise ValueError(f"want every domain as NAME: PATH, got {name!r}: {str(path)!r}")
             first = name_of.setdefault(os.path.abspath(path), name)
             if first != name:
-                raise ValueError(f"{path} is given as both {first!r} and {name!r}: its people would be counted twice, "
-                                 "or scored after being trained on; give it one name")
+                raise ValueError(
+                    f"{path} is given as both {first!r} and {name!r}: its people would be counted twice, "
+                    "or scored after being trained on; give it one name"
+                )
         for name in self.held_out:
             if os.path.abspath(self.sources[name]) != os.path.abspath(self.targets[name]):
-                raise ValueError(f"{name!r} is {self.sources[name]} as a source and {self.targets[name]} as a target; "
-                                 "give the two different names, or the same path to hold out part of its people")
+                raise ValueError(
+                    f"{name!r} is {self.sources[name]} as a source and {self.targets[name]} as a target; "
+                    "give the two different names, or the same path to hold out part of its people"
+                )
 
     @property
     def held_out(self) -> list[str]:
@@ -63,7 +67,9 @@ def hold_out(identities: int, share: float, seed: int) -> tuple[np.ndarray, np.n
         raise ValueError(f"want the share of people held out above 0 and below 1, got {share}")
     scored = round(identities * share)
     if min(scored, identities - scored) < 2:
-        raise ValueError(f"holding out {share:g} of {identities} people trains on {identities - scored} and scores "
-                         f"{scored}; each side needs at least 2: change the share or give a larger domain")
+        raise ValueError(
+            f"holding out {share:g} of {identities} people trains on {identities - scored} and scores "
+            f"{scored}; each side needs at least 2: change the share or give a larger domain"
+        )
     order = np.random.default_rng(seed).permutation(identities)
     return np.sort(order[scored:]), np.sort(order[:scored])

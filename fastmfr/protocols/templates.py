@@ -61,8 +61,9 @@ def read_templates(folder, name: str | None = None) -> tuple[ImageFiles, Templat
     first, second, is_mate = [], [], []
     for a, b, flag in _rows(found["pairs"], "template template 0|1"):
         if a not in templates or b not in templates or flag not in ("0", "1"):
-            raise ValueError(f"{found['pairs']} compares {a} with {b} ({flag}); want templates of "
-                             f"{found['images'].name}, and 0 or 1")
+            raise ValueError(
+                f"{found['pairs']} compares {a} with {b} ({flag}); want templates of {found['images'].name}, and 0 or 1"
+            )
         first.append(templates[a])
         second.append(templates[b])
         is_mate.append(flag == "1")
@@ -70,7 +71,8 @@ def read_templates(folder, name: str | None = None) -> tuple[ImageFiles, Templat
     root = next((place for place in places if find_image(place, next(iter(images)))), folder)
     pairs = PairList(np.array(first), np.array(second), np.array(is_mate))
     return ImageFiles(name or folder.resolve().name, root, list(images)), TemplateSet(
-        np.array(image), np.array(medium), np.array([template for template, _ in media]), len(templates), pairs)
+        np.array(image), np.array(medium), np.array([template for template, _ in media]), len(templates), pairs
+    )
 
 
 def _rows(path, wanted):

@@ -33,6 +33,7 @@ def write_report(run: Path | str) -> Path:
         "domains": found.path / "domains.png",
     }
     written = found.path / "report.html"
-    written.write_text(page(found, {name: path for name, path in pictures.items() if path and path.is_file()}),
-                       encoding="utf-8")
+    written.write_text(
+        page(found, {name: path for name, path in pictures.items() if path and path.is_file()}), encoding="utf-8"
+    )
     return written

@@ -42,19 +42,38 @@ def grid(count: int, columns: int, width: float, height: float) -> tuple["Figure
 def panel_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
     """A panel at a place in inches from the figure's upper left corner."""
     whole_width, whole_height = figure.get_size_inches()
-    return figure.add_axes((left / whole_width, 1 - (top + height) / whole_height,
-                            width / whole_width, height / whole_height))  # fmt: skip
+    return figure.add_axes(
+        (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
+    )
 
 
 def write_title(ax: "Axes", title: str, subtitle: str = "", words: Iterable[tuple[str, str]] = ()) -> None:
     """The panel's title at its left, the names of its lines in their colours at its right, or a subtitle."""
-    ax.annotate(title, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=INK,
-                fontsize=9.5, fontweight="bold", parse_math=False)
+    ax.annotate(
+        title,
+        (0, 1),
+        (0, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=INK,
+        fontsize=9.5,
+        fontweight="bold",
+        parse_math=False,
+    )
     right, before = [*words, (subtitle, GREY)], None
     for word, colour in reversed([(word, colour) for word, colour in right if word]):
         place, shift = (("axes fraction", "axes fraction"), 0) if before is None else ((before, "axes fraction"), -7)
-        before = ax.annotate(word, (before is None, 1), (shift, 6), xycoords=place, textcoords="offset points",
-                             color=colour, fontsize=8.3, ha="right", parse_math=False)
+        before = ax.annotate(
+            word,
+            (before is None, 1),
+            (shift, 6),
+            xycoords=place,
+            textcoords="offset points",
+            color=colour,
+            fontsize=8.3,
+            ha="right",
+            parse_math=False,
+        )
 
 
 def draw_series(ax: "Axes", steps: np.ndarray, values: np.ndarray, colour: str, width: float = 1.8) -> None:

@@ -23,9 +23,13 @@ def main(argv=None) -> int:
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m fastmfr report", allow_abbrev=False,
-                                     description="Write the report of one run again, or compare several on one page.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastmfr report",
+        allow_abbrev=False,
+        description="Write the report of one run again, or compare several on one page.",
+    )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a folder that a training run wrote")
-    parser.add_argument("--out", metavar="FOLDER",
-                        help="where the comparison goes (default: runs/compare-..., by date and time)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the comparison goes (default: runs/compare-..., by date and time)"
+    )
     return parser

@@ -68,8 +68,10 @@ def _metrics(run: RunFolder) -> list[dict]:
         latest[key] = record
     if broken:
         which = f"Line {broken[0]}" if len(broken) == 1 else f"{len(broken)} lines, the first line {broken[0]},"
-        run.notes.append(f"{which} of the {len(lines)} in metrics.jsonl cannot be read, as when a run is killed while "
-                         "it writes; the others are shown.")
+        run.notes.append(
+            f"{which} of the {len(lines)} in metrics.jsonl cannot be read, as when a run is killed while "
+            "it writes; the others are shown."
+        )
     if repeated:
         run.notes.append(f"{repeated} steps stand twice in metrics.jsonl, as after a resume; the later ones are shown.")
     records = [latest[key] for key in sorted(latest)]
@@ -78,12 +80,17 @@ def _metrics(run: RunFolder) -> list[dict]:
 
 
 def _note_not_finite(run: RunFolder, records: list[dict]) -> None:
-    bad = [(name, record) for record in records for name, value in record.items()
-           if value is None or (isinstance(value, float) and not math.isfinite(value))]  # JSON has no NaN: null
+    bad = [
+        (name, record)
+        for record in records
+        for name, value in record.items()
+        if value is None or (isinstance(value, float) and not math.isfinite(value))
+    ]  # JSON has no NaN: null
     first = {name: record for name, record in reversed(bad)}
     for name, count in Counter(name for name, _ in bad).items():
-        run.notes.append(f"{name} is not finite at {count} steps, first at {first[name]['stage']} step "
-                         f"{first[name]['step']}.")
+        run.notes.append(
+            f"{name} is not finite at {count} steps, first at {first[name]['stage']} step {first[name]['step']}."
+        )
 
 
 def _results(run: RunFolder) -> dict:

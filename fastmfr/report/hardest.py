@@ -45,8 +45,16 @@ def hardest_sheet(scored: Mapping[str, dict], pixels: Mapping[str, np.ndarray], 
                 ax.set_axis_off()
                 ax.imshow(image, interpolation="antialiased")
             wrong = line is not None and (pair["cosine"] >= line[1]) == (kind == "impostor")
-            _write(figure, left + side, top + TITLE + side + 0.17, f"{pair['cosine']:.3f}", ha="center", fontsize=9,
-                   color=ORANGE if wrong else INK, weight="bold" if wrong else "normal")
+            _write(
+                figure,
+                left + side,
+                top + TITLE + side + 0.17,
+                f"{pair['cosine']:.3f}",
+                ha="center",
+                fontsize=9,
+                color=ORANGE if wrong else INK,
+                weight="bold" if wrong else "normal",
+            )
     figure.savefig(path, facecolor="white")
 
 

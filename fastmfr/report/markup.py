@@ -42,10 +42,13 @@ pre { background: #f6f7f9; padding: 1rem; overflow-x: auto; font-size: .82rem; l
 
 def document(name: str, parts: list[str]) -> str:
     """A whole page out of HTML `parts`, the empty ones left out; `name`, plain text, goes into its title."""
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>fastmfr: {escape(name)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-            + "\n".join(filter(None, parts)) + "\n</main></body></html>\n")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>fastmfr: {escape(name)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</main></body></html>\n"
+    )
 
 
 def warnings(notes: list[str]) -> str:

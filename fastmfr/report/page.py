@@ -10,17 +10,29 @@ from .markup import document, folded, footnote, picture, warnings
 from .tables import Cell, columns, footnotes, headline, rows
 
 CAPTIONS = {
-    "roc": ("ROC", "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
-                   "better. Every gallery x probe pair of the target is scored."),
-    "gap": ("Domain gap", "Distance between the mean unit embeddings of two domains, and what two draws of so many "
-                          "people of one domain would give by chance. Star: a domain never seen in training. Of a "
-                          "domain trained on and scored, the people held out."),
-    "hardest": ("Hardest pairs", "Gallery x probe pairs with their cosine, a person at most once a row; orange and "
-                                 "bold: decided wrongly at the threshold named. Look here for wrong labels: a genuine "
-                                 "pair that shows two people, an impostor pair that shows one. The images' names are "
-                                 "in results.json."),
-    "training": ("Training", "Pale: every step; strong: running mean. The shaded band marks where the second-order "
-                             "term is strong enough to matter and weak enough to be stable."),
+    "roc": (
+        "ROC",
+        "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
+        "better. Every gallery x probe pair of the target is scored.",
+    ),
+    "gap": (
+        "Domain gap",
+        "Distance between the mean unit embeddings of two domains, and what two draws of so many "
+        "people of one domain would give by chance. Star: a domain never seen in training. Of a "
+        "domain trained on and scored, the people held out.",
+    ),
+    "hardest": (
+        "Hardest pairs",
+        "Gallery x probe pairs with their cosine, a person at most once a row; orange and "
+        "bold: decided wrongly at the threshold named. Look here for wrong labels: a genuine "
+        "pair that shows two people, an impostor pair that shows one. The images' names are "
+        "in results.json.",
+    ),
+    "training": (
+        "Training",
+        "Pale: every step; strong: running mean. The shaded band marks where the second-order "
+        "term is strong enough to matter and weak enough to be stable.",
+    ),
     "domains": ("Domains", "Images as the model receives them, one row a domain."),
 }
 
@@ -52,8 +64,10 @@ def _table(results: dict) -> str:
         lines = bodies.setdefault(row.target, [])
         target = "" if lines else escape(row.target) + ("<small>never seen</small>" if row.unseen else "")
         cells = "".join(f'<td class="figure">{_cell(cell)}</td>' for cell in row.cells)
-        lines.append(f'<tr{" class=main" if row.model == "mfr" else ""}><td class="target">{target}</td>'
-                     f"<td>{escape(row.model)}</td>{cells}</tr>")
+        lines.append(
+            f'<tr{" class=main" if row.model == "mfr" else ""}><td class="target">{target}</td>'
+            f"<td>{escape(row.model)}</td>{cells}</tr>"
+        )
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
 
@@ -62,8 +76,9 @@ def _gap(gap: dict) -> str:
     found = gap_rows(gap)
     if not found:
         return ""
-    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in [model, *cells])}</tr>"
-             for model, cells in found.items()]
+    lines = [
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in [model, *cells])}</tr>" for model, cells in found.items()
+    ]
     head = "".join(f"<th>{title}</th>" for title in ("Model", *COLUMNS))
     table = f'<div class="scroll"><table class="gap"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
     return table + "</table></div>" + "".join(map(footnote, READING))
@@ -71,8 +86,14 @@ def _gap(gap: dict) -> str:
 
 def _about_intervals(run: RunFolder) -> list[str]:
     shown = any(cell.interval for row in rows(run.results) for cell in row.cells)
-    return ["Small: the 95 % interval when the people scored are drawn anew. What another training run would give "
-            "is not in it."] if shown else []
+    return (
+        [
+            "Small: the 95 % interval when the people scored are drawn anew. What another training run would give "
+            "is not in it."
+        ]
+        if shown
+        else []
+    )
 
 
 def _cell(cell: Cell) -> str:

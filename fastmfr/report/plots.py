@@ -67,16 +67,25 @@ PANELS = (
     Panel("Hard-pair loss", _both("hard_pair")),
     Panel("Soft classification", _both("soft_classification"), scale="log"),
     Panel("Domain alignment loss", (Line("meta", "domain_alignment", "", GREY),)),
-    Panel("Hard pairs mined", (Line("meta", "positives", "genuine", GREEN),
-                               Line("meta", "negatives", "impostor", ORANGE)), scale="log"),
+    Panel(
+        "Hard pairs mined",
+        (Line("meta", "positives", "genuine", GREEN), Line("meta", "negatives", "impostor", ORANGE)),
+        scale="log",
+    ),
     # Far below the band second order changes nothing, far above it destroys: alpha is to be set by this ratio.
-    Panel("Second order, alpha |Hv| / |v|", (Line("meta", "alpha_hv_over_v", "", BLUE),), scale="log",
-          band=(0.1, 0.3)),
+    Panel("Second order, alpha |Hv| / |v|", (Line("meta", "alpha_hv_over_v", "", BLUE),), scale="log", band=(0.1, 0.3)),
     Panel("Gradient norm", (Line("meta", "gradient_norm", "", BLUE),), scale="log"),
-    Panel("Images a second", (Line("pretrain", "images_per_second", "pretrain", ORANGE),
-                              Line("meta", "images_per_second", "meta", BLUE)), scale="zero"),
-    Panel("Time waiting for data", (Line("pretrain", "data_wait", "pretrain", ORANGE),
-                                    Line("meta", "data_wait", "meta", BLUE)), scale="zero", percent=True),
+    Panel(
+        "Images a second",
+        (Line("pretrain", "images_per_second", "pretrain", ORANGE), Line("meta", "images_per_second", "meta", BLUE)),
+        scale="zero",
+    ),
+    Panel(
+        "Time waiting for data",
+        (Line("pretrain", "data_wait", "pretrain", ORANGE), Line("meta", "data_wait", "meta", BLUE)),
+        scale="zero",
+        percent=True,
+    ),
 )
 
 
@@ -121,23 +130,47 @@ def contact_sheet(images_by_domain: Mapping[str, np.ndarray], path: Path | str) 
         raise ValueError("want the images of at least one domain, got none")
     most, count = max(map(len, images_by_domain.values())), len(images_by_domain)
     figure = Figure(figsize=(1.3 + 0.95 * most, 0.97 * count), dpi=DPI)
-    grid = figure.subplots(count, most, squeeze=False, gridspec_kw={
-        "left": 1.3 / (1.3 + 0.95 * most), "right": 1, "bottom": 0, "top": 1, "wspace": 0.03, "hspace": 0.03})
+    grid = figure.subplots(
+        count,
+        most,
+        squeeze=False,
+        gridspec_kw={
+            "left": 1.3 / (1.3 + 0.95 * most),
+            "right": 1,
+            "bottom": 0,
+            "top": 1,
+            "wspace": 0.03,
+            "hspace": 0.03,
+        },
+    )
     for row, (domain, images) in zip(grid, images_by_domain.items(), strict=True):
         for ax in row:
             ax.set_axis_off()
         for ax, image in zip(row, images, strict=False):
             ax.imshow(image, interpolation="antialiased")
-        row[0].text(-0.12, 0.5, domain, transform=row[0].transAxes, ha="right", va="center", color=INK, fontsize=11,
-                    parse_math=False)
+        row[0].text(
+            -0.12,
+            0.5,
+            domain,
+            transform=row[0].transAxes,
+            ha="right",
+            va="center",
+            color=INK,
+            fontsize=11,
+            parse_math=False,
+        )
     figure.savefig(path)
 
 
 def series(metrics: list[dict], line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of `line`, finite numbers only."""
-    found = [(record["step"], record[line.name]) for record in metrics
-             if record["stage"] == line.stage and isinstance(record.get(line.name), int | float)
-             and math.isfinite(record[line.name])]
+    found = [
+        (record["step"], record[line.name])
+        for record in metrics
+        if record["stage"] == line.stage
+        and isinstance(record.get(line.name), int | float)
+        and math.isfinite(record[line.name])
+    ]
     steps, values = np.array(found, float).reshape(-1, 2).T
     return steps, values
 
@@ -162,19 +195,39 @@ def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict]) -> None:
 
 def _write_tars(ax: "Axes", models: dict, colours: dict[str, str], names: Iterable[str]) -> None:
     """Mark the coarsest FAR measured and list the models' TAR there, in the empty corner below the curves."""
-    far = next((far for far in names if all("tar" in model.get("tar_at_far", {}).get(far, {})
-                                            for model in models.values())), None)
+    far = next(
+        (far for far in names if all("tar" in model.get("tar_at_far", {}).get(far, {}) for model in models.values())),
+        None,
+    )
     if far is not None:
         ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
     for height, (model, found) in enumerate(reversed(models.items())):
         tar = "" if far is None else f"  {100 * found['tar_at_far'][far]['tar']:.1f} %"
-        ax.text(0.97, 0.04 + 0.075 * height, model + tar, transform=ax.transAxes, color=colours[model], ha="right",
-                fontsize=10, fontweight="bold", parse_math=False, bbox={"color": "white", "pad": 1})
+        ax.text(
+            0.97,
+            0.04 + 0.075 * height,
+            model + tar,
+            transform=ax.transAxes,
+            color=colours[model],
+            ha="right",
+            fontsize=10,
+            fontweight="bold",
+            parse_math=False,
+            bbox={"color": "white", "pad": 1},
+        )
         if far is not None:
             ax.plot(float(far), found["tar_at_far"][far]["tar"], "o", color=colours[model], ms=5, zorder=4)
     if far is not None:
-        ax.text(0.97, 0.05 + 0.075 * len(models), f"TAR at FAR {short(far)}", transform=ax.transAxes, color=INK,
-                ha="right", fontsize=9, bbox={"color": "white", "pad": 1})
+        ax.text(
+            0.97,
+            0.05 + 0.075 * len(models),
+            f"TAR at FAR {short(far)}",
+            transform=ax.transAxes,
+            color=INK,
+            ha="right",
+            fontsize=9,
+            bbox={"color": "white", "pad": 1},
+        )
 
 
 def _colours(models: dict) -> dict[str, str]:

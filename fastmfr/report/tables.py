@@ -57,8 +57,10 @@ def footnotes(results: dict) -> list[str]:
             for entry in found.get("tar_at_far", {}).values():
                 if "refused" in entry and target not in refused.setdefault(entry["refused"], []):
                     refused[entry["refused"]].append(target)
-    notes = ["In percent; beside a figure its gain over base, in points. TAR@f: share of genuine pairs accepted at "
-             "false accept rate f."]
+    notes = [
+        "In percent; beside a figure its gain over base, in points. TAR@f: share of genuine pairs accepted at "
+        "false accept rate f."
+    ]
     held_out = [target for target, scored in targets(results).items() if not scored.get("unseen")]
     if held_out:
         notes.append(f"Trained on, and scored on other people: {listed(held_out)}.")
@@ -97,8 +99,9 @@ def final_table(results: dict) -> "Table":
     for row in rows(results):
         if before not in (None, row.target):
             table.add_section()
-        cells = [Text(cell.value) + Text(f" ({cell.gain})" if cell.gain else "", _rich_style(cell))
-                 for cell in row.cells]
+        cells = [
+            Text(cell.value) + Text(f" ({cell.gain})" if cell.gain else "", _rich_style(cell)) for cell in row.cells
+        ]
         table.add_row(Text("" if row.target == before else row.target), Text(row.model), *cells)
         before = row.target
     return table
@@ -121,8 +124,12 @@ def targets(results: dict) -> dict[str, dict]:
 
 def fars(results: dict) -> list[str]:
     """Every FAR that a model was scored at, as the text that names it, the coarsest first."""
-    found = {far for scored in targets(results).values() for model in scored["models"].values()
-             for far in model.get("tar_at_far", {})}
+    found = {
+        far
+        for scored in targets(results).values()
+        for model in scored["models"].values()
+        for far in model.get("tar_at_far", {})
+    }
     return sorted(found, key=float, reverse=True)
 
 
@@ -159,8 +166,9 @@ def _far_cell(found: dict, base: dict, far: str) -> Cell:
 
 
 def _cell(found: dict, base: dict, name: str) -> Cell:
-    return _percent(found.get(name), base.get(name) if found is not base else None, DECIMALS[name],
-                    lower_is_better=name == "eer")
+    return _percent(
+        found.get(name), base.get(name) if found is not base else None, DECIMALS[name], lower_is_better=name == "eer"
+    )
 
 
 def _percent(value: float | None, base: float | None, decimals: int, lower_is_better=False, interval="") -> Cell:

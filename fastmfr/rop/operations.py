@@ -164,9 +164,14 @@ class BatchNorm(Operation):
         elif batch_statistics:
             running = None, None
         return batchnorm_prelu.forward(
-            ctx, x, *self._values(P, x, 1.0), running=running, batch_statistics=batch_statistics, momentum=momentum,
+            ctx,
+            x,
+            *self._values(P, x, 1.0),
+            running=running,
+            batch_statistics=batch_statistics,
+            momentum=momentum,
             eps=module.eps,
-        )  # fmt: skip
+        )
 
     def backward(self, ctx, P, dy, sums):
         return self._collect(sums, *batchnorm_prelu.backward(ctx, dy))

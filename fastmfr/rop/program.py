@@ -43,8 +43,10 @@ class Program:
     def values(self, parameters):
         """{name: tensor} of all parameters: those trained out of `parameters`, the others as they are now."""
         if since := dropping(self.network) - self.dropping:
-            raise NoROperator(f"dropout is on in {', '.join(sorted(since))}, and was off when this network was read; "
-                              "switch it off with eval(), or let autograd take this backbone")  # fmt: skip
+            raise NoROperator(
+                f"dropout is on in {', '.join(sorted(since))}, and was off when this network was read; "
+                "switch it off with eval(), or let autograd take this backbone"
+            )
         fixed = {name: self.network.get_parameter(name).detach() for name in self.fixed}
         return fixed | {name: parameters[name].detach() for name in self.trained}
 
@@ -61,8 +63,9 @@ class Tape:
 
     def __init__(self, program: Program, parameters, dtype=None):
         if dtype not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"a Tape computes in torch.bfloat16, torch.float16 or, given None, as its parameters do; "
-                             f"got {dtype}")  # fmt: skip
+            raise ValueError(
+                f"a Tape computes in torch.bfloat16, torch.float16 or, given None, as its parameters do; got {dtype}"
+            )
         self.program, self.dtype = program, dtype
         self.values = program.values(parameters)
         self.P = self._cast(self.values)

@@ -64,8 +64,10 @@ def trace(network: nn.Module) -> list[Step]:
     """
     for name, module in network.named_modules():
         if any(getattr(module, hooks) for hooks in _HOOKS):
-            raise NoROperator(f"module {name or 'itself'} has hooks, which the R-operator would leave out; autograd "
-                              "takes this backbone")  # fmt: skip
+            raise NoROperator(
+                f"module {name or 'itself'} has hooks, which the R-operator would leave out; autograd "
+                "takes this backbone"
+            )
     try:
         graph = fx.Tracer().trace(network)
     except Exception as error:  # whatever the network's own code raises when it is handed a proxy

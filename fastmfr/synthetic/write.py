@@ -44,8 +44,9 @@ def _people(identities, images):
     """`identities` as a range; refuses an empty one."""
     people = range(identities) if isinstance(identities, int) else identities
     if not isinstance(people, range) or not people or images < 1:
-        raise ValueError(f"want at least one identity (a number or a range) with at least one image, got {identities} "
-                         f"with {images}")
+        raise ValueError(
+            f"want at least one identity (a number or a range) with at least one image, got {identities} with {images}"
+        )
     return people
 
 
@@ -89,8 +90,18 @@ def write_records(path, domain, *, identities, images, size=112, seed=0, mapper:
                 progress(len(encoded))
 
 
-def make(root, *, domains=DOMAINS, identities=400, images=20, size=112, seed=0, records=DOMAINS[::2], progress=None,
-         workers=None):
+def make(
+    root,
+    *,
+    domains=DOMAINS,
+    identities=400,
+    images=20,
+    size=112,
+    seed=0,
+    records=DOMAINS[::2],
+    progress=None,
+    workers=None,
+):
     """Make several domains under `root` and return {name: folder}; those named in `records` as records, others folders.
 
     A domain appears under its name only when complete, with its settings in `root`/name.json; one made before with the
@@ -99,8 +110,15 @@ def make(root, *, domains=DOMAINS, identities=400, images=20, size=112, seed=0, 
     Raises ValueError where `root` holds a domain of that name made otherwise.
     """
     root, people = Path(root), _people(identities, images)
-    settings = {"start": people.start, "stop": people.stop, "step": people.step, "images": images, "size": size,
-                "seed": seed, "version": VERSION}
+    settings = {
+        "start": people.start,
+        "stop": people.stop,
+        "step": people.step,
+        "images": images,
+        "size": size,
+        "seed": seed,
+        "version": VERSION,
+    }
     wanted = {}
     for name in domains:
         check(name, size, seed)
@@ -120,9 +138,21 @@ def make(root, *, domains=DOMAINS, identities=400, images=20, size=112, seed=0, 
     with _mapper(workers or os.cpu_count() or 1, images) as mapper:
         for name in missing:
             write = write_records if name in records else write_folders
-            _complete(root, name, wanted[name], partial(
-                write, domain=name, identities=people, images=images, size=size, seed=seed, mapper=mapper,
-                progress=count))
+            _complete(
+                root,
+                name,
+                wanted[name],
+                partial(
+                    write,
+                    domain=name,
+                    identities=people,
+                    images=images,
+                    size=size,
+                    seed=seed,
+                    mapper=mapper,
+                    progress=count,
+                ),
+            )
     return {name: root / name for name in wanted}
 
 
@@ -150,8 +180,9 @@ def _reusable(root, name, settings):
     found = json.loads(note.read_text())
     if found == settings:
         return True
-    other = ", ".join(f"{key} {found.get(key)} instead of {settings[key]}" for key in settings
-                      if found.get(key) != settings[key])
+    other = ", ".join(
+        f"{key} {found.get(key)} instead of {settings[key]}" for key in settings if found.get(key) != settings[key]
+    )
     raise ValueError(f"{root / name} was made otherwise ({other}); choose another root or delete that folder")
 
 

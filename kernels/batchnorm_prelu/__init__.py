@@ -14,8 +14,9 @@ from . import fused, reference
 def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum, eps):
     """y; see reference.forward. On a GPU by the kernels, but for float64."""
     ctx.path = fused if x.is_cuda and x.dtype != torch.float64 else reference
-    return ctx.path.forward(ctx, x, weight, bias, slope, running=running, batch_statistics=batch_statistics,
-                            momentum=momentum, eps=eps)  # fmt: skip
+    return ctx.path.forward(
+        ctx, x, weight, bias, slope, running=running, batch_statistics=batch_statistics, momentum=momentum, eps=eps
+    )
 
 
 def prepare_capture(device):

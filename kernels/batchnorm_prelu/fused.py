@@ -39,8 +39,25 @@ def _statistics(sum_ptr, count_ptr, x_ptr, N, C, share, ROWS: tl.constexpr, CHAN
 
 
 @triton.jit
-def _forward(y_ptr, mean_ptr, r_ptr, run_mean_ptr, run_variance_ptr, sum_ptr, x_ptr, weight_ptr, bias_ptr, slope_ptr,
-             N, C, eps, momentum, STEP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+def _forward(
+    y_ptr,
+    mean_ptr,
+    r_ptr,
+    run_mean_ptr,
+    run_variance_ptr,
+    sum_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    N,
+    C,
+    eps,
+    momentum,
+    STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """y; mean and r come of the sums where they are given, else they are read. Moves running statistics if given."""
     c, present = channels(C, CHANNELS)
     at, inside = pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
@@ -65,8 +82,23 @@ def _forward(y_ptr, mean_ptr, r_ptr, run_mean_ptr, run_variance_ptr, sum_ptr, x_
 
 
 @triton.jit
-def _backward_sums(sum_ptr, count_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr, slope_ptr, N, C, share,
-                   STEP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+def _backward_sums(
+    sum_ptr,
+    count_ptr,
+    x_ptr,
+    dy_ptr,
+    mean_ptr,
+    r_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    N,
+    C,
+    share,
+    STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """Sums of dz, xh dz, and z dy where z <= 0."""
     p = tl.program_id(0)
     c, present = channels(C, CHANNELS)
@@ -88,8 +120,23 @@ def _backward_sums(sum_ptr, count_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_pt
 
 
 @triton.jit
-def _backward(dx_ptr, sum_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr, slope_ptr, N, C,
-              STEP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+def _backward(
+    dx_ptr,
+    sum_ptr,
+    x_ptr,
+    dy_ptr,
+    mean_ptr,
+    r_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    N,
+    C,
+    STEP: tl.constexpr,
+    BATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     c, present = channels(C, CHANNELS)
     at, inside = pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
     xh = normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
@@ -102,8 +149,9 @@ def _backward(dx_ptr, sum_ptr, x_ptr, dy_ptr, mean_ptr, r_ptr, weight_ptr, bias_
 
 
 @triton.jit
-def _tangent_sums(sum_ptr, count_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, N, C, share, ROWS: tl.constexpr,
-                  CHANNELS: tl.constexpr):  # fmt: skip
+def _tangent_sums(
+    sum_ptr, count_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, N, C, share, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
     """Sums of x' and xh x'."""
     p = tl.program_id(0)
     c, present = channels(C, CHANNELS)
@@ -117,9 +165,26 @@ def _tangent_sums(sum_ptr, count_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, N, C, shar
 
 
 @triton.jit
-def _tangent(yd_ptr, moved_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr, slope_ptr, weight_d_ptr,
-             bias_d_ptr, slope_d_ptr, N, C, STEP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
-             CHANNELS: tl.constexpr):  # fmt: skip
+def _tangent(
+    yd_ptr,
+    moved_ptr,
+    x_ptr,
+    xd_ptr,
+    mean_ptr,
+    r_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    weight_d_ptr,
+    bias_d_ptr,
+    slope_d_ptr,
+    N,
+    C,
+    STEP: tl.constexpr,
+    BATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     c, present = channels(C, CHANNELS)
     at, inside = pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
     xh = normalised(x_ptr, at, inside, mean_ptr, r_ptr, c, present)
@@ -134,9 +199,30 @@ def _tangent(yd_ptr, moved_ptr, x_ptr, xd_ptr, mean_ptr, r_ptr, weight_ptr, bias
 
 
 @triton.jit
-def _second_sums(sum_ptr, count_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, dyd_ptr, mean_ptr, r_ptr, weight_ptr, bias_ptr,
-                 slope_ptr, weight_d_ptr, bias_d_ptr, slope_d_ptr, N, C, share, STEP: tl.constexpr, BATCH: tl.constexpr,
-                 ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+def _second_sums(
+    sum_ptr,
+    count_ptr,
+    moved_ptr,
+    x_ptr,
+    dy_ptr,
+    xd_ptr,
+    dyd_ptr,
+    mean_ptr,
+    r_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    weight_d_ptr,
+    bias_d_ptr,
+    slope_d_ptr,
+    N,
+    C,
+    share,
+    STEP: tl.constexpr,
+    BATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """Sums of dz', xh dz' + xh' dz, and z dy' + z' dy where z <= 0."""
     p = tl.program_id(0)
     c, present = channels(C, CHANNELS)
@@ -164,9 +250,29 @@ def _second_sums(sum_ptr, count_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, dyd_ptr, 
 
 
 @triton.jit
-def _second(dxd_ptr, sum_ptr, first_sum_ptr, moved_ptr, x_ptr, dy_ptr, xd_ptr, dyd_ptr, mean_ptr, r_ptr, weight_ptr,
-            bias_ptr, slope_ptr, weight_d_ptr, slope_d_ptr, N, C, STEP: tl.constexpr, BATCH: tl.constexpr,
-            ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+def _second(
+    dxd_ptr,
+    sum_ptr,
+    first_sum_ptr,
+    moved_ptr,
+    x_ptr,
+    dy_ptr,
+    xd_ptr,
+    dyd_ptr,
+    mean_ptr,
+    r_ptr,
+    weight_ptr,
+    bias_ptr,
+    slope_ptr,
+    weight_d_ptr,
+    slope_d_ptr,
+    N,
+    C,
+    STEP: tl.constexpr,
+    BATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """dx'; `first_sum_ptr` holds what _backward_sums made, `sum_ptr` what _second_sums did."""
     c, present = channels(C, CHANNELS)
     at, inside = pixels(tl.program_id(0) * ROWS, c, present, C, N, ROWS)
@@ -307,8 +413,9 @@ def second_backward(ctx, dyd):
     weight_d, bias_d, slope_d = ctx.moving
     known = [ctx.moved, ctx.x, ctx.dy, ctx.xd, dyd, ctx.mean, ctx.r, *ctx.layer]
     sums = _sums(_second_sums, ctx.x, [*known, weight_d, bias_d, slope_d], ctx.sizes, ctx.step, ctx.batch)
-    dxd = _each(_second, torch.empty_like(ctx.x), [sums, ctx.sums, *known, weight_d, slope_d], ctx.sizes, ctx.step,
-                ctx.batch)  # fmt: skip
+    dxd = _each(
+        _second, torch.empty_like(ctx.x), [sums, ctx.sums, *known, weight_d, slope_d], ctx.sizes, ctx.step, ctx.batch
+    )
     return dxd, sums[1], sums[0], _of_slope(ctx, sums[2])
 
 

@@ -42,9 +42,29 @@ def kept_gradient(e, log2_sum, is_true, g, g_cos):
 
 
 @triton.jit
-def rows_kernel(dx_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr, g_ptr, g_cos_ptr, unlift_ptr, B, C,
-                kept_stride, scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-                DEPTH: tl.constexpr, SLAB: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def rows_kernel(
+    dx_ptr,
+    x_ptr,
+    w_ptr,
+    r_ptr,
+    label_ptr,
+    log_sum_ptr,
+    kept_ptr,
+    g_ptr,
+    g_cos_ptr,
+    unlift_ptr,
+    B,
+    C,
+    kept_stride,
+    scale_log2e,
+    share,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLAB: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """dx of a block of rows and a slab of columns, summed over share `program_id(1)` of the identities."""
     EVEN: tl.constexpr = D % SLAB == 0
     WHOLE: tl.constexpr = DEPTH >= D and SLAB >= D  # one tile of w serves both products
@@ -91,10 +111,28 @@ def rows_kernel(dx_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr, g
 
 
 @triton.jit
-def classes_kernel(dw_ptr, x_ptr, w_ptr, r_ptr, label_ptr, log_sum_ptr, kept_ptr, g_ptr, g_cos_ptr,
-                   unlift_ptr, B, C, kept_stride, scale_log2e, D: tl.constexpr, ROWS: tl.constexpr,
-                   CLASSES: tl.constexpr, DEPTH: tl.constexpr, SLAB: tl.constexpr,
-                   PRECISION: tl.constexpr):  # fmt: skip
+def classes_kernel(
+    dw_ptr,
+    x_ptr,
+    w_ptr,
+    r_ptr,
+    label_ptr,
+    log_sum_ptr,
+    kept_ptr,
+    g_ptr,
+    g_cos_ptr,
+    unlift_ptr,
+    B,
+    C,
+    kept_stride,
+    scale_log2e,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLAB: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Gradient at unit rows w of a block of identities and a slab of columns."""
     EVEN: tl.constexpr = D % SLAB == 0
     WHOLE: tl.constexpr = DEPTH >= D and SLAB >= D  # one tile of x serves both products
@@ -164,9 +202,22 @@ def _to_rows(operands, scale, g_B, g_cos_B):
     (dx_SBD,) = floats(unit_BD, (S, B, D))
     lifted = lift(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C)
     rows_kernel[blocks, S, slabs](
-        dx_SBD, *operands, *lifted, B, C, width, scale * LOG2E.value, share, D, tile.rows, tile.classes, tile.depth,
-        tile.slab, precision(unit_BD.dtype), **tile.options,
-    )  # fmt: skip
+        dx_SBD,
+        *operands,
+        *lifted,
+        B,
+        C,
+        width,
+        scale * LOG2E.value,
+        share,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        tile.slab,
+        precision(unit_BD.dtype),
+        **tile.options,
+    )
     return dx_SBD.sum(0)
 
 
@@ -179,8 +230,20 @@ def _to_classes(operands, scale, g_B, g_cos_B):
     tile = choose("classes", unit_BD, weight_CD)
     lifted = lift(unit_BD.dtype, g_B, g_cos_B)
     classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
-        dw_CD, *operands, *lifted, B, C, width, scale * LOG2E.value, D, tile.rows, tile.classes, tile.depth, tile.slab,
-        precision(unit_BD.dtype), **tile.options,
-    )  # fmt: skip
+        dw_CD,
+        *operands,
+        *lifted,
+        B,
+        C,
+        width,
+        scale * LOG2E.value,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        tile.slab,
+        precision(unit_BD.dtype),
+        **tile.options,
+    )
     whole_rows(project_kernel, dw_CD, radial_C, weight_CD, inverse_norm_C, like=weight_CD)
     return dw_CD, radial_C

@@ -87,8 +87,7 @@ def chunks_of(unit_BD, weight_CD, inverse_norm_C, label_B, size, rows_ND=None):
 
 
 @triton.jit
-def make_unit_kernel(unit_ptr, w_ptr, r_ptr, N, PADDED, D: tl.constexpr, CLASSES: tl.constexpr,
-                     WIDTH: tl.constexpr):  # fmt: skip
+def make_unit_kernel(unit_ptr, w_ptr, r_ptr, N, PADDED, D: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr):
     """Weights as unit rows in the dtype of the products, and rows of zeros from N on."""
     at, mask, _ = rows_at(PADDED, D, CLASSES, WIDTH)
     c = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
@@ -99,9 +98,27 @@ def make_unit_kernel(unit_ptr, w_ptr, r_ptr, N, PADDED, D: tl.constexpr, CLASSES
 
 
 @triton.jit
-def make_gradient_kernel(m_ptr, x_ptr, w_ptr, label_ptr, log_sum_ptr, kept_ptr, g_ptr, g_cos_ptr, B, N, PADDED,
-                         kept_stride, scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-                         DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def make_gradient_kernel(
+    m_ptr,
+    x_ptr,
+    w_ptr,
+    label_ptr,
+    log_sum_ptr,
+    kept_ptr,
+    g_ptr,
+    g_cos_ptr,
+    B,
+    N,
+    PADDED,
+    kept_stride,
+    scale_log2e,
+    share,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """M of a block of rows and share `program_id(1)` of a chunk of unit rows w, 0 from N on."""
     WHOLE: tl.constexpr = DEPTH >= D  # the block of x then stays, and only identities pass by
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -166,16 +183,34 @@ def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep, size=None)
             N = len(chunk.weight_ND)
             share = triton.cdiv(triton.cdiv(N, tile.classes), S) * tile.classes
             forward_kernel[blocks, S](
-                sum_SB, peak_SB, cos_SB, kept_BC[:, chunk.at] if keep else None, operands[0], chunk.unit_ND, None,
-                chunk.label_B, B, N, width, scale * LOG2E.value, share, D, tile.rows, tile.classes, tile.depth,
-                precision(unit_BD.dtype), chunk.at.start > 0, **tile.options,
-            )  # fmt: skip
+                sum_SB,
+                peak_SB,
+                cos_SB,
+                kept_BC[:, chunk.at] if keep else None,
+                operands[0],
+                chunk.unit_ND,
+                None,
+                chunk.label_B,
+                B,
+                N,
+                width,
+                scale * LOG2E.value,
+                share,
+                D,
+                tile.rows,
+                tile.classes,
+                tile.depth,
+                precision(unit_BD.dtype),
+                chunk.at.start > 0,
+                **tile.options,
+            )
         join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, OF_NOTHING, 128, **FUSED)
     return log_sum_B, cos_B, kept_BC
 
 
-def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept_BC, g_B, g_cos_B, need_x, need_w,
-             size=None):  # fmt: skip
+def backward(
+    unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept_BC, g_B, g_cos_B, need_x, need_w, size=None
+):
     """(dx_BD, dw_CD, radial_C), float32: gradients with respect to unit rows x and to weights as given, and w . dw.
 
     What is not needed is empty. Weights given with inverse norms lose the part of their gradient along themselves.
@@ -213,10 +248,27 @@ def _gradient(m_BN, unit_BD, chunk, scale, log_sum_B, kept_BC, g_B, g_cos_B):
     width = 0 if kept_BC is None else kept_BC.shape[1]
     m_BN = m_BN[: B * chunk.padded].view(B, chunk.padded)
     make_gradient_kernel[blocks, S](
-        m_BN, unit_BD, chunk.unit_ND, chunk.label_B, log_sum_B, None if kept_BC is None else kept_BC[:, chunk.at], g_B,
-        g_cos_B, B, len(chunk.weight_ND), chunk.padded, width, scale * LOG2E.value, share, D, tile.rows, tile.classes,
-        tile.depth, precision(unit_BD.dtype), **tile.options,
-    )  # fmt: skip
+        m_BN,
+        unit_BD,
+        chunk.unit_ND,
+        chunk.label_B,
+        log_sum_B,
+        None if kept_BC is None else kept_BC[:, chunk.at],
+        g_B,
+        g_cos_B,
+        B,
+        len(chunk.weight_ND),
+        chunk.padded,
+        width,
+        scale * LOG2E.value,
+        share,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        precision(unit_BD.dtype),
+        **tile.options,
+    )
     return m_BN
 
 

@@ -19,8 +19,9 @@ from .tiles import LOG2E, choose, contiguous, floats, kept_at, lift, load_label,
 
 
 @triton.jit
-def make_tangent_kernel(u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, N, PADDED, D: tl.constexpr, CLASSES: tl.constexpr,
-                        WIDTH: tl.constexpr):  # fmt: skip
+def make_tangent_kernel(
+    u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, N, PADDED, D: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr
+):
     """Tangents at the weights as tangents at their unit rows, r (uw - (w . uw) w), and rows of zeros from N on."""
     at, mask, _ = rows_at(PADDED, D, CLASSES, WIDTH)
     c = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
@@ -36,17 +37,43 @@ def make_tangent_kernel(u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, N, PADDED, D: t
 
 
 @triton.jit
-def sum_tangents_kernel(weighted_ptr, total_ptr, true_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, label_ptr, log_sum_ptr, B, N,
-                        scale_log2e, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, DEPTH: tl.constexpr,
-                        PRECISION: tl.constexpr):  # fmt: skip
+def sum_tangents_kernel(
+    weighted_ptr,
+    total_ptr,
+    true_ptr,
+    x_ptr,
+    ux_ptr,
+    w_ptr,
+    u_ptr,
+    label_ptr,
+    log_sum_ptr,
+    B,
+    N,
+    scale_log2e,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Sums of P T and of P over a tile's identities, unit rows w, and T of the true ones; see mean_kernel."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first, start = tl.program_id(0) * ROWS, tl.program_id(1) * CLASSES
     row, class_, k = tl.arange(0, ROWS), tl.arange(0, CLASSES), tl.arange(0, DEPTH)
     w_at = tile_at(w_ptr, start, class_, N, k, D)
     u_at = tile_at(u_ptr, start, class_, N, k, D) if u_ptr is not None else None
-    z, t = cosines(tile_at(x_ptr, first, row, B, k, D), tile_at(ux_ptr, first, row, B, k, D), w_at, u_at, ROWS,
-                   CLASSES, D, DEPTH, dtype, PRECISION)  # fmt: skip
+    z, t = cosines(
+        tile_at(x_ptr, first, row, B, k, D),
+        tile_at(ux_ptr, first, row, B, k, D),
+        w_at,
+        u_at,
+        ROWS,
+        CLASSES,
+        D,
+        DEPTH,
+        dtype,
+        PRECISION,
+    )
     b, c = first + row, start + class_
     is_true = c[None, :] == load_label(label_ptr, b, B, N)[:, None]
     log2_sum = tl.load(log_sum_ptr + b, mask=b < B, other=0.0)[:, None] * LOG2E
@@ -58,17 +85,46 @@ def sum_tangents_kernel(weighted_ptr, total_ptr, true_ptr, x_ptr, ux_ptr, w_ptr,
 
 
 @triton.jit
-def make_curvature_kernel(rm_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, label_ptr, log_sum_ptr, mean_ptr, g_ptr, g_cos_ptr, B,
-                          N, PADDED, scale, scale_log2e, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-                          DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def make_curvature_kernel(
+    rm_ptr,
+    x_ptr,
+    ux_ptr,
+    w_ptr,
+    u_ptr,
+    label_ptr,
+    log_sum_ptr,
+    mean_ptr,
+    g_ptr,
+    g_cos_ptr,
+    B,
+    N,
+    PADDED,
+    scale,
+    scale_log2e,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """A tile of R, and of M beside it, of a chunk of unit rows w; both are 0 from N on."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first, start = tl.program_id(0) * ROWS, tl.program_id(1) * CLASSES
     row, class_, k = tl.arange(0, ROWS), tl.arange(0, CLASSES), tl.arange(0, DEPTH)
     w_at = tile_at(w_ptr, start, class_, N, k, D)
     u_at = tile_at(u_ptr, start, class_, N, k, D) if u_ptr is not None else None
-    z, t = cosines(tile_at(x_ptr, first, row, B, k, D), tile_at(ux_ptr, first, row, B, k, D), w_at, u_at, ROWS,
-                   CLASSES, D, DEPTH, dtype, PRECISION)  # fmt: skip
+    z, t = cosines(
+        tile_at(x_ptr, first, row, B, k, D),
+        tile_at(ux_ptr, first, row, B, k, D),
+        w_at,
+        u_at,
+        ROWS,
+        CLASSES,
+        D,
+        DEPTH,
+        dtype,
+        PRECISION,
+    )
     b, c = first + row, start + class_
     inside = b < B
     is_true = c[None, :] == load_label(label_ptr, b, B, N)[:, None]
@@ -82,8 +138,22 @@ def make_curvature_kernel(rm_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, label_ptr, log_su
     tl.store(at + PADDED, tl.where((c < N)[None, :], m, 0.0).to(dtype), mask=inside[:, None])
 
 
-def double_backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C,
-                    ux_BD, uw_CD, need_w, size=None):  # fmt: skip
+def double_backward(
+    unit_BD,
+    weight_CD,
+    inverse_norm_C,
+    label_B,
+    scale,
+    log_sum_B,
+    g_B,
+    g_cos_B,
+    dw_CD,
+    radial_C,
+    ux_BD,
+    uw_CD,
+    need_w,
+    size=None,
+):
     """(Dx_BD, Dw_CD, Dg_B, Dg_cos_B), float32: what `backward`'s inputs get from `ux_BD` and `uw_CD`.
 
     `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.
@@ -131,9 +201,22 @@ def _mean(pair, operands, scale, log_sum_B, uw_CD, reach, size, rows_ND):
         S = triton.cdiv(N, tile.classes)
         (partial_3SB,) = floats(log_sum_B, (3, S, B))
         sum_tangents_kernel[triton.cdiv(B, tile.rows), S](
-            *partial_3SB, *pair, chunk.unit_ND, u_ND, chunk.label_B, log_sum_B, B, N, scale * LOG2E.value, D,
-            tile.rows, tile.classes, tile.depth, precision(pair[0].dtype), **tile.options,
-        )  # fmt: skip
+            *partial_3SB,
+            *pair,
+            chunk.unit_ND,
+            u_ND,
+            chunk.label_B,
+            log_sum_B,
+            B,
+            N,
+            scale * LOG2E.value,
+            D,
+            tile.rows,
+            tile.classes,
+            tile.depth,
+            precision(pair[0].dtype),
+            **tile.options,
+        )
         sum_3B += partial_3SB.sum(1)
     weighted_B, total_B, true_B = sum_3B
     return weighted_B / total_B.clamp_min(torch.finfo(torch.float32).tiny), true_B
@@ -144,8 +227,16 @@ def _tangent(uw_CD, chunk, reach, rows_ND):
     if uw_CD is None:
         return None
     u_ND = rows_ND[chunk.padded : 2 * chunk.padded]
-    whole_rows(make_tangent_kernel, u_ND, uw_CD[chunk.at], chunk.weight_ND, chunk.inverse_norm_N, reach,
-               len(chunk.weight_ND), like=u_ND)  # fmt: skip
+    whole_rows(
+        make_tangent_kernel,
+        u_ND,
+        uw_CD[chunk.at],
+        chunk.weight_ND,
+        chunk.inverse_norm_N,
+        reach,
+        len(chunk.weight_ND),
+        like=u_ND,
+    )
     return u_ND
 
 
@@ -155,10 +246,27 @@ def _curvature(rm_BN, pair, chunk, u_ND, scale, log_sum_B, mean_B, g_B, g_cos_B)
     tile = choose("curvature", *pair)
     rm_B2N = rm_BN[: 2 * B * chunk.padded].view(B, 2, chunk.padded)
     make_curvature_kernel[triton.cdiv(B, tile.rows), triton.cdiv(chunk.padded, tile.classes)](
-        rm_B2N, *pair, chunk.unit_ND, u_ND, chunk.label_B, log_sum_B, mean_B, g_B, g_cos_B, B, len(chunk.weight_ND),
-        chunk.padded, scale, scale * LOG2E.value, D, tile.rows, tile.classes, tile.depth, precision(pair[0].dtype),
+        rm_B2N,
+        *pair,
+        chunk.unit_ND,
+        u_ND,
+        chunk.label_B,
+        log_sum_B,
+        mean_B,
+        g_B,
+        g_cos_B,
+        B,
+        len(chunk.weight_ND),
+        chunk.padded,
+        scale,
+        scale * LOG2E.value,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        precision(pair[0].dtype),
         **tile.options,
-    )  # fmt: skip
+    )
     return rm_B2N
 
 
@@ -166,7 +274,15 @@ def _bend(Dw_ND, chunk, dw_CD, radial_C, uw_CD):
     """Makes Dw at unit rows, in place, Dw at the weights as given."""
     weight_ND, inverse_norm_N = chunk.weight_ND, chunk.inverse_norm_N
     if inverse_norm_N is not None and uw_CD is not None:
-        whole_rows(bend_kernel, Dw_ND, dw_CD[chunk.at], radial_C[chunk.at], weight_ND, uw_CD[chunk.at],
-                   inverse_norm_N, like=Dw_ND)  # fmt: skip
+        whole_rows(
+            bend_kernel,
+            Dw_ND,
+            dw_CD[chunk.at],
+            radial_C[chunk.at],
+            weight_ND,
+            uw_CD[chunk.at],
+            inverse_norm_N,
+            like=Dw_ND,
+        )
     elif inverse_norm_N is not None:
         whole_rows(project_kernel, Dw_ND, None, weight_ND, inverse_norm_N, like=Dw_ND)

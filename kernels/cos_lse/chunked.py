@@ -110,8 +110,9 @@ def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept
     return dx_BD, dw_CD, radial_C
 
 
-def double_backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C,
-                    ux_BD, uw_CD, need_w):  # fmt: skip
+def double_backward(
+    unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C, ux_BD, uw_CD, need_w
+):
     """(Dx_BD, Dw_CD, Dg_B, Dg_cos_B): what `backward`'s inputs get from the gradients `ux_BD`, `uw_CD` of its outputs.
 
     `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.

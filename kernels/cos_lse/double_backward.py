@@ -28,8 +28,18 @@ from .tiles import (
 
 
 @triton.jit
-def cosines(a_at, da_at, b_at, db_at, A: tl.constexpr, B: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
-            dtype: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def cosines(
+    a_at,
+    da_at,
+    b_at,
+    db_at,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    D: tl.constexpr,
+    DEPTH: tl.constexpr,
+    dtype: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """(a . b, da . b + a . db) of tiles with A and B rows, DEPTH columns at a time; da or db may be None."""
     EVEN: tl.constexpr = D % DEPTH == 0
     z = tl.zeros((A, B), tl.float32)
@@ -47,9 +57,27 @@ def cosines(a_at, da_at, b_at, db_at, A: tl.constexpr, B: tl.constexpr, D: tl.co
 
 
 @triton.jit
-def mean_kernel(weighted_ptr, total_ptr, true_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_ptr, B, C,
-                scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, DEPTH: tl.constexpr,
-                PRECISION: tl.constexpr):  # fmt: skip
+def mean_kernel(
+    weighted_ptr,
+    total_ptr,
+    true_ptr,
+    x_ptr,
+    ux_ptr,
+    w_ptr,
+    u_ptr,
+    r_ptr,
+    label_ptr,
+    log_sum_ptr,
+    B,
+    C,
+    scale_log2e,
+    share,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Sums of P T and of P over share `program_id(1)` of the identities for a block of rows, and T of the true ones.
 
     P sums up to one but for what log_sum was rounded by, and T - mean would show that, times scale squared.
@@ -94,9 +122,31 @@ def curvatures(z, t, log2_sum, mean, is_true, g, g_cos, scale):
 
 
 @triton.jit
-def rows_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_ptr, mean_ptr, g_ptr, g_cos_ptr,
-                unlift_ptr, B, C, scale, scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr,
-                CLASSES: tl.constexpr, DEPTH: tl.constexpr, SLAB: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def rows_kernel(
+    out_ptr,
+    x_ptr,
+    ux_ptr,
+    w_ptr,
+    u_ptr,
+    r_ptr,
+    label_ptr,
+    log_sum_ptr,
+    mean_ptr,
+    g_ptr,
+    g_cos_ptr,
+    unlift_ptr,
+    B,
+    C,
+    scale,
+    scale_log2e,
+    share,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLAB: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Dx of a block of rows and a slab of columns, summed over share `program_id(1)` of the identities."""
     EVEN: tl.constexpr = D % SLAB == 0
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -138,9 +188,30 @@ def rows_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_
 
 
 @triton.jit
-def classes_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_sum_ptr, mean_ptr, g_ptr, g_cos_ptr,
-                   unlift_ptr, B, C, scale, scale_log2e, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-                   DEPTH: tl.constexpr, SLAB: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def classes_kernel(
+    out_ptr,
+    x_ptr,
+    ux_ptr,
+    w_ptr,
+    u_ptr,
+    r_ptr,
+    label_ptr,
+    log_sum_ptr,
+    mean_ptr,
+    g_ptr,
+    g_cos_ptr,
+    unlift_ptr,
+    B,
+    C,
+    scale,
+    scale_log2e,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLAB: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Dw at unit rows w of a block of identities and a slab of columns."""
     EVEN: tl.constexpr = D % SLAB == 0
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -175,8 +246,9 @@ def classes_kernel(out_ptr, x_ptr, ux_ptr, w_ptr, u_ptr, r_ptr, label_ptr, log_s
     tl.store(at, out, mask=(c < C)[:, None] & (column < D)[None, :])
 
 
-def double_backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C,
-                    ux_BD, uw_CD, need_w):  # fmt: skip
+def double_backward(
+    unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C, ux_BD, uw_CD, need_w
+):
     """(Dx_BD, Dw_CD, Dg_B, Dg_cos_B), float32: what `backward`'s inputs get from `ux_BD` and `uw_CD`.
 
     `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.
@@ -218,9 +290,19 @@ def _mean(operands, scale):
     S, share = shares(C, tile, blocks, unit_BD.device)
     (partial_3SB,) = floats(unit_BD, (3, S, B))
     mean_kernel[blocks, S](
-        *partial_3SB, *operands, B, C, scale * LOG2E.value, share, D, tile.rows, tile.classes, tile.depth,
-        precision(unit_BD.dtype), **tile.options,
-    )  # fmt: skip
+        *partial_3SB,
+        *operands,
+        B,
+        C,
+        scale * LOG2E.value,
+        share,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        precision(unit_BD.dtype),
+        **tile.options,
+    )
     weighted_B, total_B, true_B = partial_3SB.sum(1)
     return weighted_B / total_B.clamp_min(torch.finfo(torch.float32).tiny), true_B
 
@@ -234,9 +316,23 @@ def _to_rows(operands, scale, g_B, g_cos_B, mean_B, reach):
     (Dx_SBD,) = floats(unit_BD, (S, B, D))
     lifted = lift(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, reach, 2 * scale)
     rows_kernel[blocks, S, slabs](
-        Dx_SBD, *operands, mean_B, *lifted, B, C, scale, scale * LOG2E.value, share, D, tile.rows, tile.classes,
-        tile.depth, tile.slab, precision(unit_BD.dtype), **tile.options,
-    )  # fmt: skip
+        Dx_SBD,
+        *operands,
+        mean_B,
+        *lifted,
+        B,
+        C,
+        scale,
+        scale * LOG2E.value,
+        share,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        tile.slab,
+        precision(unit_BD.dtype),
+        **tile.options,
+    )
     return Dx_SBD.sum(0)
 
 
@@ -247,9 +343,22 @@ def _to_classes(operands, scale, g_B, g_cos_B, mean_B, reach):
     (Dw_CD,) = floats(unit_BD, (C, D))
     lifted = lift(unit_BD.dtype, g_B, g_cos_B, None, reach, 2 * scale)
     classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
-        Dw_CD, *operands, mean_B, *lifted, B, C, scale, scale * LOG2E.value, D, tile.rows, tile.classes, tile.depth,
-        tile.slab, precision(unit_BD.dtype), **tile.options,
-    )  # fmt: skip
+        Dw_CD,
+        *operands,
+        mean_B,
+        *lifted,
+        B,
+        C,
+        scale,
+        scale * LOG2E.value,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        tile.slab,
+        precision(unit_BD.dtype),
+        **tile.options,
+    )
     return Dw_CD
 
 

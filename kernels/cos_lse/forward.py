@@ -31,9 +31,27 @@ OF_NOTHING = torch.finfo(torch.float32).min / 4  # of an empty sum; finite, so t
 
 
 @triton.jit
-def forward_kernel(sum_ptr, peak_ptr, cos_ptr, kept_ptr, x_ptr, w_ptr, r_ptr, label_ptr, B, C, kept_stride,
-                   scale_log2e, share, D: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-                   DEPTH: tl.constexpr, PRECISION: tl.constexpr, CARRIES: tl.constexpr = False):  # fmt: skip
+def forward_kernel(
+    sum_ptr,
+    peak_ptr,
+    cos_ptr,
+    kept_ptr,
+    x_ptr,
+    w_ptr,
+    r_ptr,
+    label_ptr,
+    B,
+    C,
+    kept_stride,
+    scale_log2e,
+    share,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CARRIES: tl.constexpr = False,
+):
     """Share `program_id(1)` of the identities for a block of rows; a maximum is kept where `peak_ptr` is given.
 
     Where it carries, it adds to the results of an earlier launch; weights are then unit rows.
@@ -133,8 +151,22 @@ def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
     peak_SB = peak_SB if scale > PLAIN_SCALE else None
     with on_device(unit_BD):
         forward_kernel[blocks, S](
-            sum_SB, peak_SB, cos_SB, kept_BC if keep else None, *operands, B, C, width, scale * LOG2E.value, share, D,
-            tile.rows, tile.classes, tile.depth, precision(unit_BD.dtype), **tile.options,
-        )  # fmt: skip
+            sum_SB,
+            peak_SB,
+            cos_SB,
+            kept_BC if keep else None,
+            *operands,
+            B,
+            C,
+            width,
+            scale * LOG2E.value,
+            share,
+            D,
+            tile.rows,
+            tile.classes,
+            tile.depth,
+            precision(unit_BD.dtype),
+            **tile.options,
+        )
         join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, OF_NOTHING, 128, **FUSED)
     return log_sum_B, cos_B, kept_BC

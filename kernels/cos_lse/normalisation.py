@@ -47,8 +47,9 @@ def project_kernel(dw_ptr, radial_ptr, w_ptr, r_ptr, C, D: tl.constexpr, CLASSES
 
 
 @triton.jit
-def tangent_kernel(u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr,
-                   WIDTH: tl.constexpr):  # fmt: skip
+def tangent_kernel(
+    u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr
+):
     """The part of uw across w: what moves the unit rows, but for a factor r that products take along with w's."""
     at, mask, inside = rows_at(C, D, CLASSES, WIDTH)
     r = tl.load(r_ptr + tl.program_id(0) * CLASSES + tl.arange(0, CLASSES), mask=inside, other=0.0)[:, None]
@@ -61,8 +62,9 @@ def tangent_kernel(u_ptr, uw_ptr, w_ptr, r_ptr, unlift_ptr, C, D: tl.constexpr, 
 
 
 @triton.jit
-def bend_kernel(out_ptr, dw_ptr, radial_ptr, w_ptr, uw_ptr, r_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr,
-                WIDTH: tl.constexpr):  # fmt: skip
+def bend_kernel(
+    out_ptr, dw_ptr, radial_ptr, w_ptr, uw_ptr, r_ptr, C, D: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr
+):
     """Dw at unit rows, in place, to Dw at the weights, with what comes of the normalisation turning with them.
 
     r (out - (w . out) w) - r w (dw . uw) - r ((w . uw) dw + radial u)     u = r (uw - (w . uw) w)

@@ -55,29 +55,54 @@ def _as_given(unit_BD):
 
 
 @torch.library.custom_op("fastmfr::cos_lse", mutates_args=())
-def _forward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float,
-             keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _forward(
+    unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     with _as_given(unit):
         return _serving(unit, forward).forward(unit, weight, inverse_norm, label, scale, keep)
 
 
 @torch.library.custom_op("fastmfr::cos_lse_backward", mutates_args=())
-def _backward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float, log_sum: Tensor,
-              kept: Tensor, g: Tensor, g_cos: Tensor, need_x: bool,
-              need_w: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _backward(
+    unit: Tensor,
+    weight: Tensor,
+    inverse_norm: Tensor | None,
+    label: Tensor,
+    scale: float,
+    log_sum: Tensor,
+    kept: Tensor,
+    g: Tensor,
+    g_cos: Tensor,
+    need_x: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     with _as_given(unit):
-        return _serving(unit, backward).backward(unit, weight, inverse_norm, label, scale, log_sum, kept, g,
-                                                 g_cos, need_x, need_w)  # fmt: skip
+        return _serving(unit, backward).backward(
+            unit, weight, inverse_norm, label, scale, log_sum, kept, g, g_cos, need_x, need_w
+        )
 
 
 @torch.library.custom_op("fastmfr::cos_lse_double_backward", mutates_args=())
-def _double_backward(unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float,
-                     log_sum: Tensor, g: Tensor, g_cos: Tensor, dw: Tensor, radial: Tensor, ux: Tensor,
-                     uw: Tensor | None, need_w: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _double_backward(
+    unit: Tensor,
+    weight: Tensor,
+    inverse_norm: Tensor | None,
+    label: Tensor,
+    scale: float,
+    log_sum: Tensor,
+    g: Tensor,
+    g_cos: Tensor,
+    dw: Tensor,
+    radial: Tensor,
+    ux: Tensor,
+    uw: Tensor | None,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with _as_given(unit):
         serving = _serving(unit, double_backward, by_chunks_twice)
-        return serving.double_backward(unit, weight, inverse_norm, label, scale, log_sum, g, g_cos, dw, radial, ux, uw,
-                                       need_w)  # fmt: skip
+        return serving.double_backward(
+            unit, weight, inverse_norm, label, scale, log_sum, g, g_cos, dw, radial, ux, uw, need_w
+        )
 
 
 def _wide(tensor, shape):
@@ -93,14 +118,21 @@ def _(unit, weight, inverse_norm, label, scale, keep):
 
 @_backward.register_fake
 def _(unit, weight, inverse_norm, label, scale, log_sum, kept, g, g_cos, need_x, need_w):
-    return (_wide(unit, unit.shape if need_x else (0,)), _wide(unit, weight.shape if need_w else (0,)),
-            _wide(unit, weight.shape[:1] if need_w else (0,)))  # fmt: skip
+    return (
+        _wide(unit, unit.shape if need_x else (0,)),
+        _wide(unit, weight.shape if need_w else (0,)),
+        _wide(unit, weight.shape[:1] if need_w else (0,)),
+    )
 
 
 @_double_backward.register_fake
 def _(unit, weight, inverse_norm, label, scale, log_sum, g, g_cos, dw, radial, ux, uw, need_w):
-    return (_wide(unit, unit.shape), _wide(unit, weight.shape if need_w else (0,)), _wide(unit, label.shape),
-            _wide(unit, label.shape))  # fmt: skip
+    return (
+        _wide(unit, unit.shape),
+        _wide(unit, weight.shape if need_w else (0,)),
+        _wide(unit, label.shape),
+        _wide(unit, label.shape),
+    )
 
 
 def _remember_forward(ctx, inputs, output):
@@ -115,8 +147,9 @@ def _differentiate_forward(ctx, g, g_cos, _):
     unit, weight, inverse_norm, label, log_sum, kept = ctx.saved_tensors
     g, g_cos = (torch.zeros_like(log_sum) if one is None else one for one in (g, g_cos))
     need_x, need_w = ctx.needs_input_grad[:2]
-    dx, dw, _ = _backward(unit, weight, inverse_norm, label, ctx.scale, log_sum.detach(), kept, g, g_cos, need_x,
-                          need_w)  # fmt: skip
+    dx, dw, _ = _backward(
+        unit, weight, inverse_norm, label, ctx.scale, log_sum.detach(), kept, g, g_cos, need_x, need_w
+    )
     return dx.to(unit.dtype) if need_x else None, dw.to(weight.dtype) if need_w else None, None, None, None, None
 
 
@@ -133,9 +166,20 @@ def _differentiate_backward(ctx, ux, uw, _):
     unit, weight, inverse_norm, label, log_sum, g, g_cos, dw, radial = ctx.saved_tensors
     need_w = ctx.needs_input_grad[1]
     Dx, Dw, Dg, Dg_cos = _double_backward(
-        unit, weight, inverse_norm, label, ctx.scale, log_sum, g, g_cos, dw, radial,
-        torch.zeros_like(unit) if ux is None else ux, uw if ctx.has_dw else None, need_w,
-    )  # fmt: skip
+        unit,
+        weight,
+        inverse_norm,
+        label,
+        ctx.scale,
+        log_sum,
+        g,
+        g_cos,
+        dw,
+        radial,
+        torch.zeros_like(unit) if ux is None else ux,
+        uw if ctx.has_dw else None,
+        need_w,
+    )
     return (Dx.to(unit.dtype), Dw.to(weight.dtype) if need_w else None, *[None] * 5, Dg, Dg_cos, None, None)
 
 
@@ -162,8 +206,11 @@ def cos_lse(unit_BD, weight_CD, label_B, scale, *, inverse_norm_C=None, keep="au
     """
     _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep)
     if unit_BD.is_cuda and unit_BD.shape[1] > MAX_EMBEDDING:
-        warnings.warn(f"the kernels of cos_lse take embeddings of up to {MAX_EMBEDDING}, these have "
-                      f"{unit_BD.shape[1]}; PyTorch computes them, more slowly", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"the kernels of cos_lse take embeddings of up to {MAX_EMBEDDING}, these have "
+            f"{unit_BD.shape[1]}; PyTorch computes them, more slowly",
+            stacklevel=2,
+        )
     inverse_norm_C = None if inverse_norm_C is None else inverse_norm_C.detach()
     kept = _keeps(keep, unit_BD, len(weight_CD), scale)
     return _forward(unit_BD, weight_CD, inverse_norm_C, label_B, float(scale), kept)[:2]
@@ -195,8 +242,9 @@ def _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
     if label_B.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"want int32 or int64 labels, got {label_B.dtype}; use label.long()")
     if inverse_norm_C is not None and inverse_norm_C.shape != weight_CD.shape[:1]:
-        raise ValueError(f"want one inverse norm for each of {len(weight_CD)} identities, got "
-                         f"{tuple(inverse_norm_C.shape)}")  # fmt: skip
+        raise ValueError(
+            f"want one inverse norm for each of {len(weight_CD)} identities, got {tuple(inverse_norm_C.shape)}"
+        )
     devices = {rows.device for rows in (unit_BD, weight_CD, label_B, inverse_norm_C) if rows is not None}
     if len(devices) > 1:
         raise ValueError(f"want everything on one device, got {', '.join(sorted(map(str, devices)))}")

@@ -89,9 +89,11 @@ _TILES |= {  # of a chunk's passes: what a program makes it stores, and needs no
 _MIXED = {  # where weights are float32 and rounded as they are loaded, if that needs another tile
     "forward": {90: _FORWARD, 100: (_SHALLOW[0], _FORWARD[1])},
     "rows": {80: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 32, 64, 512, 8, 2))},
-    "classes": {90: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2)),
-                100: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2))},
-}  # fmt: skip
+    "classes": {
+        90: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2)),
+        100: (Tile(64, 64, 64, 256, 8, 2), Tile(32, 64, 64, 512, 8, 2)),
+    },
+}
 _SINGLE = {  # of float32 products: no tensor cores, unless tf32 is allowed
     "forward": Tile(64, 64, 32, resident=2),
     "forward, kept": Tile(64, 64, 16, resident=2),
@@ -204,8 +206,9 @@ def load_tile(at, column, D: tl.constexpr, EVEN: tl.constexpr, dtype: tl.constex
 
 
 @triton.jit
-def products(sum, left_at, right_at, D: tl.constexpr, DEPTH: tl.constexpr, dtype: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
+def products(
+    sum, left_at, right_at, D: tl.constexpr, DEPTH: tl.constexpr, dtype: tl.constexpr, PRECISION: tl.constexpr
+):
     """`sum` plus the dot products (rows on the left, rows on the right) of two tiles, DEPTH columns at a time."""
     EVEN: tl.constexpr = D % DEPTH == 0
     for k in range(0, D, DEPTH):

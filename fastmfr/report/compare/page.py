@@ -11,26 +11,36 @@ from .runs import Comparison, Entry
 from .table import MOST_SETTINGS, Cell, Row, gap_rows, reading, rows, told_apart
 
 CAPTIONS = {
-    "roc": ("ROC", "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
-                   "better. Solid: what a run is about; dashed: its other models; grey: a model that every run holds. "
-                   "Dotted: the false accept rates of the table."),
-    "training": ("Training", "Pale: every step; strong: running mean. The shaded band marks where the second-order "
-                             "term is strong enough to matter and weak enough to be stable."),
+    "roc": (
+        "ROC",
+        "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
+        "better. Solid: what a run is about; dashed: its other models; grey: a model that every run holds. "
+        "Dotted: the false accept rates of the table.",
+    ),
+    "training": (
+        "Training",
+        "Pale: every step; strong: running mean. The shaded band marks where the second-order "
+        "term is strong enough to matter and weak enough to be stable.",
+    ),
 }
 
 
 def page(compared: Comparison, pictures: Mapping[str, Path]) -> str:
     """The comparison as HTML text; `pictures` names PNG files as roc and training, those that there are."""
     names = listed(list(compared.runs))
-    parts = [f'<p class="run">fastmfr runs {escape(names)}</p>', f"<h1>{escape(headline(compared))}</h1>",
-             warnings(compared.notes)]
+    parts = [
+        f'<p class="run">fastmfr runs {escape(names)}</p>',
+        f"<h1>{escape(headline(compared))}</h1>",
+        warnings(compared.notes),
+    ]
     if compared.unseen:
         parts += ["<h2>Scores</h2>", _scores(compared), *map(footnote, reading(compared))]
     if gaps := gap_rows(compared):
         parts += ["<h2>Domain gap</h2>", _gaps(gaps), *map(footnote, READING)]
     parts += ["<h2>What differs</h2>", _settings(compared)]
-    parts += [picture(heading, pictures[name], caption) for name, (heading, caption) in CAPTIONS.items()
-              if name in pictures]
+    parts += [
+        picture(heading, pictures[name], caption) for name, (heading, caption) in CAPTIONS.items() if name in pictures
+    ]
     parts += ["<h2>How they were run</h2>"]
     parts += [folded(f"Settings of {escape(name)}", run.config) for name, run in compared.runs.items()]
     parts += [folded(f"Environment of {escape(name)}", run.environment) for name, run in compared.runs.items()]
@@ -51,8 +61,10 @@ def _scores(compared: Comparison) -> str:
         lines = bodies.setdefault(row.target, [])
         lines.append(_row(compared, row, first=not lines))
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
-    return ('<div class="scroll"><table class="runs"><thead><tr><th>Target</th><th>Run</th><th>Model</th>'
-            f"{titles}</tr></thead>{body}</table></div>")
+    return (
+        '<div class="scroll"><table class="runs"><thead><tr><th>Target</th><th>Run</th><th>Model</th>'
+        f"{titles}</tr></thead>{body}</table></div>"
+    )
 
 
 def _row(compared: Comparison, row: Row, first: bool) -> str:
@@ -78,8 +90,10 @@ def _cell(cell: Cell) -> str:
 def _gaps(gaps: list[list[str]]) -> str:
     head = "".join(f"<th>{title}</th>" for title in ("Run", "Model", *COLUMNS))
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in gaps)
-    return (f'<div class="scroll"><table class="gap of-runs"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>'
-            "</table></div>")
+    return (
+        f'<div class="scroll"><table class="gap of-runs"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>'
+        "</table></div>"
+    )
 
 
 def _settings(compared: Comparison) -> str:
@@ -90,5 +104,7 @@ def _settings(compared: Comparison) -> str:
     for name, values in compared.differing.items():
         cells = "".join(f"<td>{escape(values.get(run, '-'))}</td>" for run in compared.runs)
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    return (f'<div class="scroll"><table class="settings"><thead><tr><th>Setting</th>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>")
+    return (
+        f'<div class="scroll"><table class="settings"><thead><tr><th>Setting</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )

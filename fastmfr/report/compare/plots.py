@@ -52,8 +52,9 @@ def roc_plot(compared: Comparison, path: Path) -> Path | None:
         for entry, style in styles.items():
             found = entry.figures.get(target, {})
             draw_roc(ax, found, **style)
-            measured = [(float(far), entry["tar"]) for far, entry in found.get("tar_at_far", {}).items()
-                        if "tar" in entry]
+            measured = [
+                (float(far), entry["tar"]) for far, entry in found.get("tar_at_far", {}).items() if "tar" in entry
+            ]
             ax.plot(*np.array(measured).reshape(-1, 2).T, "o", color=style["color"], ms=4, zorder=style["zorder"])
         for far in fars(compared.results()):
             ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
@@ -61,19 +62,31 @@ def roc_plot(compared: Comparison, path: Path) -> Path | None:
         missing = [compared.full_name(entry) for entry in styles if target not in entry.figures]
         if missing:
             more = [f"and {len(missing) - NOTED} more"] if len(missing) > NOTED else []
-            ax.text(0.97, 0.04, "\n".join(["not scored here:", *missing[:NOTED], *more]), transform=ax.transAxes,
-                    color=GREY, ha="right", fontsize=8, parse_math=False)
+            ax.text(
+                0.97,
+                0.04,
+                "\n".join(["not scored here:", *missing[:NOTED], *more]),
+                transform=ax.transAxes,
+                color=GREY,
+                ha="right",
+                fontsize=8,
+                parse_math=False,
+            )
     for ax in axes[::2]:
         ax.set_ylabel("TAR, genuine pairs accepted")
-    _write_key(figure, [(_label(compared, entry.runs, compared.full_name(entry)), style)
-                        for entry, style in styles.items()])
+    _write_key(
+        figure, [(_label(compared, entry.runs, compared.full_name(entry)), style) for entry, style in styles.items()]
+    )
     return save(figure, path)
 
 
 def training_plot(compared: Comparison, path: Path) -> Path | None:
     """A panel for each curve that any run's metrics hold, the runs in it over each other; None if there is none."""
-    found = {(panel, line): {name: series(run.metrics, line) for name, run in compared.runs.items()}
-             for panel in PANELS for line in panel.lines}
+    found = {
+        (panel, line): {name: series(run.metrics, line) for name, run in compared.runs.items()}
+        for panel in PANELS
+        for line in panel.lines
+    }
     shown = {curve: {name: drawn for name, drawn in by_run.items() if len(drawn[0])} for curve, by_run in found.items()}
     shown = {curve: by_run for curve, by_run in shown.items() if by_run}
     if not shown:
@@ -84,8 +97,9 @@ def training_plot(compared: Comparison, path: Path) -> Path | None:
         for name, (steps, values) in by_run.items():
             draw_series(ax, steps, values, colours[name], widths[name])
         _set_training_axes(ax, panel, line, np.concatenate([values for _, values in by_run.values()]))
-    _write_key(figure, [(_label(compared, (name,), name), {"color": colour, "lw": 2})
-                        for name, colour in colours.items()])
+    _write_key(
+        figure, [(_label(compared, (name,), name), {"color": colour, "lw": 2}) for name, colour in colours.items()]
+    )
     return save(figure, path)
 
 
@@ -111,8 +125,7 @@ def _write_key(figure: "Figure", named: list[tuple[str, dict]]) -> None:
     width, height = figure.get_size_inches()
     figure.set_size_inches(max(width, KEY_WIDTH), height + KEY_LINE * len(named))
     handles = [Line2D([], [], label=name, **style) for name, style in named]
-    legend = figure.legend(handles=handles, loc="outside upper left", frameon=False, fontsize=9,
-                           labelcolor="linecolor")
+    legend = figure.legend(handles=handles, loc="outside upper left", frameon=False, fontsize=9, labelcolor="linecolor")
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -48,9 +48,19 @@ class Comparison:
 
     def results(self) -> dict:
         """Scores of all runs as results.json of one run that scored every entry, keyed by its place in `entries`."""
-        return {"targets": {target: {"unseen": unseen, "models": {
-            str(place): entry.figures[target] for place, entry in enumerate(self.entries) if target in entry.figures
-        }} for target, unseen in self.unseen.items()}}  # fmt: skip
+        return {
+            "targets": {
+                target: {
+                    "unseen": unseen,
+                    "models": {
+                        str(place): entry.figures[target]
+                        for place, entry in enumerate(self.entries)
+                        if target in entry.figures
+                    },
+                }
+                for target, unseen in self.unseen.items()
+            }
+        }
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
@@ -62,8 +72,11 @@ def compare(paths: Sequence[Path]) -> Comparison:
     scored = {name: targets(run.results) for name, run in runs.items()}
     entries = _entries(scored)
     # what one of the runs trained on is not shown as unseen; a note says which run that was
-    unseen = {target: all(other[target].get("unseen") for other in scored.values() if target in other)
-              for of_run in scored.values() for target in of_run}
+    unseen = {
+        target: all(other[target].get("unseen") for other in scored.values() if target in other)
+        for of_run in scored.values()
+        for target in of_run
+    }
     settings, unread = _settings(runs)
     notes = [f"{name}: {note}" for name, run in runs.items() for note in run.notes] + unread
     notes += _gaps(entries, unseen) + _unlike(scored, unseen)
@@ -85,8 +98,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read(path: Path) -> RunFolder:
     if path.is_dir() and not any((path / name).is_file() for name in READ):
-        raise FileNotFoundError(f"{path} is no run: it holds none of {listed(list(READ))}; give the folder that a "
-                                "training run wrote")
+        raise FileNotFoundError(
+            f"{path} is no run: it holds none of {listed(list(READ))}; give the folder that a training run wrote"
+        )
     return read(path)
 
 
@@ -111,8 +125,10 @@ def _gaps(entries: list[Entry], unseen: dict[str, bool]) -> list[str]:
         missing = [target for target in unseen if target not in entry.figures]
         if entry.model and missing:
             gaps.setdefault((listed(list(entry.runs)), listed(missing)), []).append(entry.model)
-    return [f"{runs}: there are no scores of {listed(models)} on {missing}; there the table stays empty."
-            for (runs, missing), models in gaps.items()]
+    return [
+        f"{runs}: there are no scores of {listed(models)} on {missing}; there the table stays empty."
+        for (runs, missing), models in gaps.items()
+    ]
 
 
 def _unlike(scored: dict[str, dict], unseen: dict[str, bool]) -> list[str]:
@@ -123,8 +139,12 @@ def _unlike(scored: dict[str, dict], unseen: dict[str, bool]) -> list[str]:
         seen = [name for name, found in held.items() if not found.get("unseen")]
         if 0 < len(seen) < len(held):
             notes.append(f"{target} was trained on in {listed(seen)} only, on other people; elsewhere it is unseen.")
-        pairs = {(found["genuine"], found["impostors"]) for of_run in held.values()
-                 for found in of_run["models"].values() if "genuine" in found and "impostors" in found}
+        pairs = {
+            (found["genuine"], found["impostors"])
+            for of_run in held.values()
+            for found in of_run["models"].values()
+            if "genuine" in found and "impostors" in found
+        }
         if len(pairs) > 1:
             counts = listed([f"{genuine:,} genuine and {impostors:,} impostor" for genuine, impostors in sorted(pairs)])
             notes.append(f"{target} was not scored on the same pairs in all runs: there are {counts} ones.")
@@ -159,5 +179,6 @@ def _differing(settings: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]
     names = dict.fromkeys(name for of_run in settings.values() for name in of_run)
     names.pop("folder", None)  # where runs are put is no setting of the training
     by_name = {name: {run: of_run[name] for run, of_run in settings.items() if name in of_run} for name in names}
-    return {name: values for name, values in by_name.items()
-            if len(values) < len(settings) or len(set(values.values())) > 1}
+    return {
+        name: values for name, values in by_name.items() if len(values) < len(settings) or len(set(values.values())) > 1
+    }

@@ -43,11 +43,19 @@ def rows(compared: Comparison) -> Iterator[Row]:
     for target in compared.unseen:
         by_entry = [_figures(entry.figures.get(target, {}), rates) for entry in compared.entries]
         decimals = [1] * len(rates) + list(DECIMALS.values())
-        best = [_best(column, lower=name == "eer")
-                for name, column in zip([*rates, *DECIMALS], zip(*by_entry, strict=True), strict=True)]
+        best = [
+            _best(column, lower=name == "eer")
+            for name, column in zip([*rates, *DECIMALS], zip(*by_entry, strict=True), strict=True)
+        ]
         for place, (entry, figures) in enumerate(zip(compared.entries, by_entry, strict=True)):
-            yield Row(target, entry, [_cell(figure, digits, place == winner) for figure, digits, winner
-                                      in zip(figures, decimals, best, strict=True)])
+            yield Row(
+                target,
+                entry,
+                [
+                    _cell(figure, digits, place == winner)
+                    for figure, digits, winner in zip(figures, decimals, best, strict=True)
+                ],
+            )
 
 
 def gap_rows(compared: Comparison) -> list[list[str]]:
@@ -56,8 +64,7 @@ def gap_rows(compared: Comparison) -> list[list[str]]:
     for name, run in compared.runs.items():
         for model, cells in of_one_run(run.results.get("gap", {})).items():
             owners.setdefault((model, *cells), []).append(name)
-    return [["every run" if len(names) == len(compared.runs) else listed(names), *row]
-            for row, names in owners.items()]  # fmt: skip
+    return [["every run" if len(names) == len(compared.runs) else listed(names), *row] for row, names in owners.items()]
 
 
 def markdown_table(compared: Comparison) -> str:
@@ -65,8 +72,14 @@ def markdown_table(compared: Comparison) -> str:
     lines = []
     for row in rows(compared):
         cells = [cell.value + (f" ({cell.interval})" if cell.interval else "") for cell in row.cells]
-        lines.append([row.target, compared.owners(row.entry), row.entry.model or "-",
-                      *(f"**{text}**" if cell.best else text for text, cell in zip(cells, row.cells, strict=True))])
+        lines.append(
+            [
+                row.target,
+                compared.owners(row.entry),
+                row.entry.model or "-",
+                *(f"**{text}**" if cell.best else text for text, cell in zip(cells, row.cells, strict=True)),
+            ]
+        )
     tables = [_markdown(["Target", "Run", "Model"], columns(compared.results()), lines)]
     below = reading(compared) + [f"{name}: {settings}." for name, settings in told_apart(compared).items()]
     if gaps := gap_rows(compared):
@@ -83,18 +96,22 @@ def _markdown(names: Sequence[str], figures: Sequence[str], lines: list[list[str
 
 def reading(compared: Comparison) -> list[str]:
     """How to read the table, a sentence each."""
-    return ["In percent. TAR@f: share of genuine pairs accepted at false accept rate f. In brackets or small: the 95 % "
-            "interval when the people scored are drawn anew; what another training run would give is not in it.",
-            "Bold: the best on its target, where its interval lies apart from that of the next best.",
-            *footnotes(compared.results())[1:]]
+    return [
+        "In percent. TAR@f: share of genuine pairs accepted at false accept rate f. In brackets or small: the 95 % "
+        "interval when the people scored are drawn anew; what another training run would give is not in it.",
+        "Bold: the best on its target, where its interval lies apart from that of the next best.",
+        *footnotes(compared.results())[1:],
+    ]
 
 
 def told_apart(compared: Comparison) -> dict[str, str]:
     """By run, the settings in which it differs from others; nothing where they are too many to say in a line."""
     if not 0 < len(compared.differing) <= MOST_SETTINGS:
         return {}
-    told = {run: listed([f"{name} {values[run]}" for name, values in compared.differing.items() if run in values])
-            for run in compared.runs}
+    told = {
+        run: listed([f"{name} {values[run]}" for name, values in compared.differing.items() if run in values])
+        for run in compared.runs
+    }
     return {run: settings for run, settings in told.items() if settings}
 
 
@@ -108,8 +125,10 @@ def _figures(found: dict, rates: list[str]) -> list[Figure]:
 def _best(column: tuple[Figure, ...], lower: bool) -> int | None:
     """The place of the best figure if its interval does not meet the next best's; None where that is not known."""
     sign = -1 if lower else 1
-    order = sorted((place for place, figure in enumerate(column) if figure.value is not None),
-                   key=lambda place: -sign * (column[place].value or 0))
+    order = sorted(
+        (place for place, figure in enumerate(column) if figure.value is not None),
+        key=lambda place: -sign * (column[place].value or 0),
+    )
     if len(order) < 2:
         return None
     first, second = (column[place].interval for place in order[:2])
