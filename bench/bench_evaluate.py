@@ -15,7 +15,7 @@ from conftest import peak_bytes, seconds
 from fastmfr.decode import Preprocess
 from fastmfr.domains import open_domain
 from fastmfr.evaluate import open_sets, score, score_set
-from fastmfr.evaluate.crossing import Crossing
+from fastmfr.evaluate.all_pairs import AllPairs
 from fastmfr.evaluate.roc import figures
 from fastmfr.protocols import GalleryProbe
 from fastmfr.synthetic import write_folders
@@ -109,7 +109,7 @@ def test_all_pairs(compare, benchmark):
     identity, both_ND = np.arange(IMAGES), torch.cat([gallery_GD, probe_PD]).to(DEVICE)
 
     def ours():
-        roc, rank_P = Crossing(both_ND[:IMAGES], identity, both_ND[IMAGES:], identity).roc_and_ranks()
+        roc, rank_P = AllPairs(both_ND[:IMAGES], identity, both_ND[IMAGES:], identity).roc_and_ranks()
         return figures(roc, FAR), (rank_P < 1).mean()
 
     def sorting():

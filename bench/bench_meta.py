@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmfr.backbone import build
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch, meta_gradient
-from fastmfr.meta.autograd import AutogradEngine
-from fastmfr.meta.by_operator import OperatorEngine
-from fastmfr.optim import set_rate, sgd
+from fastmfr.meta.autograd_engine import AutogradEngine
+from fastmfr.meta.rop_engine import OperatorEngine
+from fastmfr.training.optim import set_rate, sgd
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOSSES = MfrLosses(domain_alignment=1 / 4096)

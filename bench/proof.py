@@ -19,7 +19,7 @@ from proof.table import report
 
 from fastmfr.domains import open_domain
 from fastmfr.runtime import environment
-from fastmfr.stages import NonFiniteLoss
+from fastmfr.training.stages import NonFiniteLoss
 
 
 def main(argv=None) -> int:

@@ -16,11 +16,11 @@ USAGE = """usage: python -m fastmfr COMMAND ...
 # imported when asked for: training takes seconds to import, and each has a main(arguments) that gives the exit status
 MODULES = {
     "train": "fastmfr.train",
-    "evaluate": "fastmfr.evaluate.command",
-    "pack": "fastmfr.pack.command",
-    "inspect": "fastmfr.inspect.command",
-    "split": "fastmfr.split",
-    "report": "fastmfr.report.command",
+    "evaluate": "fastmfr.commands.evaluate",
+    "pack": "fastmfr.commands.pack",
+    "inspect": "fastmfr.commands.inspect",
+    "split": "fastmfr.commands.split",
+    "report": "fastmfr.commands.report",
 }
 
 

@@ -123,7 +123,7 @@ def build(name, embedding=None, *, width=0.5, image_size=112, dropout=0.0):
     raise ValueError(f"want a backbone out of {', '.join(NAMES)}, got {name!r}")
 
 
-def of_settings(config):
+def build_backbone(config):
     """The backbone that a run's settings name, with fresh weights."""
     model = config.model
     return build(model.name, model.embedding, width=model.width, image_size=config.data.size, dropout=model.dropout)

@@ -6,7 +6,7 @@ Shape suffix: P = all their elements, and what little lies between them.
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ALIGNED = 128  # bytes: where convolution libraries and vector loads want a tensor to begin
 
@@ -59,3 +59,25 @@ class Flat:
         """Copies `values`, in the order of the names, into a buffer, and gives it."""
         torch._foreach_copy_(self.views(flat_P), list(values))
         return flat_P
+
+
+class FlatSgd:
+    """What torch.optim.SGD holds, moved into two flat buffers: the parameters `theta_P` and their `momentum_P`.
+
+    The network and the optimizer keep both as views: whoever saves or steps them sees no difference.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.SGD):
+        (group,) = optimizer.param_groups
+        self.momentum, self.weight_decay = group["momentum"], group["weight_decay"]
+        trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        self.flat = Flat({name: value.detach() for name, value in trained.items()})
+        self.theta_P = self.flat.fill(self.flat.empty(), [value.detach() for value in trained.values()])
+        self.momentum_P = self.flat.zeros()
+        for parameter, value, momentum in zip(
+            trained.values(), self.flat.views(self.theta_P), self.flat.views(self.momentum_P), strict=True
+        ):
+            before = optimizer.state[parameter].get("momentum_buffer")
+            if before is not None:
+                momentum.copy_(before)
+            parameter.data, optimizer.state[parameter]["momentum_buffer"] = value, momentum

@@ -26,7 +26,7 @@ from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the fo
     unit_rows,
 )
 
-from .collectives import gather_partial, gather_whole, take_own
+from .distributed import gather_partial, gather_whole, take_own
 
 MARGINS = {
     "cosface": CosFace,

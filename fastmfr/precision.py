@@ -28,7 +28,7 @@ def activations(precision: str | None) -> torch.dtype | None:
 
 
 @contextmanager
-def products(precision: str | None):
+def matmul_precision(precision: str | None):
     """float32 convolutions and matrix products of a GPU within compute as `precision` says."""
     convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     switches = (torch.backends.cuda.matmul, convolutions) if precision else ()
@@ -44,11 +44,11 @@ def products(precision: str | None):
 
 @contextmanager
 def autocast(precision: str | None, device: torch.device, cache: bool = True):
-    """`products`, and what autograd records within keeps its activations as `precision` says.
+    """`matmul_precision`, and what autograd records within keeps its activations as `precision` says.
 
     `cache`: a weight that is used several times within is cast once.
     """
-    with products(precision):
+    with matmul_precision(precision):
         if precision is None:
             yield
             return

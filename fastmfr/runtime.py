@@ -1,4 +1,4 @@
-"""The machine a run is on: device, threads, seeds, ranks, and a record of hardware and versions."""
+"""The machine a run is on: device, threads, seeds, memory, and a record of hardware and versions."""
 
 import ctypes
 import importlib.metadata
@@ -6,14 +6,9 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import distributed as dist
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2  # of mallopt(3), in bytes
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -41,7 +36,7 @@ def device_for(wanted: str) -> torch.device:
     return torch.device("cuda", local)
 
 
-def settle(seed: int, threads: int):
+def seed_and_set_threads(seed: int, threads: int):
     """Seeds torch and sets its CPU threads (0: all cores, which the processes of a machine share under torchrun).
 
     Batches need neither: they are drawn by (seed, step).
@@ -65,66 +60,6 @@ def keep_freed_memory():
         return
     for parameter, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
         mallopt(parameter, value)
-
-
-@contextmanager
-def joined_ranks() -> Iterator[Any]:
-    """The group of the processes that torchrun started, this one among them, as long as the block lasts; else None.
-
-    GPU tensors go by NCCL, CPU tensors and objects by gloo. Ranks other than the first print nothing within the block;
-    what they have to say is `shared`.
-    """
-    if not dist.is_torchelastic_launched():
-        yield None
-        return
-    with ExitStack() as silence:
-        if os.environ["RANK"] != "0":
-            nowhere = silence.enter_context(open(os.devnull, "w"))
-            silence.enter_context(redirect_stdout(nowhere))
-            silence.enter_context(redirect_stderr(nowhere))
-        # torchrun notices a rank that died; a time limit would only end ranks that wait while the first one scores
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7)
-        )
-        yield dist.group.WORLD
-    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that did not meet it
-
-
-def place(group) -> tuple[int, int]:
-    """(this process's rank, number of ranks) in a group; (0, 1) where `group` is None."""
-    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-
-
-def shared(value, group) -> list:
-    """What each rank of the group gives, in the order of ranks; for small values of plain types, for they are pickled.
-
-    All ranks must call it. Where `group` is None, a list of one.
-    """
-    if group is None:
-        return [value]
-    values = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group)
-    return values
-
-
-@contextmanager
-def together(group):
-    """All ranks of the group leave the block in the same way: if one raised a sentence, all raise it as a ValueError.
-
-    A sentence is a ValueError, OSError or ImportError. In a block, what one rank alone may raise before something is
-    shared needs a block of its own, or the others wait for that rank. Where `group` is None, nothing is changed.
-    """
-    if group is None:
-        yield
-        return
-    raised = None
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raised = error
-    sentences = [text for text in shared(raised and str(raised), group) if text is not None]
-    if sentences:
-        raise ValueError(sentences[0]) from raised
 
 
 def available_bytes() -> int:
@@ -154,7 +89,7 @@ def peak_bytes(device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def fast_layout(network: torch.nn.Module, device) -> torch.nn.Module:
+def to_channels_last(network: torch.nn.Module, device) -> torch.nn.Module:
     """The network on its device with channels last: the layout convolutions are fastest in (1.1-1.4 x on two cores)."""
     return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

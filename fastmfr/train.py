@@ -14,20 +14,20 @@ from functools import partial
 from pathlib import Path
 
 from fastmfr import synthetic
-from fastmfr.backbone import of_settings
-from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
+from fastmfr.backbone import build_backbone
 from fastmfr.config import Config, parse
 from fastmfr.decode import Verdicts, checked_decoder, choose_decoder
-from fastmfr.diagnose import Diagnosis
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.evaluate import embed_and_score
 from fastmfr.head import make_margin
-from fastmfr.logbook import Logbook
 from fastmfr.precision import check_precision
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
 from fastmfr.report import final_table, write_report
-from fastmfr.runtime import device_for, environment, fast_layout, settle
-from fastmfr.stages import NonFiniteLoss, check_batches, image_opener, meta_train, preprocess, pretrain
+from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
+from fastmfr.training.checkpoint import Checkpoints, load_weights, save_weights
+from fastmfr.training.diagnose import Diagnosis
+from fastmfr.training.logbook import Logbook
+from fastmfr.training.stages import NonFiniteLoss, check_batches, image_opener, meta_train, preprocess, pretrain
 
 SYNTHETIC = "synthetic:"
 
@@ -49,7 +49,7 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
     make_margin(config.pretrain.margin, config.pretrain.margin_values)  # a number out of range is told at once
     if config.data.decode != "auto":
         checked_decoder(config.data.decode, device)
-    settle(config.seed, config.threads)
+    seed_and_set_threads(config.seed, config.threads)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     seconds = {}
 
@@ -99,10 +99,10 @@ def run(config: Config, folder: Path, logbook: Logbook) -> dict:
 
 
 def _backbone(config, device):
-    backbone = of_settings(config)
+    backbone = build_backbone(config)
     if config.model.weights:
         load_weights(backbone, config.model.weights)
-    return fast_layout(backbone, device)
+    return to_channels_last(backbone, device)
 
 
 def _decoding(sources, targets, config, device, folder, logbook):

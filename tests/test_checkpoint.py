@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from fastmfr.backbone import build
-from fastmfr.checkpoint import Checkpoints, load_weights, save_weights
-from fastmfr.optim import set_rate, sgd
+from fastmfr.training.checkpoint import Checkpoints, load_weights, save_weights
+from fastmfr.training.optim import set_rate, sgd
 
 
 def trained(steps, seed=0):

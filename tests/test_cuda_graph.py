@@ -10,7 +10,7 @@ from fastmfr.kernels.batchnorm_prelu import fused
 from fastmfr.kernels.cos_lse.tiles import precision
 
 from fastmfr import cuda_graph
-from fastmfr.precision import PRECISIONS, products
+from fastmfr.precision import PRECISIONS, matmul_precision
 from fastmfr.runtime import to_device
 
 GPU = torch.device("cuda", 0)
@@ -131,7 +131,7 @@ def test_counts_are_made_before_each_recording_and_apart_for_each_stream(monkeyp
 
 @pytest.mark.parametrize("chosen", PRECISIONS)
 def test_float32_products_are_taken_as_the_precision_says(chosen):
-    with products(chosen):
+    with matmul_precision(chosen):
         assert precision(torch.float32) == ("tf32" if chosen == "tf32" else "ieee")
         assert precision(torch.bfloat16) == "ieee"
     assert precision(torch.float32) == "ieee"

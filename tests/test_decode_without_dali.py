@@ -42,7 +42,7 @@ def without_dali(program, **options):
 
 
 def test_everything_is_imported_without_it():
-    without_dali("import fastmfr.__main__, fastmfr.train, fastmfr.evaluate.command, fastmfr.inspect, fastmfr.pack\n")
+    without_dali("import fastmfr.__main__, fastmfr.train, fastmfr.commands.evaluate, fastmfr.inspect, fastmfr.pack\n")
 
 
 def test_pillow_is_taken_and_it_is_said():

@@ -8,11 +8,11 @@ import torch
 from evaluation_fakes import class_folder
 
 from fastmfr.config import parse
-from fastmfr.diagnose import Diagnosis
 from fastmfr.domains import join, open_domain
 from fastmfr.evaluate import embed_and_score
 from fastmfr.protocols import gallery_probe
-from fastmfr.stages import preprocess
+from fastmfr.training.diagnose import Diagnosis
+from fastmfr.training.stages import preprocess
 
 
 class Pixels(torch.nn.Module):

@@ -148,8 +148,8 @@ def test_rank1_equals_looking_up_each_probe(monkeypatch):
     arguments = embedding[pairs.gallery], pairs.gallery_id, embedding[pairs.probe], pairs.probe_id
     assert 0.1 < want < 0.9
     assert identification(*arguments) == want
-    monkeypatch.setattr("fastmfr.evaluate.crossing.BLOCK", 7 * len(pairs.gallery))
-    monkeypatch.setattr("fastmfr.evaluate.crossing.EXACT", 0)
+    monkeypatch.setattr("fastmfr.evaluate.all_pairs.BLOCK", 7 * len(pairs.gallery))
+    monkeypatch.setattr("fastmfr.evaluate.all_pairs.EXACT", 0)
     assert identification(*map(torch.from_numpy, arguments)) == want
 
 

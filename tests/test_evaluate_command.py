@@ -10,10 +10,10 @@ from evaluation_fakes import class_folder, lfw_bin
 
 from fastmfr.__main__ import main
 from fastmfr.backbone import build
-from fastmfr.checkpoint import save_weights
 from fastmfr.config import parse
 from fastmfr.domains import open_domain
-from fastmfr.split import Settings, write_lists
+from fastmfr.protocols.drawing import Settings, write_lists
+from fastmfr.training.checkpoint import save_weights
 
 SMALL = ["--model.width=0.0625", "--data.size=16", "--device=cpu", "--threads=1", "--evaluate.far=[0.1,0.01]"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmfr.evaluate import crossing, hardest, hardest_pairs
+from fastmfr.evaluate import all_pairs, hardest, hardest_pairs
 from fastmfr.protocols import GalleryProbe, gallery_probe
 
 
@@ -41,8 +41,8 @@ def told(found):
 # all at once; in blocks of one probe, in float32; with fewer candidates kept than there are
 @pytest.mark.parametrize(("exact", "block", "kept"), [(2**24, 2**22, 2**20), (0, 20, 2**20), (0, 50, 400)], ids=str)
 def test_finds_what_sorting_all_pairs_finds(exact, block, kept, monkeypatch):
-    monkeypatch.setattr(crossing, "EXACT", exact)
-    monkeypatch.setattr(crossing, "BLOCK", block)
+    monkeypatch.setattr(all_pairs, "EXACT", exact)
+    monkeypatch.setattr(all_pairs, "BLOCK", block)
     monkeypatch.setattr(hardest, "KEPT", kept)
     rows, pairs = embedded()
     assert told(hardest_pairs(rows, pairs, 5)) == list(by_hand(rows, pairs, 5))

@@ -55,7 +55,7 @@ def rows_of_people():
 @pytest.mark.parametrize("metric", OF_ROWS)
 def test_embeddings_that_are_not_finite_are_refused(monkeypatch, metric, broken, exact):
     if not exact:
-        monkeypatch.setattr("fastmfr.evaluate.crossing.EXACT", 0)
+        monkeypatch.setattr("fastmfr.evaluate.all_pairs.EXACT", 0)
     OF_ROWS[metric](rows_of_people())
     every = rows_of_people()
     every[:, 3] = broken  # the first row in any list is one of them

@@ -9,9 +9,10 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from fastmfr.decode import Preprocess
+from fastmfr.distributed import all_gather_object, joined_ranks, raise_on_all_ranks, rank_and_world
 from fastmfr.evaluate import embed, embed_domain
 from fastmfr.protocols.images import EncodedImages
-from fastmfr.runtime import device_for, joined_ranks, place, settle, shared, together
+from fastmfr.runtime import device_for, seed_and_set_threads
 
 # batches of 4, two ranks: one image, fewer batches than ranks, as many for each, one short, the last batch ragged
 COUNTS = (1, 3, 8, 11, 20, 23)
@@ -51,7 +52,7 @@ def _sentences(rank, group):
     shares = [[torch.ones(4, 3, 16, 16)], [nan_from]]
 
     def inner():
-        with together(group), together(group):
+        with raise_on_all_ranks(group), raise_on_all_ranks(group):
             if rank == 1:
                 raise ValueError("no rank goes on")
 
@@ -67,7 +68,7 @@ def _one_of_the_ranks(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     group, told = dist.group.WORLD, []
-    found = {"told": told, "shared": shared(f"rank {rank}", group), "place": place(group)}
+    found = {"told": told, "shared": all_gather_object(f"rank {rank}", group), "place": rank_and_world(group)}
     found["whole"] = [embedded(faces(count), group=group) for count in COUNTS]
     found["bad"] = embedded(faces(23, BAD), group=group, progress=lambda *done: told.append(done))
     found["said"] = _sentences(rank, group)
@@ -125,9 +126,9 @@ def test_one_process_is_a_group_of_none(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with joined_ranks() as group:
         assert group is None
-    assert place(None) == (0, 1)
-    assert shared("value", None) == ["value"]
-    with pytest.raises(FileNotFoundError), together(None):
+    assert rank_and_world(None) == (0, 1)
+    assert all_gather_object("value", None) == ["value"]
+    with pytest.raises(FileNotFoundError), raise_on_all_ranks(None):
         raise FileNotFoundError
 
 
@@ -151,6 +152,6 @@ def test_the_processes_of_a_machine_share_its_cores(monkeypatch, processes, thre
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    settle(0, 0)
-    settle(0, 7)
+    seed_and_set_threads(0, 0)
+    seed_and_set_threads(0, 7)
     assert set_to == [threads, 7]

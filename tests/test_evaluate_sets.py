@@ -11,7 +11,7 @@ from fastmfr.domains import open_domain
 from fastmfr.evaluate import embed, embed_domain, open_sets, score, score_domain, score_pairs, score_set
 from fastmfr.evaluate.score import template_embeddings
 from fastmfr.protocols import PairList, TemplateSet, gallery_probe, read_bin, read_pairs
-from fastmfr.split import Settings, write_lists
+from fastmfr.protocols.drawing import Settings, write_lists
 
 LOOK = Preprocess(size=16)
 

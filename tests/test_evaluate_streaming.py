@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from fastmfr.evaluate import Histogram, identification, score, score_folds, verification
+from fastmfr.evaluate.all_pairs import AllPairs
 from fastmfr.evaluate.bootstrap import samples, share_interval, tar_interval
-from fastmfr.evaluate.crossing import Crossing
 from fastmfr.protocols import GalleryProbe, gallery_probe
 
 FAR = (1e-1, 1e-2, 1e-3)
@@ -21,8 +21,8 @@ def streamed(monkeypatch):
     """Call it and every set is large: blocks of 13 probes, scores in bins."""
 
     def begin():
-        monkeypatch.setattr("fastmfr.evaluate.crossing.EXACT", 0)
-        monkeypatch.setattr("fastmfr.evaluate.crossing.BLOCK", 13 * 80)
+        monkeypatch.setattr("fastmfr.evaluate.all_pairs.EXACT", 0)
+        monkeypatch.setattr("fastmfr.evaluate.all_pairs.BLOCK", 13 * 80)
 
     return begin
 
@@ -136,7 +136,7 @@ def test_a_share_of_two_people_lies_anywhere_and_that_of_many_alike_nowhere_else
 def test_an_interval_from_an_even_sample_of_the_impostors_is_near_that_from_all(monkeypatch):
     embedding, offsets = people(identities=300)
     pairs = gallery_probe(offsets)
-    crossing = Crossing(embedding[pairs.gallery], pairs.gallery_id, embedding[pairs.probe], pairs.probe_id)
+    crossing = AllPairs(embedding[pairs.gallery], pairs.gallery_id, embedding[pairs.probe], pairs.probe_id)
     roc, _ = crossing.roc_and_ranks()
     arguments = crossing, roc, pairs.gallery_id, pairs.probe_id, (0.02,), np.arange(300)
     every = samples(*arguments)[0.02]

@@ -10,11 +10,11 @@ from fastmfr.kernels import batchnorm_prelu
 from helpers import DEVICE, assert_as_accurate
 from torch import nn
 
-from fastmfr import stages
 from fastmfr.backbone import build
 from fastmfr.fused import BatchNormPReLU, fused
-from fastmfr.precision import autocast, products
-from fastmfr.pretraining_step import PretrainingStep
+from fastmfr.precision import autocast, matmul_precision
+from fastmfr.training import stages
+from fastmfr.training.pretraining_step import PretrainingStep
 
 if DEVICE == "cpu":
     triton_interpreter.repair()
@@ -51,7 +51,7 @@ def steps(network, backbone, dtype=torch.float64, device="cpu", precision=None, 
             z = network(image)
         backbone.zero_grad()
         dz = torch.randn(z.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-        with products(precision):
+        with matmul_precision(precision):
             z.backward(dz.to(device, z.dtype))
         results[f"{seed}.z"] = z.detach().clone()
         for name, value in backbone.named_parameters():

@@ -7,9 +7,9 @@ import pytest
 from pack_fakes import folder, picture
 from PIL import Image
 
+from fastmfr.commands.inspect import main
 from fastmfr.domains import open_domain
 from fastmfr.inspect import overlap, survey
-from fastmfr.inspect.command import main
 from fastmfr.inspect.overlap import MOST_PEOPLE
 from fastmfr.pack.build import pack
 

@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastmfr.logbook import Logbook
+from fastmfr.training.logbook import Logbook
 
 
 def logbook(folder, **console):

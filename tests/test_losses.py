@@ -18,7 +18,7 @@ from fastmfr.losses import (
     soft_classification,
     unit_pairs,
 )
-from fastmfr.meta.embedding import pulls_and_gradient
+from fastmfr.meta.pair_batches import pulls_and_gradient
 
 B, D = 7, 5
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own

@@ -101,7 +101,7 @@ def test_auto_streams_where_memory_is_short(free, streams, monkeypatch):
         seen.append(self)
         return forward_tangent(self, *args)
 
-    monkeypatch.setattr("fastmfr.meta.by_operator.free_bytes", lambda device: free)
+    monkeypatch.setattr("fastmfr.meta.rop_engine.free_bytes", lambda device: free)
     monkeypatch.setattr(Tape, "forward_tangent", counted)
     meta_gradient(readable(), splits(), alpha=ALPHA, gamma=GAMMA, losses=LOSSES)
     assert len(seen) == streams

@@ -9,8 +9,8 @@ from torch import nn
 
 from fastmfr.backbone import build
 from fastmfr.losses import MfrLosses
-from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch, capture, meta_gradient
-from fastmfr.optim import set_rate, sgd
+from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch, cuda_graph, meta_gradient
+from fastmfr.training.optim import set_rate, sgd
 
 LOSSES = MfrLosses(tau_p=2.0, tau_n=-2.0, scale=3.0, domain_alignment=0.0)
 RATES = {"alpha": 0.1, "rate": 0.05, "losses": LOSSES}
@@ -76,8 +76,8 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.recorded, self.replayed = 0, 0
-        monkeypatch.setattr(capture, "record", self)
-        monkeypatch.setattr(capture, "_obstacle", lambda backbone, settings: "")
+        monkeypatch.setattr(cuda_graph, "record", self)
+        monkeypatch.setattr(cuda_graph, "_obstacle", lambda backbone, settings: "")
 
     def __call__(self, function):
         self.recorded += 1
@@ -118,7 +118,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     Recorder(monkeypatch)
-    monkeypatch.setattr(capture, "record", refuse)
+    monkeypatch.setattr(cuda_graph, "record", refuse)
     net = network()
     twin = copy.deepcopy(net)
     trainer = MetaTrainer(net, optimizer_of(net), MetaSettings(0.3))
@@ -147,7 +147,7 @@ def test_says_what_keeps_a_step_from_being_recorded(settings, momentum, sentence
         net = net.to("meta")
     else:
         monkeypatch.setattr(nn.Parameter, "device", torch.device("cuda"), raising=False)
-    found = capture._obstacle(net, MetaSettings(0.3, **settings))
+    found = cuda_graph._obstacle(net, MetaSettings(0.3, **settings))
     assert sentence in found
     assert bool(found) == bool(sentence)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastmfr.optim import FlatSgd, meta_rates, pretrain_rate, set_rate, sgd
+from fastmfr.flat import FlatSgd
+from fastmfr.training.optim import meta_rates, pretrain_rate, set_rate, sgd
 
 PAPER = {"alpha": 4e-4, "beta": 4e-4, "tau_p": 0.3, "tau_n": 0.04, "decay_every": 1000}
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fastmfr import cuda_graph, pretraining_step, stages
+from fastmfr import cuda_graph
 from fastmfr.backbone import build
 from fastmfr.config import parse
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.logbook import Logbook
-from fastmfr.optim import set_rate, sgd
-from fastmfr.precision import autocast, products
-from fastmfr.pretraining_step import PretrainingStep
+from fastmfr.precision import autocast, matmul_precision
+from fastmfr.training import pretraining_step, stages
+from fastmfr.training.logbook import Logbook
+from fastmfr.training.optim import set_rate, sgd
+from fastmfr.training.pretraining_step import PretrainingStep
 
 SGD = {"momentum": 0.9, "weight_decay": 0.01}
 REPLAYED = "steps are replayed from a CUDA graph"
@@ -87,7 +88,7 @@ def as_it_was(trainer, seed, B=20, rate=0.1, precision=None):
     with autocast(precision, image.device):
         loss = trainer.head(trainer.net(image.contiguous(memory_format=torch.channels_last)), label, draw=seed)
     trainer.sgd.zero_grad()
-    with products(precision):
+    with matmul_precision(precision):
         loss.mean().backward()
     trainer.sgd.step()
     trainer.head.update(rate / (1 + seed), **SGD)

@@ -14,7 +14,7 @@ import torch
 from fastmfr import synthetic
 from fastmfr.evaluate import identification, verification
 from fastmfr.protocols import gallery_probe
-from fastmfr.stages import Splits
+from fastmfr.training.stages import Splits
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from fastmfr.commands.report import main
 from fastmfr.evaluate import verification
-from fastmfr.report.command import main
 from fastmfr.report.compare import compare, markdown_table, write_comparison
 from fastmfr.report.compare.plots import COLOURS
 from fastmfr.report.compare.table import rows, told_apart

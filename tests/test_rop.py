@@ -60,7 +60,7 @@ def first_bn():
     return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.PReLU(4)), 6
 
 
-def settle(network, dtype, frozen_bn):
+def seed_and_set_threads(network, dtype, frozen_bn):
     """Weights, slopes and statistics that no formula could take for the usual ones; one BatchNorm weight is 0."""
     torch.manual_seed(0)
     for module in network.modules():
@@ -119,7 +119,7 @@ def miss(got, expected):
 
 
 def compare(network, size, dtype, memory="kept", statistics="batch", trained=lambda name: True):
-    settle(network, dtype, statistics == "running")
+    seed_and_set_threads(network, dtype, statistics == "running")
     image = torch.randn(6, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
     for name, value in network.named_parameters():
         value.requires_grad = value.requires_grad and trained(name)
@@ -174,7 +174,7 @@ def test_a_parameter_the_embedding_does_not_depend_on_has_zeros():
 
 
 def test_running_statistics_move_as_in_the_network_itself():
-    ours, theirs = (settle(everything()[0], torch.float64, False) for _ in range(2))
+    ours, theirs = (seed_and_set_threads(everything()[0], torch.float64, False) for _ in range(2))
     image = torch.randn(6, 3, 8, 8, dtype=torch.float64)
     for _ in range(2):  # the second time the average of all, which momentum None asks for, differs from a plain one
         Tape(Program(ours, ()), {}).forward(image, "tracked")
@@ -187,7 +187,7 @@ def test_running_statistics_move_as_in_the_network_itself():
 
 def test_channels_last_stays_channels_last():
     network, size = first_bn()
-    settle(network, torch.float32, False)
+    seed_and_set_threads(network, torch.float32, False)
     parameters = dict(network.named_parameters())
     image = torch.randn(6, 3, size, size).contiguous(memory_format=torch.channels_last)
     tape = Tape(Program(network, list(parameters)), parameters)

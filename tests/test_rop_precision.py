@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_rop import by_autograd, by_operator, direction, everything, flat, loss_of, mfr28, miss, settle
+from test_rop import by_autograd, by_operator, direction, everything, flat, loss_of, mfr28, miss, seed_and_set_threads
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,7 +79,7 @@ def passes(tape, image, V, statistics="batch"):
 def small(wide=torch.float32):
     """(network, what is trained, a direction, images), of the network with every operation."""
     network, size = everything()
-    settle(network, wide, False)
+    seed_and_set_threads(network, wide, False)
     return network, trained(network), direction(trained(network)), torch.randn(16, 3, size, size, dtype=wide)
 
 

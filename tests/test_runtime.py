@@ -11,16 +11,16 @@ from fastmfr.runtime import (
     available_bytes,
     device_for,
     environment,
-    fast_layout,
     keep_freed_memory,
     peak_bytes,
-    settle,
+    seed_and_set_threads,
+    to_channels_last,
 )
 
 FIRST_EXP = """
 import hashlib, torch
-from fastmfr.runtime import settle
-settle(0, 2)
+from fastmfr.runtime import seed_and_set_threads
+seed_and_set_threads(0, 2)
 x = torch.randn(128, 600)
 print(hashlib.md5(torch.logsumexp(x, 1).numpy().tobytes()).hexdigest())
 """
@@ -28,7 +28,7 @@ print(hashlib.md5(torch.logsumexp(x, 1).numpy().tobytes()).hexdigest())
 
 @pytest.mark.slow
 def test_the_first_logarithm_of_a_process_is_the_same_in_every_process():
-    """With two threads and without `settle`, 7 of 16 processes differed from the rest in the last bit."""
+    """With two threads and without `seed_and_set_threads`, 7 of 16 processes differed from the rest in the last bit."""
     waiting = [subprocess.Popen([sys.executable, "-c", FIRST_EXP], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     assert len({process.communicate()[0] for process in waiting}) == 1
     assert all(process.returncode == 0 for process in waiting)
@@ -36,10 +36,10 @@ def test_the_first_logarithm_of_a_process_is_the_same_in_every_process():
 
 def test_seeds_and_threads():
     threads = torch.get_num_threads()
-    settle(5, 2)
+    seed_and_set_threads(5, 2)
     first = torch.rand(3)
     assert torch.get_num_threads() == 2
-    settle(5, threads)
+    seed_and_set_threads(5, threads)
     assert torch.equal(first, torch.rand(3))
     assert torch.get_num_threads() == threads
 
@@ -67,7 +67,7 @@ def test_the_fast_layout_keeps_the_numbers():
     torch.manual_seed(0)
     network = torch.nn.Conv2d(3, 4, 3)
     before = network.weight.detach().clone()
-    network = fast_layout(network, "cpu")
+    network = to_channels_last(network, "cpu")
     assert network.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(network.weight, before)
 

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from evaluation_fakes import class_folder
 
+from fastmfr.commands.split import main
 from fastmfr.domains import open_domain
 from fastmfr.pack import RecordWriter
 from fastmfr.protocols import read_folds
-from fastmfr.split import Settings, draw, main, write_lists
+from fastmfr.protocols.drawing import Settings, draw, write_lists
 
 
 def rows(path):

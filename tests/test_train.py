@@ -13,9 +13,9 @@ from fastmfr import synthetic
 from fastmfr.config import parse
 from fastmfr.decode.pipeline import Vetting
 from fastmfr.domains import open_domain
-from fastmfr.logbook import Logbook
-from fastmfr.stages import NonFiniteLoss, Splits
 from fastmfr.train import main
+from fastmfr.training.logbook import Logbook
+from fastmfr.training.stages import NonFiniteLoss, Splits
 
 DOMAINS = ("studio", "street", "nir")
 

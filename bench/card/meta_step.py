@@ -9,8 +9,8 @@ import torch
 from bench_meta import ALPHA, GAMMA, LOSSES, batch, hv_errors, network
 
 from fastmfr.meta import MetaSettings, MetaTrainer
-from fastmfr.optim import set_rate, sgd
-from fastmfr.precision import autocast, products
+from fastmfr.precision import autocast, matmul_precision
+from fastmfr.training.optim import set_rate, sgd
 
 from . import lines
 from .timing import DEVICE, GPU, arguments, compare, replayed
@@ -30,7 +30,7 @@ def ordinary(splits, width, precision):
                 with autocast(precision, DEVICE):
                     embedding = backbone(torch.cat([pairs.gallery_B3HW, pairs.probe_B3HW])).float()
                     total = LOSSES(*embedding.chunk(2), pairs.domain_B).total
-                with products(precision):
+                with matmul_precision(precision):
                     total.backward()
         optimizer.step()
 

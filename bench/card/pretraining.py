@@ -12,9 +12,9 @@ from peers_margin_softmax import insightface_arcface, tuned_cosface
 from fastmfr.backbone import build
 from fastmfr.fused import fused
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.optim import set_rate, sgd
-from fastmfr.pretraining_step import PretrainingStep
-from fastmfr.runtime import fast_layout
+from fastmfr.runtime import to_channels_last
+from fastmfr.training.optim import set_rate, sgd
+from fastmfr.training.pretraining_step import PretrainingStep
 
 from . import lines
 from .timing import COMPILED, DEVICE, GPU, arguments, compare, replayed
@@ -31,7 +31,7 @@ def inputs(B, C, size):
 def ours(name, images, label, C, cuda_graph=True, is_fused=True):
     """A step as stages.pretrain makes it, without its log."""
     torch.manual_seed(0)
-    backbone = fast_layout(build(name, image_size=images.shape[2]), DEVICE).train()
+    backbone = to_channels_last(build(name, image_size=images.shape[2]), DEVICE).train()
     network = fused(backbone)[0] if is_fused and GPU else backbone
     head = MarginHead(backbone.embedding, C, make_margin("arcface"), 64.0).to(DEVICE)
     optimizer = sgd(backbone.parameters(), 0.9, 5e-4)
@@ -51,7 +51,7 @@ def ours(name, images, label, C, cuda_graph=True, is_fused=True):
 
 def theirs(name, images, label, C, peer, compiled=False):
     torch.manual_seed(0)
-    backbone = fast_layout(build(name, image_size=images.shape[2]), DEVICE).train()
+    backbone = to_channels_last(build(name, image_size=images.shape[2]), DEVICE).train()
     network = torch.compile(backbone, dynamic=False) if compiled else backbone
     weight = torch.nn.Parameter(0.01 * torch.randn(C, backbone.embedding, device=DEVICE))
     trained = [value for value in backbone.parameters() if value.requires_grad]

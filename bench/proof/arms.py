@@ -12,21 +12,21 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fastmfr.backbone import of_settings
-from fastmfr.checkpoint import Checkpoints
+from fastmfr.backbone import build_backbone
 from fastmfr.config import Config
 from fastmfr.decode import Verdicts, choose_decoder
 from fastmfr.domains import Joint
 from fastmfr.evaluate import embed_domain
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.logbook import Logbook
 from fastmfr.losses import MfrLosses
-from fastmfr.optim import set_rate, sgd
 from fastmfr.protocols import Protocol
-from fastmfr.runtime import device_for, fast_layout, settle
+from fastmfr.runtime import device_for, seed_and_set_threads, to_channels_last
 from fastmfr.sampler import Pairs
-from fastmfr.stages import Splits, check_batches, image_opener, meta_train, preprocess, pretrain
 from fastmfr.train import open_protocol
+from fastmfr.training.checkpoint import Checkpoints
+from fastmfr.training.logbook import Logbook
+from fastmfr.training.optim import set_rate, sgd
+from fastmfr.training.stages import Splits, check_batches, image_opener, meta_train, preprocess, pretrain
 
 from .scores import by_person
 
@@ -85,7 +85,7 @@ def _logbook(folder):
 def open_cell(config: Config, folder: Path) -> Cell:
     """Makes faces where they are missing, opens the domains and decodes the images to train on."""
     device = device_for(config.device)
-    settle(config.seed, config.threads)
+    seed_and_set_threads(config.seed, config.threads)
     with _logbook(folder / "data") as logbook:
         sources, targets = open_protocol(Protocol(config.data.sources, config.data.targets), config, logbook)
         check_batches(sources, config)
@@ -103,8 +103,8 @@ def base_of(cell: Cell) -> tuple[nn.Module, MarginHead]:
     config, settings = cell.config, cell.config.pretrain
     margin = make_margin(settings.margin, settings.margin_values)
     states = Checkpoints(cell.folder / "base", "pretrain")
-    settle(config.seed, config.threads)
-    backbone = fast_layout(of_settings(config), cell.device)
+    seed_and_set_threads(config.seed, config.threads)
+    backbone = to_channels_last(build_backbone(config), cell.device)
     head = MarginHead(backbone.embedding, cell.sources.identities, margin, settings.scale).to(cell.device)
     both = nn.ModuleDict({"backbone": backbone, "head": head})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .crossing import Crossing
+from .all_pairs import AllPairs
 from .roc import Roc, refuse_not_finite
 
 DRAWS = 200
@@ -94,7 +94,7 @@ def _weights(people, draws):
         yield np.bincount(rng.integers(people, size=people), minlength=people)
 
 
-def samples(crossing: Crossing, roc: Roc, gallery_id, probe_id, far: Sequence[float], people) -> dict[float, Sample]:
+def samples(crossing: AllPairs, roc: Roc, gallery_id, probe_id, far: Sequence[float], people) -> dict[float, Sample]:
     """{far: Sample} of all gallery x probe pairs, by one more pass; `roc` must be able to measure every FAR.
 
     `people`: the identities to draw from, each once and in order; those of the gallery and the probes are among them.

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fastmfr.collectives import gather_whole
 from fastmfr.decode import ImageStream, Preprocess
-from fastmfr.runtime import place, shared, together
+from fastmfr.distributed import all_gather_object, gather_whole, raise_on_all_ranks, rank_and_world
 
 MIRRORS = ("concat", "sum", "none")
 
@@ -36,10 +35,10 @@ def embed(
     """
     if mirror not in MIRRORS:
         raise ValueError(f"want mirror out of {', '.join(MIRRORS)}, got {mirror!r}")
-    with together(group):
+    with raise_on_all_ranks(group):
         embedding_ND = _embed_all(backbone, batches, device, mirror, normalise)
     if group is not None:
-        images = shared(len(embedding_ND), group)
+        images = all_gather_object(len(embedding_ND), group)
         if len(set(images)) > 1:
             raise ValueError(f"want as many images on every rank of the group, got {', '.join(map(str, images))}")
         embedding_ND = gather_whole(embedding_ND, group)
@@ -111,7 +110,7 @@ def embed_domain(
     `group`: a process group whose ranks each embed a run of whole batches, the same batches that one process makes; all
     ranks get all rows and all bad images.
     """
-    rank, ranks = place(group)
+    rank, ranks = rank_and_world(group)
     batch_images = min(batch_images, domain.images)
     batches = -(-domain.images // (batch_images * ranks))  # of each rank
     first = rank * batches
@@ -136,7 +135,7 @@ def embed_domain(
         **decoding,
     ) as stream:
         embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise, group=group)
-        bad = {key: reason for found in shared(dict(stream.bad), group) for key, reason in found.items()}
+        bad = {key: reason for found in all_gather_object(dict(stream.bad), group) for key, reason in found.items()}
     return embedding_ND[: domain.images], _by_number(domain, bad) if bad else {}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from .crossing import unit
+from .all_pairs import unit
 from .histogram import Histogram
 
 MOST, MOST_IN_ALL = 1000, 20_000  # images of a domain, of all together: 2e8 pairs at most

@@ -10,7 +10,7 @@ import torch
 
 from fastmfr.protocols import GalleryProbe
 
-from .crossing import Crossing
+from .all_pairs import AllPairs
 
 PAIRS = 8
 KEPT = 2**20  # candidates kept between blocks
@@ -24,7 +24,7 @@ def hardest_pairs(embedding_ND, pairs: GalleryProbe, count: int = PAIRS) -> dict
     `embedding_ND` holds all images of the domain in their order; rows need not be of unit length.
     ValueError for rows in the lists that are not finite.
     """
-    crossing = Crossing(embedding_ND[pairs.gallery], pairs.gallery_id, embedding_ND[pairs.probe], pairs.probe_id)
+    crossing = AllPairs(embedding_ND[pairs.gallery], pairs.gallery_id, embedding_ND[pairs.probe], pairs.probe_id)
     genuine = impostor = torch.empty(3, 0, dtype=torch.float64)
     for first, score_PG in crossing.blocks():
         row, column = crossing.mates(first, len(score_PG))

@@ -5,7 +5,7 @@ Shape suffixes: G gallery, P probes, D embedding.
 
 import numpy as np
 
-from .crossing import Crossing
+from .all_pairs import AllPairs
 from .roc import as_numpy
 
 
@@ -32,4 +32,4 @@ def identification(gallery_GD, gallery_id, probe_PD, probe_id, k: int = 1) -> fl
             f"{len(lone)} of {len(probe_id)} probes have no mate in the gallery, the first is probe "
             f"{lone[0]} of identity {probe_id[lone[0]]}; leave them out or enrol an image of theirs"
         )
-    return float((Crossing(gallery_GD, gallery_id, probe_PD, probe_id).ranks() < k).mean())
+    return float((AllPairs(gallery_GD, gallery_id, probe_PD, probe_id).ranks() < k).mean())

@@ -12,8 +12,8 @@ from fastmfr.decode import Preprocess
 from fastmfr.protocols import GalleryProbe, PairList, TemplateSet
 
 from .accuracy import FOLDS, accuracies
+from .all_pairs import AllPairs, unit
 from .bootstrap import pair_sample, samples, share_interval, tar_interval
-from .crossing import Crossing, unit
 from .embed import embed_domain
 from .roc import FAR, exact_roc, figures
 
@@ -91,7 +91,7 @@ def _score(embedding_ND, pairs, far, people):
             "gallery images; want lists that name the same people"
         )
     gallery_id, probe_id = pairs.gallery_id, pairs.probe_id
-    crossing = Crossing(embedding_ND[pairs.gallery], gallery_id, embedding_ND[pairs.probe], probe_id)
+    crossing = AllPairs(embedding_ND[pairs.gallery], gallery_id, embedding_ND[pairs.probe], probe_id)
     roc, rank_P = crossing.roc_and_ranks()
     out = figures(roc, far)
     measured = [f for f in far if "tar" in out["tar_at_far"][f]]

@@ -16,10 +16,10 @@ from torch import nn
 from fastmfr.flat import Flat
 from fastmfr.kernels import add_split  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.records import MetaGradient, MetaStep, PairBatch
 from fastmfr.meta.settings import MetaSettings
 from fastmfr.meta.splits import joined, summands
 from fastmfr.meta.trainer import MetaTrainer
+from fastmfr.meta.types import MetaGradient, MetaStep, PairBatch
 
 __all__ = ["MetaGradient", "MetaSettings", "MetaStep", "MetaTrainer", "PairBatch", "meta_gradient"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.autograd import AutogradEngine
-from fastmfr.meta.by_operator import OperatorEngine
+from fastmfr.meta.autograd_engine import AutogradEngine
+from fastmfr.meta.rop_engine import OperatorEngine
 from fastmfr.precision import check_precision
 from fastmfr.rop import NoROperator
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from fastmfr.flat import Flat
 from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import LOSSES, MfrLosses
-from fastmfr.meta.records import Summand
 from fastmfr.meta.settings import MetaSettings
+from fastmfr.meta.types import Summand
 
 COUNTS = ("positives", "negatives")  # of mined pairs: of several domains added up, where losses are averaged
 

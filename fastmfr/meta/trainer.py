@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fastmfr.flat import FlatSgd
 from fastmfr.kernels import add_split, meta_sgd  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.capture import Captured
-from fastmfr.meta.records import MetaStep
+from fastmfr.meta.cuda_graph import Captured
 from fastmfr.meta.settings import MetaSettings
 from fastmfr.meta.splits import joined, summands
-from fastmfr.optim import FlatSgd
+from fastmfr.meta.types import MetaStep
 
 
 class MetaTrainer:

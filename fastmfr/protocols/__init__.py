@@ -12,12 +12,12 @@ named.py      the calls that Python's and NumPy's picklers write, understood wit
 templates.py  IJB-style templates and the pairs of them
 """
 
-from .bins import read_bin
 from .gallery import GalleryProbe, gallery_probe
 from .images import EncodedImages, ImageFiles
+from .lfw_bin import read_bin
 from .lists import PairList, read_folds, read_pairs
 from .paper import PaperProtocol, paper_protocol
-from .sides import Protocol, hold_out, leave_each_out, leave_one_out
+from .source_target import Protocol, hold_out, leave_each_out, leave_one_out
 from .templates import TemplateSet, read_templates
 
 __all__ = [

@@ -7,7 +7,7 @@ authors' lists were never released: `python -m fastmfr split` draws lists of the
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .sides import Protocol
+from .source_target import Protocol
 
 RACES = ("caucasian", "asian", "african", "indian")
 VARIETIES = ("cacd-vs", "casia-nir-vis", "multi-pie", "meglass", "public-ivs")

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastmfr import cuda_graph
 from fastmfr.cuda_graph import Recordings, record
-from fastmfr.meta.records import MetaStep, PairBatch
+from fastmfr.meta.types import MetaStep, PairBatch
 
 
 class Captured:

@@ -16,7 +16,7 @@ EXACT = 2**24  # pairs of which every score is kept
 BLOCK = 2**22  # scores held at once beyond: 16 MB
 
 
-class Crossing:
+class AllPairs:
     """The scores (cosines) of all gallery x probe pairs; rows of gallery_GD and probe_PD need not be of unit length.
 
     In float64 where exact, and on a GPU, where TF32, if switched on, would round cosines to 1e-3; else float32.

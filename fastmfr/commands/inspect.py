@@ -8,12 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from fastmfr.domains import open_domain
-from fastmfr.pack.progress import progress_of
-
-from .overlap import overlap
-from .sheet import draw_sheet
-from .survey import survey
-from .text import lists, of_domain, of_overlap, table
+from fastmfr.inspect.overlap import overlap
+from fastmfr.inspect.sheet import draw_sheet
+from fastmfr.inspect.survey import survey
+from fastmfr.inspect.text import lists, of_domain, of_overlap, table
+from fastmfr.progress import progress_of
 
 
 def main(argv=None):

@@ -6,8 +6,8 @@ from collections import Counter
 
 from rich.console import Console
 
-from .build import pack
-from .progress import progress_of
+from fastmfr.pack.build import pack
+from fastmfr.progress import progress_of
 
 SOURCES = """\
 sources (several at once; the same name in two of them is one person)

@@ -18,10 +18,10 @@ from fastmfr.fused import AS_IT_IS, fused
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
-from fastmfr.optim import meta_rates, pretrain_rate, set_rate, sgd
-from fastmfr.pretraining_step import PretrainingStep, to_host
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.sampler import GroupedDomainSampler, Pairs
+from fastmfr.training.optim import meta_rates, pretrain_rate, set_rate, sgd
+from fastmfr.training.pretraining_step import PretrainingStep, to_host
 
 SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
 ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method

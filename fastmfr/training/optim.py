@@ -4,9 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-
-from fastmfr.flat import Flat
 
 
 def sgd(parameters, momentum, weight_decay):
@@ -19,28 +16,6 @@ def set_rate(optimizer, rate):
     """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-class FlatSgd:
-    """What torch.optim.SGD holds, moved into two flat buffers: the parameters `theta_P` and their `momentum_P`.
-
-    The network and the optimizer keep both as views: whoever saves or steps them sees no difference.
-    """
-
-    def __init__(self, network: nn.Module, optimizer: torch.optim.SGD):
-        (group,) = optimizer.param_groups
-        self.momentum, self.weight_decay = group["momentum"], group["weight_decay"]
-        trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-        self.flat = Flat({name: value.detach() for name, value in trained.items()})
-        self.theta_P = self.flat.fill(self.flat.empty(), [value.detach() for value in trained.values()])
-        self.momentum_P = self.flat.zeros()
-        for parameter, value, momentum in zip(
-            trained.values(), self.flat.views(self.theta_P), self.flat.views(self.momentum_P), strict=True
-        ):
-            before = optimizer.state[parameter].get("momentum_buffer")
-            if before is not None:
-                momentum.copy_(before)
-            parameter.data, optimizer.state[parameter]["momentum_buffer"] = value, momentum
 
 
 def pretrain_rate(step, steps, peak, warmup):

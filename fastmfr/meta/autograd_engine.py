@@ -6,8 +6,8 @@ import torch
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmfr.meta.embedding import Groups, pulls_and_gradient
-from fastmfr.precision import autocast, products
+from fastmfr.meta.pair_batches import Groups, pulls_and_gradient
+from fastmfr.precision import autocast, matmul_precision
 
 
 class AutogradEngine:
@@ -38,7 +38,7 @@ class AutogradEngine:
                 at, embeddings = self._embed(theta, pairs, self.curvature, tracking=False)
                 dz = torch.autograd.grad(losses(*embeddings, domain_B).total, embeddings, create_graph=True)
                 g = _gradient(embeddings, dz, at, self.curvature, create_graph=True)
-            with products(self.curvature):
+            with matmul_precision(self.curvature):
                 return torch.autograd.grad(g, at, v, materialize_grads=True)
 
         return terms, lengths, [value.detach() for value in gradient], curve
@@ -64,7 +64,7 @@ class AutogradEngine:
 
 
 def _gradient(embeddings, dz, leaves, precision, *, create_graph):
-    with products(precision):  # autocast is for the forward pass: the backward follows its dtypes
+    with matmul_precision(precision):  # autocast is for the forward pass: the backward follows its dtypes
         return torch.autograd.grad(embeddings, leaves, dz, create_graph=create_graph, materialize_grads=True)
 
 

@@ -10,19 +10,19 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from fastmfr.backbone import of_settings
-from fastmfr.checkpoint import load_weights
+from fastmfr.backbone import build_backbone
 from fastmfr.config import parse
 from fastmfr.decode import Preprocess, choose_decoder, dali_installed
-from fastmfr.pack.progress import progress_of
+from fastmfr.distributed import all_gather_object, joined_ranks, raise_on_all_ranks, rank_and_world
+from fastmfr.evaluate.embed import MIRRORS
+from fastmfr.evaluate.sets import embed_set, open_sets, score_set
+from fastmfr.evaluate.table import notes, table_of
+from fastmfr.progress import progress_of
 from fastmfr.protocols import paper_protocol
 from fastmfr.protocols.files import entry_path, list_text
 from fastmfr.protocols.paper import PROTOCOLS, unlike_the_paper
-from fastmfr.runtime import device_for, environment, fast_layout, joined_ranks, place, settle, shared, together
-
-from .embed import MIRRORS
-from .sets import embed_set, open_sets, score_set
-from .table import notes, table_of
+from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
+from fastmfr.training.checkpoint import load_weights
 
 SETS = """\
 what a set may be
@@ -47,7 +47,7 @@ def main(argv=None) -> int:
         with joined_ranks() as group:
             status = _run(argv, group)
             sys.stdout.flush()  # torchrun stops all ranks once one has left with an error; by then all must be said
-            return shared(status, group)[0]
+            return all_gather_object(status, group)[0]
     except KeyboardInterrupt:
         return 130
 
@@ -56,12 +56,12 @@ def _run(argv, group):
     options, settings = _parser().parse_known_args(argv)
     console = Console(highlight=False)
     try:
-        with together(group):
+        with raise_on_all_ranks(group):
             weights = _weights(options.model)
             config = _config(weights, options.config, settings)
             paths = _paths(options)
         results = _evaluate(weights, config, paths, options, console, group)
-        if place(group)[0] == 0:
+        if rank_and_world(group)[0] == 0:
             _write(results, weights, Path(options.out or weights.parent / "evaluation.json"), console)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -146,13 +146,13 @@ def _evaluate(weights, config, paths, options, console, group):
     """{set: what score_set returns} of all sets that can be read; the others are named and skipped."""
     if options.protocol:
         config, paths = _restricted(paper_protocol(options.protocol), config, paths, console)
-    with together(group):
+    with raise_on_all_ranks(group):
         device = device_for(config.device)
-        settle(config.seed, config.threads)
-        backbone = of_settings(config)
+        seed_and_set_threads(config.seed, config.threads)
+        backbone = build_backbone(config)
         load_weights(backbone, weights)
-        backbone = fast_layout(backbone, device)
-        if not dali_installed() and place(group)[0] == 0:
+        backbone = to_channels_last(backbone, device)
+        if not dali_installed() and rank_and_world(group)[0] == 0:
             _, sentence = choose_decoder("auto", [], None, device, config.data.threads)  # nothing to measure
             console.print(sentence, markup=False, soft_wrap=True)
     chosen = {"seed": config.seed, "probes_per_identity": config.evaluate.probes_per_identity}
@@ -173,9 +173,9 @@ def _evaluate(weights, config, paths, options, console, group):
 def _opened(sets, path, group):
     """The sets one by one, as long as all ranks find the same; a rank with other files would embed other images."""
     while True:
-        with together(group):
+        with raise_on_all_ranks(group):
             found = next(sets, None)
-        held = shared(found and (found.name, found.images.images), group)
+        held = all_gather_object(found and (found.name, found.images.images), group)
         if len(set(held)) > 1:
             raise ValueError(
                 f"the ranks find different sets of images at {path}: {', '.join(map(str, held))}; give "
@@ -211,17 +211,17 @@ def _scored(backbone, found, config, device, mirror, console, group):
     preprocess = Preprocess(size=data.size, mean=data.mean, std=data.std)
     here = device.type == "cuda" and dali_installed()
     wanted = data.decode if here else "cpu"  # the run's choice was made on the machine it ran on
-    with together(group):
+    with raise_on_all_ranks(group):
         decoder, _ = choose_decoder(wanted, [found.images], preprocess, device, data.threads)
     embedding = {
         "batch_images": config.evaluate.batch_images,
-        "decoder": shared(decoder, group)[0],  # as measured
+        "decoder": all_gather_object(decoder, group)[0],  # as measured
         "threads": data.threads,
         "vet": data.vet,
         "group": group,
     }
-    with together(group):
-        if place(group)[0] > 0:
+    with raise_on_all_ranks(group):
+        if rank_and_world(group)[0] > 0:
             embed_set(backbone, found, preprocess, device, mirror=mirror, **embedding)
             return None
         with progress_of(found.name, console) as progress:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastmfr import cuda_graph
 from fastmfr.cuda_graph import PLAINLY, Recordings, record
 from fastmfr.head import MarginHead
-from fastmfr.precision import autocast, products
+from fastmfr.precision import autocast, matmul_precision
 
 
 class PretrainingStep:
@@ -48,7 +48,7 @@ class PretrainingStep:
         self._drop_gradients()
         with autocast(self._precision, label_B.device, cache=False):  # nothing cast outlives a step
             loss_B = self._head(self._backbone(image_B3HW), label_B, draw=draw)
-        with products(self._precision):
+        with matmul_precision(self._precision):
             loss_B.mean().backward()
         return loss_B.detach()  # autograd's graph must not outlive it: its nodes would keep the stream they began on
 

@@ -16,7 +16,7 @@ from fastmfr.evaluate import domain_gap, draw_evenly, embed, hardest_pairs
 from fastmfr.evaluate.embed import in_order
 from fastmfr.evaluate.gap import MOST, MOST_IN_ALL
 from fastmfr.report import contact_sheet, hardest_sheet
-from fastmfr.stages import preprocess
+from fastmfr.training.stages import preprocess
 
 
 class Diagnosis:

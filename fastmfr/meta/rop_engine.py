@@ -8,10 +8,10 @@ from functools import partial, reduce
 
 import torch
 
-from fastmfr.meta.autograd import refuse_first_order
-from fastmfr.meta.embedding import Groups, pulls_and_gradient
+from fastmfr.meta.autograd_engine import refuse_first_order
 from fastmfr.meta.memory import free_bytes
-from fastmfr.precision import activations, products
+from fastmfr.meta.pair_batches import Groups, pulls_and_gradient
+from fastmfr.precision import activations, matmul_precision
 from fastmfr.rop import NoROperator, Program, Tape
 
 KEPT = 4  # what the state kept and the passes over it take at most, beside what the forward pass made
@@ -59,16 +59,16 @@ class OperatorEngine:
     def _kept(self, tapes, leaves, dz, v):
         """The Hessian times v, from the state of the gradient's passes, which is freed."""
         direction = dict(zip(self.names, v, strict=True))
-        with products(self.curvature):
+        with matmul_precision(self.curvature):
             zd = [tape.tangent(direction) for tape in tapes]
         dzd = torch.autograd.grad(dz, leaves, zd)
-        with products(self.curvature):
+        with matmul_precision(self.curvature):
             return _sum(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
 
     def _streaming(self, theta, groups, leaves, dz, domain_B, losses, v):
         """The same from the images."""
         direction = dict(zip(self.names, v, strict=True))
-        with products(self.curvature):
+        with matmul_precision(self.curvature):
             tapes = [self._tape(theta, self.curvature) for _ in groups.images]
             z, zd = zip(
                 *(
@@ -81,7 +81,7 @@ class OperatorEngine:
             leaves = [embedding.requires_grad_() for embedding in z]
             dz = torch.autograd.grad(losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
         dzd = torch.autograd.grad(dz, leaves, zd)
-        with products(self.curvature):
+        with matmul_precision(self.curvature):
             return _sum(
                 tape.second_streaming(part.detach(), part_d) for tape, part, part_d in zip(tapes, dz, dzd, strict=True)
             )
@@ -96,7 +96,7 @@ class OperatorEngine:
         """Groups, of each a Tape that has run forward and its embedding as a leaf of autograd."""
         groups = Groups(pairs, self.batch_norm == "per_domain")
         tapes = [self._tape(theta, self.precision) for _ in groups.images]
-        with products(self.precision):
+        with matmul_precision(self.precision):
             leaves = [
                 tape.forward(images, self._statistics(statistics)).requires_grad_()
                 for tape, images in zip(tapes, groups.images, strict=True)
@@ -104,7 +104,7 @@ class OperatorEngine:
         return groups, tapes, leaves
 
     def _backward(self, tapes, dz, *, keep):
-        with products(self.precision):
+        with matmul_precision(self.precision):
             return _sum(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
 
     def _tape(self, theta, precision):

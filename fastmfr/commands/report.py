@@ -4,8 +4,8 @@ import argparse
 import sys
 from datetime import datetime
 
-from . import write_report
-from .compare import write_comparison
+from fastmfr.report import write_report
+from fastmfr.report.compare import write_comparison
 
 
 def main(argv=None) -> int:
