@@ -1,0 +1,246 @@
+"""The shape of results.json, typed, and the names of stages and models.
+
+A run fills `Results`, evaluation makes the `Scores` in it, and the report reads both by attribute.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+PRETRAIN, META = "pretrain", "meta"  # the stages
+BASE, MFR = "base", "mfr"  # the model that a stage leaves
+MODEL_OF_STAGE = {PRETRAIN: BASE, META: MFR}
+FAR = (1e-2, 1e-3, 1e-4)  # false accept rates reported by default
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarAtFar:
+    """The true accept rate at one false accept rate, or why the rate was refused.
+
+    `tar`, `std` (over folds) and `far` (as realised) are shares in [0, 1]. `threshold` is the cosine from which pairs
+    are accepted. `interval` [low, high] is the 95 % interval of `tar` over the people scored.
+    """
+
+    tar: float | None = None
+    threshold: float | None = None
+    std: float | None = None
+    far: float | None = None
+    interval: list[float] | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RocPoints:
+    """Points of a ROC curve for plots, by rising FAR; shares in [0, 1]."""
+
+    far: list[float]
+    tar: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Accuracy over the folds of a list of pairs: mean, standard deviation and 95 % interval, as shares in [0, 1]."""
+
+    mean: float
+    std: float
+    interval: list[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one model on one target or set; a figure that was not measured is None.
+
+    `tar_at_far` is by FAR as text ("0.01"). The rates auc, eer, rank1 and rank5 are shares in [0, 1]; `genuine` to
+    `identities` and `images` are counts. `exact` is False if scores were counted into bins. `rank1_std` and `folds` are
+    of sets with several gallery and probe lists, `accuracy` (by grid of thresholds) of sets of pairs. `bad_images`
+    holds the reason for each image that could not be decoded.
+    """
+
+    tar_at_far: dict[str, TarAtFar] = field(default_factory=dict)
+    auc: float | None = None
+    eer: float | None = None
+    genuine: int | None = None
+    impostors: int | None = None
+    roc: RocPoints | None = None
+    rank1: float | None = None
+    rank1_interval: list[float] | None = None
+    rank1_std: float | None = None
+    rank5: float | None = None
+    gallery: int | None = None
+    probes: int | None = None
+    probes_without_mate: int | None = None
+    identities: int | None = None
+    exact: bool | None = None
+    accuracy: dict[str, Accuracy] | None = None
+    folds: "list[Scores] | None" = None
+    images: int | None = None
+    mirror: str | None = None
+    bad_images: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardestPair:
+    """A gallery and a probe image, by number, key and person in their domain, and the cosine between them."""
+
+    cosine: float
+    gallery: int
+    probe: int
+    gallery_key: str = ""
+    gallery_identity: str = ""
+    probe_key: str = ""
+    probe_identity: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardestPairs:
+    """The pairs of a target that `model` gets most wrong, the worst pair first."""
+
+    model: str
+    genuine: list[HardestPair]
+    impostor: list[HardestPair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainGap:
+    """How far apart one model keeps N domains; `fastmfr.evaluate.domain_gap` says how each figure is measured."""
+
+    domains: list[str]
+    people: list[int]
+    images: list[int]
+    distance: list[list[float]]
+    distance_by_chance: list[list[float]]
+    told: float
+    told_by_chance: float
+    far: float
+    threshold: float
+    impostors: int
+    false_accepts: int
+    across_of_all: float
+    across: float
+    false_accepts_of: list[list[int]]
+    unseen: list[bool]
+
+
+@dataclass(kw_only=True)
+class TargetResult:
+    """The scores of every model on one target domain; `unseen` if the domain is not among the sources."""
+
+    unseen: bool = False
+    models: dict[str, Scores] = field(default_factory=dict)
+    hardest: HardestPairs | None = None
+
+
+@dataclass(kw_only=True)
+class Results:
+    """The content of results.json: what one run found.
+
+    `targets` is by name, `gap` by model (None if fewer than two domains could be compared), `seconds` by stage.
+    `bad_images` holds the reason for each image that could not be decoded; `summary` are sentences for the report.
+    """
+
+    recipe: str = ""
+    sources: list[str] = field(default_factory=list)
+    targets: dict[str, TargetResult] = field(default_factory=dict)
+    gap: dict[str, DomainGap | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bad_images: dict[str, str] = field(default_factory=dict)
+    summary: list[str] | None = None
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Results":
+        """Read results.json.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the file is no JSON, or a value in it has the wrong type.
+        """
+        path = Path(path)
+        return from_json(cls, json.loads(path.read_text(encoding="utf-8")), path.stem)
+
+    def save(self, path: Path | str) -> None:
+        """Write results.json; a process killed while it writes leaves the file that was there."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(to_json(self), indent=1), encoding="utf-8")
+        partial.replace(path)
+
+    @property
+    def scored(self) -> dict[str, TargetResult]:
+        """The targets on which at least one model was scored, by name."""
+        return {name: target for name, target in self.targets.items() if target.models}
+
+
+def to_json(value: Any) -> Any:
+    """Turn one of the dataclasses above, or lists and dicts of them, into plain data for `json.dumps`.
+
+    A field that is None is left out; a None in a dict becomes {}.
+    """
+    if is_dataclass(value):
+        held = {each.name: getattr(value, each.name) for each in fields(value)}
+        return {name: to_json(each) for name, each in held.items() if each is not None}
+    if isinstance(value, Mapping):
+        return {name: {} if each is None else to_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(each) for each in value]
+    return value
+
+
+def from_json(kind: type[T], data: object, where: str = "results") -> T:
+    """Make an object of the dataclass `kind` out of plain data, the inverse of `to_json`.
+
+    Args:
+        kind: One of the dataclasses above.
+        data: What `json.loads` returned. Keys that `kind` lacks are ignored; missing keys take their default.
+        where: The name that error messages give the data; the keys within follow it, each after a point.
+
+    Raises:
+        ValueError: a value has the wrong type, or a key without default is missing; the message names the key.
+    """
+    if not isinstance(data, dict):
+        raise _wrong_type(where, "an object", data)
+    types, values = get_type_hints(kind), {}
+    for each in fields(kind):  # pyright: ignore[reportArgumentType] of a dataclass, which `type` cannot say
+        if each.name in data:
+            values[each.name] = _read(types[each.name], data[each.name], f"{where}.{each.name}")
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"{where} should hold the key {each.name!r}, but holds {', '.join(data) or 'none'}")
+    return kind(**values)
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    """`data` as the annotation `kind`: a dataclass, dict, list, number, bool or str, or one of them or None."""
+    if isinstance(kind, UnionType):
+        kind = get_args(kind)[0]
+        if data is None or (data == {} and is_dataclass(kind)):
+            return None
+    if is_dataclass(kind):
+        return from_json(kind, data, where)  # pyright: ignore[reportArgumentType] a class, for `kind` is an annotation
+    if get_origin(kind) is dict:
+        if not isinstance(data, dict):
+            raise _wrong_type(where, "an object", data)
+        return {name: _read(get_args(kind)[1], value, f"{where}.{name}") for name, value in data.items()}
+    if get_origin(kind) is list:
+        if not isinstance(data, list):
+            raise _wrong_type(where, "a list", data)
+        return [_read(get_args(kind)[0], value, f"{where}[{place}]") for place, value in enumerate(data)]
+    name, allowed = _SCALARS[kind]
+    if not isinstance(data, allowed) or (isinstance(data, bool) and kind is not bool):
+        raise _wrong_type(where, name, data)
+    return data
+
+
+_SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
+    float: ("a number", (float, int)),
+    int: ("a whole number", (int,)),
+    bool: ("true or false", (bool,)),
+    str: ("a text", (str,)),
+}
+
+
+def _wrong_type(where: str, wanted: str, data: object) -> ValueError:
+    return ValueError(f"{where} should be {wanted}, got {str(data)[:60]!r}")

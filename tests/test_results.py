@@ -1,0 +1,126 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastmfr.results import (
+    BASE,
+    MFR,
+    Accuracy,
+    DomainGap,
+    HardestPair,
+    HardestPairs,
+    Results,
+    RocPoints,
+    Scores,
+    TarAtFar,
+    TargetResult,
+    from_json,
+    to_json,
+)
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "bench" / "results" / "20261122-082520-quickstart-cpu2.json"
+SCORES = Scores(
+    tar_at_far={"0.01": TarAtFar(tar=0.5, far=0.01, interval=[0.4, 0.6]), "1e-05": TarAtFar(refused="too few pairs")},
+    auc=0.9,
+    genuine=10,
+    roc=RocPoints(far=[0.1, 1.0], tar=[0.5, 1.0]),
+    exact=True,
+    accuracy={"exact": Accuracy(mean=0.9, std=0.01)},
+    bad_images={},
+)
+GAP = DomainGap(
+    domains=["a", "b"],
+    people=[2, 2],
+    images=[4, 4],
+    distance=[[0.0, 0.5], [0.5, 0.0]],
+    distance_by_chance=[[0.0, 0.1], [0.1, 0.0]],
+    told=0.9,
+    told_by_chance=0.5,
+    far=0.001,
+    threshold=0.7,
+    impostors=24,
+    false_accepts=1,
+    across_of_all=0.6,
+    across=0.0,
+    false_accepts_of=[[1, 0], [0, 0]],
+    unseen=[False, True],
+)
+PAIR = HardestPair(cosine=0.1, gallery=3, probe=4, gallery_key="a/1.jpg", gallery_identity="a")
+RESULTS = Results(
+    recipe="quickstart",
+    sources=["a"],
+    targets={
+        "b": TargetResult(
+            unseen=True,
+            models={BASE: SCORES, MFR: Scores(folds=[SCORES])},
+            hardest=HardestPairs(model=MFR, genuine=[PAIR], impostor=[]),
+        )
+    },
+    gap={BASE: None, MFR: GAP},
+    seconds={"pretrain": 1.5, "meta": 2},
+    bad_images={"a/1.jpg": "empty"},
+)
+
+
+def test_the_results_of_a_run_are_the_same_text_after_reading_and_writing():
+    data = json.loads(RUN.read_text())["results"]
+    assert json.dumps(to_json(from_json(Results, data)), indent=1) == json.dumps(data, indent=1)
+
+
+def test_results_equal_themselves_after_a_round_trip_through_the_file(tmp_path):
+    RESULTS.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == RESULTS
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_is_not_set_is_left_out_of_the_file():
+    assert to_json(TarAtFar(tar=0.5)) == {"tar": 0.5}
+    assert to_json({BASE: None}) == {BASE: {}}
+    assert to_json(Results(gap={BASE: None}))["gap"] == {BASE: {}}
+    assert list(to_json(RESULTS)) == ["recipe", "sources", "targets", "gap", "seconds", "bad_images"]
+
+
+def test_unknown_keys_are_ignored_and_missing_ones_take_defaults():
+    data = {"targets": {"nir": {"models": {"base": {"auc": 0.5, "of tomorrow": 1}}}}, "later": []}
+    assert from_json(Results, data) == Results(targets={"nir": TargetResult(models={BASE: Scores(auc=0.5)})})
+
+
+def test_a_target_without_models_was_not_scored():
+    late = replace(RESULTS, targets={"late": TargetResult(unseen=True)} | RESULTS.targets)
+    assert list(late.scored) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ([], r"results should be an object, got '\[\]'"),
+        ({"recipe": 7}, "results.recipe should be a text, got '7'"),
+        ({"sources": "a"}, "results.sources should be a list, got 'a'"),
+        ({"sources": ["a", None]}, r"results.sources\[1\] should be a text, got 'None'"),
+        ({"targets": {"nir": None}}, "results.targets.nir should be an object, got 'None'"),
+        ({"targets": {"nir": {"unseen": 1}}}, "results.targets.nir.unseen should be true or false, got '1'"),
+        (
+            {"targets": {"nir": {"models": {"base": {"auc": "high"}}}}},
+            "results.targets.nir.models.base.auc should be a number, got 'high'",
+        ),
+        (
+            {"targets": {"nir": {"models": {"base": {"genuine": True}}}}},
+            "results.targets.nir.models.base.genuine should be a whole number, got 'True'",
+        ),
+        ({"gap": {"mfr": {"told": 1.0}}}, "results.gap.mfr should hold the key 'domains', but holds told"),
+    ],
+)
+def test_data_of_a_wrong_type_is_refused_with_its_key(data, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        from_json(Results, data)
+
+
+def test_a_file_that_was_cut_is_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"targets": {"nir"')
+    with pytest.raises(ValueError, match="Expecting"):
+        Results.load(tmp_path / "results.json")
+    with pytest.raises(FileNotFoundError):
+        Results.load(tmp_path / "none.json")
