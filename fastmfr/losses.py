@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmfr.config.meta_settings import LossSettings
+
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")  # fields of MfrTerms, and their weights in MfrLosses
 _SHORTEST = 1e-12  # shorter rows are divided by this instead
 
@@ -165,23 +167,12 @@ class MfrTerms:
 
 
 @dataclass(frozen=True)
-class MfrLosses:
+class MfrLosses(LossSettings):
     """The losses of a split with their settings; the defaults are the paper's.
 
     `tau_p`, `tau_n`: cosines. `mining`: "threshold" uses them, "share" takes the hardest `share_p` of genuine and
     `share_n` of impostor pairs instead. `scale` multiplies cosines. The weights multiply the three losses.
     """
-
-    tau_p: float = 0.3
-    tau_n: float = 0.04
-    scale: float = 64.0
-    hard_pair: float = 1.0
-    soft_classification: float = 1.0
-    domain_alignment: float = 1.0
-    mining: str = "threshold"
-    share_p: float = 0.4
-    share_n: float = 0.01
-    detach_prototypes: bool = False
 
     def __call__(self, gallery_BD, probe_BD, domain_B=None) -> MfrTerms:
         """All three of a meta-train batch; without `domain_B`, as for a meta-test batch, no domain alignment."""

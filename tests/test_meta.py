@@ -213,7 +213,7 @@ def test_refuses_a_backbone_without_a_double_backward():
         ({"order": 3}, "want order 0"),
         ({"alpha": -1.0}, "alpha >= 0"),
         ({"gamma": 1.5}, r"gamma in \[0, 1\]"),
-        ({"engine": "magic"}, "engine out of auto, autograd, rop, got 'magic'"),
+        ({"engine": "magic"}, "engine out of 'auto', 'autograd', 'rop', got 'magic'"),
         ({"engine": "rop"}, "the operation `Softplus` at node .* has no R-operator here"),
         ({"memory": "none"}, "got 'none'"),
         ({"sharing": "all"}, "got 'all'"),

@@ -194,9 +194,9 @@ def test_precision_of_the_gradient_and_of_the_curvature_are_chosen_apart(engine)
 def test_refuses_a_precision_that_the_device_or_the_memory_does_not_go_with():
     with pytest.raises(ValueError, match="tf32 is arithmetic of NVIDIA GPUs and the device is cpu; want fp32 or bf16"):
         meta_gradient(network(), meta_batch(0), alpha=0.1, gamma=0.3, precision="tf32")
-    with pytest.raises(ValueError, match="out of fp32, tf32, bf16, got 'fp8'"):
+    with pytest.raises(ValueError, match="out of 'fp32', 'tf32', 'bf16', got 'fp8'"):
         meta_gradient(network(), meta_batch(0), alpha=0.1, gamma=0.3, precision="fp8")
-    with pytest.raises(ValueError, match="goes on from passes in bf16, so it cannot give H v in fp32"):
+    with pytest.raises(ValueError, match="goes on from passes in bf16, so it cannot compute H v in fp32"):
         MetaSettings(0.3, memory="kept", precision="bf16", curvature="fp32")
 
 

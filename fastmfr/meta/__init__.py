@@ -13,10 +13,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from fastmfr.config.choices import Engine
+from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.flat import Flat
 from fastmfr.kernels import add_split  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.settings import MetaSettings
+from fastmfr.meta.engine import make_engine
 from fastmfr.meta.splits import joined, summands
 from fastmfr.meta.trainer import MetaTrainer
 from fastmfr.meta.types import MetaGradient, MetaStep, PairBatch
@@ -31,7 +33,7 @@ def meta_gradient(
     alpha: float,
     gamma: float,
     order: int = 2,
-    engine: str = "auto",
+    engine: Engine = "auto",
     losses: MfrLosses | None = None,
     **settings,
 ) -> MetaGradient:
@@ -64,16 +66,16 @@ def meta_gradient(
     settings that do not go together, and for "rop" where it does not apply.
     """
     losses = losses or MfrLosses()
-    settings = MetaSettings(gamma, order, engine, **settings)
-    settings.check(alpha, losses)
+    chosen = MetaSettings(gamma, engine, order=order, **settings)
+    chosen.check(alpha, losses)
     trained = {name: value.detach() for name, value in backbone.named_parameters() if value.requires_grad}
-    chosen, reason = settings.make_engine(backbone, list(trained))
+    takes, reason = make_engine(backbone, list(trained), chosen)
     flat = Flat(trained)
     theta_P = flat.fill(flat.empty(), list(trained.values()))
     total_P, logs = theta_P.new_empty(0), []
-    for part, _ in summands(settings, chosen, flat, theta_P, splits, alpha, losses):
+    for part, _ in summands(chosen, takes, flat, theta_P, splits, alpha, losses):
         total_P = total_P if logs else flat.zeros()  # not before: the first split's passes want the memory
         add_split(total_P, part.g_P, part.v_P, part.hv_P, part.alpha, gamma)
         logs.append((part.losses, part.norms))
     terms, norms = joined(logs)
-    return MetaGradient(flat.by_name(total_P.div_(len(terms["total"]))), terms, norms, chosen.name, reason)
+    return MetaGradient(flat.by_name(total_P.div_(len(terms["total"]))), terms, norms, takes.name, reason)

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.flat import Flat
 from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import LOSSES, MfrLosses
-from fastmfr.meta.settings import MetaSettings
 from fastmfr.meta.types import Summand
 
 COUNTS = ("positives", "negatives")  # of mined pairs: of several domains added up, where losses are averaged

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.flat import FlatSgd
 from fastmfr.kernels import add_split, meta_sgd  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import MfrLosses
 from fastmfr.meta.cuda_graph import Captured
-from fastmfr.meta.settings import MetaSettings
+from fastmfr.meta.engine import make_engine
 from fastmfr.meta.splits import joined, summands
 from fastmfr.meta.types import MetaStep
 
@@ -29,7 +30,7 @@ class MetaTrainer:
         self, backbone: nn.Module, optimizer: torch.optim.SGD, settings: MetaSettings, *, cuda_graph: bool = True
     ):
         self._settings, self._sgd = settings, FlatSgd(backbone, optimizer)
-        self._engine, self.reason = settings.make_engine(backbone, self._sgd.flat.names)
+        self._engine, self.reason = make_engine(backbone, self._sgd.flat.names, settings)
         self.engine = self._engine.name
         self._captured = Captured(self._step, backbone, settings) if cuda_graph else None
 

@@ -1,0 +1,19 @@
+"""The fixed sets of strings that a setting may take. Nothing here needs torch, so that `--help` stays fast."""
+
+from typing import Literal
+
+Precision = Literal["fp32", "tf32", "bf16"]
+Engine = Literal["auto", "autograd", "rop"]
+Memory = Literal["auto", "kept", "streaming"]
+BatchNormStatistics = Literal["batch", "frozen", "per_domain"]
+Sharing = Literal["none", "per_domain"]
+Mining = Literal["threshold", "share"]
+Device = Literal["auto", "cpu", "cuda"]
+Single = Literal["drop", "augment"]
+Decoder = Literal["auto", "cpu", "mixed", "pillow"]
+Cache = Literal["auto", "gpu", "host", "none"]
+Method = Literal["mfr", "first_order", "no_meta", "mldg"]
+Backbone = Literal["mfr28", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"]
+Margin = Literal[
+    "cosface", "arcface", "combined", "adaface", "magface", "arcface_insightface", "combined_insightface"
+]
