@@ -1,6 +1,29 @@
-"""Settings: sections.py says what they are, command.py reads them from a recipe and the command line."""
+"""Settings: what they are, and how they are read from a recipe and the command line. Nothing here needs torch.
 
-from fastmfr.config.command import parse
+sections.py        a class for each section of a recipe
+images.py, meta_settings.py, margins.py, choices.py   what components compute with, inherited by the sections
+checks.py          a failed check is one sentence
+command.py         from a command line and a recipe to a Config
+"""
+
+from fastmfr.config.command import load_config, parse
+from fastmfr.config.images import Augment, Preprocess
+from fastmfr.config.meta_settings import GradientSettings, LossSettings, MetaSettings
 from fastmfr.config.sections import Config, Data, Evaluate, Meta, Model, Pretrain, Synthetic
 
-__all__ = ["Config", "Data", "Evaluate", "Meta", "Model", "Pretrain", "Synthetic", "parse"]
+__all__ = [
+    "Augment",
+    "Config",
+    "Data",
+    "Evaluate",
+    "GradientSettings",
+    "LossSettings",
+    "Meta",
+    "MetaSettings",
+    "Model",
+    "Preprocess",
+    "Pretrain",
+    "Synthetic",
+    "load_config",
+    "parse",
+]

@@ -14,6 +14,4 @@ Decoder = Literal["auto", "cpu", "mixed", "pillow"]
 Cache = Literal["auto", "gpu", "host", "none"]
 Method = Literal["mfr", "first_order", "no_meta", "mldg"]
 Backbone = Literal["mfr28", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"]
-Margin = Literal[
-    "cosface", "arcface", "combined", "adaface", "magface", "arcface_insightface", "combined_insightface"
-]
+Margin = Literal["cosface", "arcface", "combined", "adaface", "magface", "arcface_insightface", "combined_insightface"]

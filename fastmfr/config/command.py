@@ -1,12 +1,15 @@
 """From a command line and a recipe to a Config; whatever is wrong there is answered with a sentence."""
 
 import difflib
+import re
 import sys
 import typing
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -16,6 +19,7 @@ from fastmfr.config.sections import Config, Pretrain
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
 Without arguments: procedural faces, about three minutes on two CPU cores."""
+CHOICE = re.compile(r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$")  # jsonargparse on a wrong one
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -34,57 +38,58 @@ def _recipe(name) -> dict:
     return content
 
 
-def _option_names(kind=Config, prefix=""):
-    """Every option's dotted name, for suggestions."""
+def _options(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every setting."""
     types = typing.get_type_hints(kind)
     for part in fields(kind):
         if hasattr(types[part.name], "__dataclass_fields__"):
-            yield from _option_names(types[part.name], f"{prefix}{part.name}.")
+            yield from _options(types[part.name], f"{prefix}{part.name}.")
         else:
-            yield f"--{prefix}{part.name}"
+            yield f"{prefix}{part.name}", types[part.name]
+
+
+def _takes_several(kind) -> bool:
+    """Whether a setting of this type is a tuple."""
+    return tuple in (typing.get_origin(part) for part in (kind, *typing.get_args(kind)))
 
 
 def _sentence(error, argv):
-    """jsonargparse's complaint in one sentence, with the nearest option where a name is wrong."""
+    """jsonargparse's complaint in one sentence; for a wrong name, with the nearest option."""
     text = " ".join(str(error).split())
     if not text.startswith("unrecognized arguments:"):
+        if choice := CHOICE.search(text):
+            name, wanted, got = choice.groups()
+            return f"want {name} out of {wanted.replace(',', ', ').replace('  ', ' ')}, got {got!r}"
         return text.replace("<class '", "").replace("'>", "").replace('Parser key "', 'the option "')
-    known = ["--config", "--resume", "--print_config", *_option_names()]
+    known = ["--config", "--resume", "--print_config", *(f"--{name}" for name, _ in _options())]
     wrong = next(word.split("=")[0] for word in argv if word.startswith("--") and word.split("=")[0] in text)
     near = [name for name in known if name.endswith("." + wrong.lstrip("-"))]
     near = near or difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     return f"there is no option {wrong}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists them all)"
 
 
-def parse(argv, *, prog="python -m fastmfr.train", default="quickstart") -> tuple[Config, str | None]:
-    """(Config, run folder to resume or None) from a command line; without --config the recipe is `default`.
+def parse(
+    argv: Sequence[str], *, prog: str = "python -m fastmfr.train", default: str = "quickstart"
+) -> tuple[Config, str | None]:
+    """Read a command line.
 
     Domains typed as --data.sources.NAME PATH or --data.targets.NAME PATH replace all of the recipe's on that side.
-    Exits with status 2 and a sentence where a name or a value is wrong.
+
+    Args:
+        argv: the words after the command.
+        prog: the command, for --help.
+        default: the recipe if there is no --config.
+
+    Returns:
+        The settings, and the run folder to resume, or None.
+
+    Raises:
+        SystemExit: with status 2 after a sentence on a wrong name or value; with 0 after --help and --print_config.
     """
     show = "--print_config" in argv  # jsonargparse has its own meaning for the word, bound to its own --config
     argv = [word for word in argv if word != "--print_config"]
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", default=default, help="a recipe: a name of the package's, or a .yaml file")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
-    parser.add_argument("--print_config", action="store_true", help="print all settings as a recipe, and stop")
-    parser.add_class_arguments(Config, as_group=False)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            chosen, resume = _before(argv, "--config", default), _before(argv, "--resume", None)
-            if resume:
-                chosen = str(Path(resume) / "config.yaml")
-                if not Path(chosen).is_file():
-                    raise ValueError(f"{resume} is no run folder: it has no config.yaml")
-            content = _recipe(chosen)
-            for side in ("sources", "targets"):
-                if any(word.startswith(f"--data.{side}.") for word in argv):
-                    content["data"][side] = {}
-            parser.parse_object(content)  # defaults are not checked, an object is
-            made, note = _made(parser, content, argv)
-        config = Config(**{part.name: getattr(made, part.name) for part in fields(Config)})
+        config, resume, note = _read(argv, prog, default)
     except (ArgumentError, ValueError, KeyError, TypeError) as error:
         print(f"error: {_sentence(error, argv)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -94,6 +99,67 @@ def parse(argv, *, prog="python -m fastmfr.train", default="quickstart") -> tupl
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config, resume
+
+
+def load_config(recipe: Path | str) -> Config:
+    """Read the settings in a recipe: a name of the package's, or a .yaml file such as a run's config.yaml.
+
+    Raises:
+        ValueError: no such recipe, or a wrong name or value in it.
+    """
+    try:
+        return _read(["--config", str(recipe)], "", "")[0]
+    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{recipe}: {_sentence(error, [])}") from None
+
+
+def _read(argv, prog, default):
+    """(Config, run folder to resume or None, a note or "")."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", default=default, help="a recipe: a name of the package's, or a .yaml file")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as a recipe, and stop")
+    parser.add_class_arguments(Config, as_group=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen, resume = _before(argv, "--config", default), _before(argv, "--resume", None)
+        if resume:
+            chosen = str(Path(resume) / "config.yaml")
+            if not Path(chosen).is_file():
+                raise ValueError(f"{resume} is no run folder: it has no config.yaml")
+        content = _recipe(chosen)
+        for side in ("sources", "targets"):
+            if any(word.startswith(f"--data.{side}.") for word in argv):
+                content["data"][side] = {}
+        several = {name for name, kind in _options() if _takes_several(kind)}
+        _wrap_numbers(content, several)
+        parser.parse_object(content)  # defaults are not checked, an object is
+        made, note = _made(parser, content, _with_brackets(argv, several))
+    return Config(**{part.name: getattr(made, part.name) for part in fields(Config)}), resume, note
+
+
+def _wrap_numbers(content, several):
+    """In a recipe, a number becomes a list of one if its setting takes several."""
+    for name in several:
+        section, _, last = name.rpartition(".")
+        held = content.get(section, {}) if section else content
+        if isinstance(held.get(last), int | float):
+            held[last] = [held[last]]
+
+
+def _with_brackets(argv, several):
+    """The command line with brackets around bare numbers: 0.01 and 0.01,0.001 become lists."""
+    words, takes = [], False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if takes and not word.startswith(("[", "(", "null")):
+            word = f"[{word}]"
+        elif equals and name.removeprefix("--") in several and not value.startswith(("[", "(", "null")):
+            word = f"{name}=[{value}]"
+        takes = not equals and word.removeprefix("--") in several
+        words.append(word)
+    return words
 
 
 def _made(parser, content, argv):
