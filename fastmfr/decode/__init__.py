@@ -19,11 +19,13 @@ stream that starts at 0, and a cached one what a decoding one gives. Decoders ke
 order of their own.
 """
 
-from .augment import Augment, Changes, changes, mirror_flags
+from fastmfr.config import Augment, Preprocess
+
+from .augment import Changes, changes, mirror_flags
 from .backend import checked_decoder, choose_decoder
 from .cache import CachedStream, DecodedCache, choose_cache, open_stream
 from .pipeline import dali_installed
-from .preprocess import Preprocess, decode_reference
+from .preprocess import decode_reference
 from .stream import ImageStream
 from .verdicts import Verdicts
 

@@ -5,43 +5,15 @@ k and b alone, so a resumed run draws the same, and switching one change on leav
 Shape suffixes: B = images of a batch, 2 = (down, right).
 """
 
-import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from fastmfr.config import Augment
+
 BLOCKS = (2, 4)  # pixels: the least and the largest side of the cells that a low resolution is made of
 _MID_GREY = 127.5  # contrast turns around it
 _MIRROR, _DOWN, _RIGHT, _LOW_RESOLUTION, _BLOCK, _BRIGHTNESS, _CONTRAST = range(7)  # the order fixes the draws
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """How images may be changed at random; checked when made.
-
-    `flip`: probability that an image is mirrored left to right; 0 never, 1 always (to embed the mirror images in an
-    evaluation). `translate`: largest shift in whole pixels, up, down, left or right. `low_resolution`: probability that
-    cells of 2 to 4 pixels a side are averaged. `brightness`: largest change in grey levels. `contrast`: largest
-    relative change, below 1.
-    """
-
-    flip: float = 0.5
-    translate: int = 0
-    low_resolution: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-
-    def __post_init__(self):
-        for name in ("flip", "low_resolution"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, want 0..1, got {getattr(self, name)}")
-        if not (isinstance(self.translate, int) and 0 <= self.translate <= 4096):
-            raise ValueError(f"translate is a shift, want a whole number of pixels 0..4096, got {self.translate!r}")
-        if not (math.isfinite(self.brightness) and 0 <= self.brightness <= 255):
-            raise ValueError(f"brightness is a change in grey levels, want 0..255, got {self.brightness}")
-        if not 0 <= self.contrast < 1:
-            raise ValueError(f"contrast is a relative change, want 0 up to below 1, got {self.contrast}")
 
 
 class Changes(NamedTuple):

@@ -9,40 +9,13 @@ filter; the longer side is rounded to whole pixels and the border pixel is repea
 
 import io
 import math
-from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .augment import Augment
 from .encoded import checked_size
 
 AS_IS, CROP, RESIZE = range(3)  # what an image needs to have the wanted size; RESIZE is followed by a crop
-
-
-@dataclass(frozen=True)
-class Preprocess(Augment):
-    """How images are prepared, and, as an Augment, changed at random; checked when made.
-
-    `size`: pixels a side. `mean`, `std`: grey levels 0..255, the same for R, G and B. All of Augment's by keyword.
-    """
-
-    size: int = 120
-    mean: float = 127.5
-    std: float = 128.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not (isinstance(self.size, int) and 1 <= self.size <= 4096):
-            raise ValueError(f"size is the side of an image, want a whole number of pixels 1..4096, got {self.size!r}")
-        if not math.isfinite(self.mean):
-            raise ValueError(f"mean is a grey level, want a finite number, got {self.mean}")
-        if not (math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"std divides, want a finite number above 0, got {self.std}")
-
-    def plain(self) -> "Preprocess":
-        """The same without any change at random: what scoring takes."""
-        return replace(self, **vars(Augment(flip=0.0)))
 
 
 def needed(sizes, size):
