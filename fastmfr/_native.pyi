@@ -1,4 +1,4 @@
-"""Types of the compiled extension (csrc/bindings.cpp); use domains, sampler and decode of fastmfr instead."""
+"""Types of the compiled extension (csrc/bindings.cpp); fastmfr.native imports them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Open a domain of face images, hold people out of it, join several with their identities apart.
+"""Open a domain of face images, restrict the domain to some people, join several domains with identities kept apart.
 
 A domain is a class folder (`identity/*.jpg`) or an InsightFace RecordIO folder (train.rec, train.idx). Its images are
 numbered 0..images - 1, identity by identity: identity k has the images offsets[k] up to offsets[k + 1].
@@ -7,13 +7,16 @@ Shape suffixes: B = a batch of images.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from fastmfr.protocols.files import regular_bytes
+from fastmfr.image_set import ImageSet, part_of
+from fastmfr.protocols.files import regular_bytes, visible
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -21,10 +24,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class _Folder:
     """Images under `path`/identity/; keeps file names only."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path = path
         self.identity_names, self.files = [], []
-        for identity in sorted(entry.name for entry in _visible(path) if entry.is_dir()):
+        for identity in sorted(entry.name for entry in visible(path) if entry.is_dir()):
             if names := _image_names(path / identity):
                 self.identity_names.append(identity)
                 self.files.append(names)
@@ -35,57 +38,57 @@ class _Folder:
             )
         self.offsets = np.fromiter(accumulate(map(len, self.files), initial=0), np.int64, len(self.files) + 1)
 
-    def key(self, image):
-        identity = int(np.searchsorted(self.offsets, image, side="right")) - 1
+    def key(self, image: int) -> str:
+        identity = int(part_of(self.offsets, image))
         return f"{self.identity_names[identity]}/{self.files[identity][image - int(self.offsets[identity])]}"
 
-    def jpeg(self, image):
+    def jpeg(self, image: int) -> np.ndarray:
         path = self.path / self.key(image)
         try:
             return np.frombuffer(regular_bytes(path), np.uint8)
         except OSError as error:
             raise ValueError(f"{path} was there when the domain was opened and cannot be read now: {error}") from error
 
-    def jpegs(self, images):
+    def jpegs(self, images: np.ndarray) -> list[np.ndarray]:
         return [self.jpeg(int(image)) for image in images]
 
-    def identity_name(self, identity):
+    def identity_name(self, identity: int) -> str:
         return self.identity_names[identity]
 
 
 class _Records:
     """Images of `path`/train.rec, read in place."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         if not (path / "train.idx").is_file():
             raise FileNotFoundError(f"{path} holds train.rec but not its index, train.idx; copy that too")
-        try:
-            from fastmfr import _native
-        except ImportError as error:
-            raise ImportError(
-                "the compiled extension is not built; run `pip install -e .` in the repository"
-            ) from error
-        self._file = _native.RecordFile(str(path))
+        from fastmfr.native import RecordFile  # here, since class folders do without the extension
+
+        self._file = RecordFile(str(path))
         self.offsets = self._file.offsets
         self.jpeg, self.jpegs = self._file.jpeg, self._file.jpegs
 
-    def key(self, image):
+    def key(self, image: int) -> str:
         return f"train.rec:{self._file.key(image)}"
 
-    def identity_name(self, identity):
+    def identity_name(self, identity: int) -> str:
         return str(self._file.label(int(self.offsets[identity])))
 
 
-class Domain:
-    """Encoded images grouped by identity; made by `open_domain`.
+class Domain(ImageSet):
+    """Encoded images grouped by identity; `open_domain` makes one.
 
-    `name`, `path`: what it is called, where it lies.
-    `offsets`: int64 (identities + 1,), read-only; identity k has the images offsets[k] .. offsets[k + 1] - 1.
+    Attributes:
+        name: what reports call the domain.
+        path: the folder of the domain.
+        offsets: int64 (identities + 1,), read-only. Identity k has the images offsets[k] up to offsets[k + 1] - 1, at
+            least one.
     """
 
-    def __init__(self, name, path, source, chosen=None):
+    def __init__(self, name: str, path: Path, source: _Folder | _Records, chosen: np.ndarray | None = None):
+        """Make a domain of the identities `chosen`, int64, of an opened source; None chooses all."""
         self.name, self.path = name, path
-        self._source, self._chosen = source, chosen  # chosen: identities of the source, or None for all
+        self._source, self._chosen = source, chosen
         self.offsets = source.offsets
         if chosen is not None:
             images = source.offsets[chosen + 1] - source.offsets[chosen]
@@ -95,36 +98,33 @@ class Domain:
     def __repr__(self):
         return f"Domain({self.name!r}, identities={self.identities:,}, images={self.images:,})"
 
-    @property
-    def identities(self):
-        """How many identities it has; at least 1."""
-        return len(self.offsets) - 1
-
-    @property
-    def images(self):
-        """How many images it has; at least one an identity."""
-        return int(self.offsets[-1])
-
-    def jpeg(self, image):
-        """The encoded bytes (JPEG or PNG) of one image, read-only uint8; ValueError where they cannot be read."""
+    def jpeg(self, image: int) -> np.ndarray:
+        """Return the encoded bytes (JPEG or PNG) of one image, read-only uint8; ValueError if they cannot be read."""
         return self._source.jpeg(int(self._in_source(image)))
 
-    def jpegs(self, images):
-        """A list of what `jpeg` gives for each of `images`, int64 (B,), read from disk together; fails if one fails."""
+    def jpegs(self, images: ArrayLike) -> list[np.ndarray]:
+        """Return `jpeg` of each of `images`, int64 (B,), read from disk together; one failure fails the call."""
         return self._source.jpegs(self._in_source(images))
 
-    def key(self, image):
-        """What a person can look an image up by: "s01/03.jpg", or "train.rec:17" for the record of key 17."""
+    def key(self, image: int) -> str:
+        """Return what a person can find an image by: "s01/03.jpg", or "train.rec:17" for the record of key 17."""
         return self._source.key(int(self._in_source(image)))
 
-    def identity_name(self, identity):
-        """The identity's folder name, or its label in the RecordIO file."""
+    def identity_name(self, identity: int) -> str:
+        """Return the identity's folder name, or the identity's label in the RecordIO file."""
         if not 0 <= identity < self.identities:
             raise IndexError(f"identity {identity} of '{self.name}' was asked for; it has {self.identities:,}")
         return self._source.identity_name(int(identity if self._chosen is None else self._chosen[identity]))
 
-    def people(self, numbers):
-        """The domain restricted to the identities `numbers`, which are renumbered 0, 1, ... in that order."""
+    def people(self, numbers: ArrayLike) -> "Domain":
+        """Restrict the domain to the identities `numbers`, which are renumbered 0, 1, ... in that order.
+
+        Args:
+            numbers: different identity numbers of this domain, at least one.
+
+        Raises:
+            ValueError: a number is given twice or outside the domain, or no number is given.
+        """
         numbers = np.asarray(numbers)
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
             raise ValueError(f"want identity numbers of '{self.name}', one or more in a row, got {numbers!r}")
@@ -136,7 +136,7 @@ class Domain:
         numbers = numbers.astype(np.int64)
         return Domain(self.name, self.path, self._source, numbers if self._chosen is None else self._chosen[numbers])
 
-    def _in_source(self, images):
+    def _in_source(self, images: ArrayLike) -> np.ndarray:
         """Image numbers of this domain as image numbers of the source."""
         images = np.asarray(images, np.int64)
         if images.size and (images.min() < 0 or images.max() >= self.images):
@@ -144,15 +144,22 @@ class Domain:
             raise IndexError(f"the images of '{self.name}' are 0 to {self.images - 1}, got {got}")
         if self._chosen is None:
             return images
-        identity = np.searchsorted(self.offsets, images, side="right") - 1
+        identity = self.identity_of(images)
         return self._source.offsets[self._chosen[identity]] + images - self.offsets[identity]
 
 
-def open_domain(path, name=None):
-    """Open the class folder or RecordIO folder at `path`; `name` defaults to the folder's own.
+def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
+    """Open the class folder or RecordIO folder at `path`.
 
-    Hidden files, files that are not images, and identity folders without any are passed over. Raises
-    FileNotFoundError where something is missing, and ValueError where the folder or its files are not a domain.
+    Hidden files, files that are not images, and identity folders without an image are passed over.
+
+    Args:
+        path: a folder of one folder per identity, or a folder with train.rec and train.idx.
+        name: what reports call the domain; by default the name of the folder.
+
+    Raises:
+        FileNotFoundError: the folder or train.idx is missing.
+        ValueError: the folder or its files are no domain.
     """
     path = Path(path)
     if not path.is_dir():
@@ -161,16 +168,10 @@ def open_domain(path, name=None):
     return Domain(name or path.resolve().name, path, source)
 
 
-def _visible(folder):
-    """The entries of a folder that are not hidden."""
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _image_names(folder):
+def _image_names(folder: Path) -> list[str]:
     """The sorted names of the images in an identity's folder; refuses folders within it."""
     names = []
-    for entry in _visible(folder):
+    for entry in visible(folder):
         if entry.name.lower().endswith(SUFFIXES):
             names.append(entry.name)
         elif entry.is_dir():
@@ -185,16 +186,27 @@ def _image_names(folder):
 class Joint:
     """One label space for several domains: the identities of domain d are starts[d] .. starts[d + 1] - 1."""
 
-    domains: tuple
+    domains: tuple[Domain, ...]
     starts: np.ndarray
 
     @property
-    def identities(self):
-        """How many identities all domains have together."""
+    def identities(self) -> int:
+        """The number of identities of all domains together."""
         return int(self.starts[-1])
 
-    def label(self, domain_B, identity_B):
-        """Joint labels, int64 (B,) in [0, identities), of identities given by domain and number within it."""
+    def label(self, domain_B: ArrayLike, identity_B: ArrayLike) -> np.ndarray:
+        """Number identities in the joint label space.
+
+        Args:
+            domain_B: the place of each identity's domain in `domains`.
+            identity_B: the number of each identity within its domain.
+
+        Returns:
+            Joint labels, int64 (B,), in [0, identities).
+
+        Raises:
+            ValueError: a domain or an identity does not exist.
+        """
         domain_B, identity_B = np.asarray(domain_B, np.int64), np.asarray(identity_B, np.int64)
         if domain_B.size and (domain_B.min() < 0 or domain_B.max() >= len(self.starts) - 1):
             got = f"{domain_B.min()} to {domain_B.max()}"
@@ -205,8 +217,8 @@ class Joint:
         return label_B
 
 
-def join(domains):
-    """Number the identities of `domains` through, in their order, so that no two people share a label."""
+def join(domains: Sequence[Domain]) -> Joint:
+    """Number the identities of all `domains` in order, so that no two identities have one label."""
     counts = [domain.identities for domain in domains]
     if not counts:
         raise ValueError("want at least one domain to join, got none")

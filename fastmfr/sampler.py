@@ -1,27 +1,35 @@
 """Which identities and images a batch holds: a pure function of (seed, step), the same on any number of ranks.
 
-`GroupedDomainSampler` is the face of csrc/sampler.hpp, which says how the draw works; `ReferenceSampler` computes the
-same numbers in NumPy, and is what the compiled one must equal bit for bit.
+`GroupedDomainSampler` is the face of csrc/sampler.hpp, which says how the draw works. `ReferenceSampler` computes the
+same numbers in NumPy; the compiled sampler must equal the reference bit for bit.
 
 Shape suffixes: B = identities a rank draws at a step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-SINGLE = ("drop", "augment")
+from fastmfr.config.choices import Single
+
+OffsetsByDomain = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 ROUNDS, MULTIPLIERS, WEYL = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)  # Philox4x32-10, Salmon et al. 2011
-BATCH, TRAIN, TEST = range(3)  # what a stream of batches is for
-PAIR, PASS, STEP = 0, 2, 4  # what a random number is for
+BATCH, TRAIN, TEST = range(3)  # the purpose of a stream of batches
+PAIR, PASS, STEP = 0, 2, 4  # the purpose of a random number
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """One gallery and one probe image of each of B identities; int64 arrays (B,).
+    """One gallery and one probe image of each of B identities.
 
-    `identity`, `gallery` and `probe` are numbers within the domain; `domain` is the domain's place in the order given.
+    Attributes:
+        domain: int64 (B,), the place of each identity's domain in the order given to the sampler.
+        identity: int64 (B,), numbers within the domain.
+        gallery: int64 (B,), image numbers within the domain.
+        probe: int64 (B,), image numbers within the domain; another image than the gallery's if the identity has two.
     """
 
     domain: np.ndarray
@@ -31,46 +39,70 @@ class Pairs:
 
 
 class GroupedDomainSampler:
-    """Draws `batch_identities` identities of each rank at a step, evenly over domains, all different within a step.
+    """Draws identities evenly over domains, and a gallery and a probe image of each; all differ within a step.
 
-    `offsets_by_domain` maps a name to int64 CSR offsets (identities + 1): identity k has the images offsets[k] up to
-    offsets[k + 1]; a sequence of arrays will do too. The arrays are read in place and never copied or changed.
-    A domain serves each identity once before any comes again, unless a step takes more than half of them.
+    A domain serves each identity once before any identity comes again, unless a step takes more than half of them.
+    The only state is (seed, step), so any step of a run can be drawn again at any time.
 
-    `single` says what becomes of identities with one image: "drop" never draws them (`dropped` counts them by name),
-    "augment" uses the image as gallery and as probe. With `per_domain`, a split trains on `batch_identities` of every
-    meta-train domain instead of that many in all.
-
-    The only state is (seed, step), so any step of a run can be drawn again at any time. Raises ValueError where a
-    domain has too few identities, and ImportError where the extension is not built.
+    Attributes:
+        names: the domains' names, in the order given.
+        dropped: {name: how many identities of the domain are never drawn}.
     """
 
-    def __init__(self, offsets_by_domain, batch_identities, seed, rank=0, world=1, *, single="drop", per_domain=False):
-        try:
-            from fastmfr import _native
-        except ImportError as error:
-            raise ImportError(
-                "the compiled extension is not built; run `pip install -e .` in the repository"
-            ) from error
+    def __init__(
+        self,
+        offsets_by_domain: OffsetsByDomain,
+        batch_identities: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        single: Single = "drop",
+        per_domain: bool = False,
+    ):
+        """Prepare to draw for one rank.
+
+        Args:
+            offsets_by_domain: int64 offsets (identities + 1,) by name, or a sequence of them. Identity k of a domain
+                has the images offsets[k] up to offsets[k + 1] - 1. The arrays are read in place, never changed.
+            batch_identities: how many identities each rank draws at a step.
+            seed: an integer in [0, 2**64).
+            rank: the number of this rank, in [0, world).
+            world: the number of ranks.
+            single: what happens to identities with one image. "drop" never draws them; "augment" takes the image as
+                gallery and as probe.
+            per_domain: whether `split` trains on `batch_identities` of every meta-train domain, not of all together.
+
+        Raises:
+            ValueError: an argument is out of range, or a domain has too few identities.
+            ImportError: the compiled extension is not built.
+        """
+        from fastmfr.native import Sampler
+
         self.names, offsets = _domains(offsets_by_domain)
         _check(batch_identities, seed, rank, world, single)
-        self._native = _native.Sampler(
+        self._native = Sampler(
             self.names, offsets, batch_identities, seed, rank, world, single == "augment", per_domain
         )
         self.dropped = {name: self._native.dropped(d) for d, name in enumerate(self.names)}
 
-    def batch(self, step):
-        """The Pairs of this rank at `step`, over all domains."""
+    def batch(self, step: int) -> Pairs:
+        """Draw the pairs of this rank at `step`, over all domains."""
         return Pairs(*self._native.batch(_whole("step", step)))
 
-    def split(self, step, meta_test):
-        """(train, test) Pairs of this rank at `step`; `meta_test` is the number or name of the domain tested on."""
+    def split(self, step: int, meta_test: int | str) -> tuple[Pairs, Pairs]:
+        """Draw the (meta-train, meta-test) pairs of this rank at `step`.
+
+        Args:
+            step: the number of the step.
+            meta_test: the number or name of the meta-test domain; all other domains are meta-train domains.
+        """
         train, test = self._native.split(_whole("step", step), _number(self.names, meta_test))
         return Pairs(*train), Pairs(*test)
 
 
-def _domains(offsets_by_domain):
-    """Names and contiguous int64 offsets, whichever of the two forms was given."""
+def _domains(offsets_by_domain: OffsetsByDomain) -> tuple[list[str], list[np.ndarray]]:
+    """Names and contiguous int64 offsets, from either form."""
     if not isinstance(offsets_by_domain, Mapping):
         offsets_by_domain = {str(d): offsets for d, offsets in enumerate(offsets_by_domain)}
     offsets_by_name = {}
@@ -95,8 +127,8 @@ def _check(batch_identities, seed, rank, world, single):
     _whole("batch_identities", batch_identities, 1, 2**31)
     _whole("seed", seed, 0, 2**64)
     _whole("rank", rank, 0, _whole("world", world, 1, 2**31))
-    if single not in SINGLE:
-        raise ValueError(f"single must be one of {', '.join(SINGLE)}, got {single!r}")
+    if single not in get_args(Single):
+        raise ValueError(f"single must be one of {', '.join(get_args(Single))}, got {single!r}")
 
 
 def _number(names, meta_test):
@@ -108,25 +140,38 @@ def _number(names, meta_test):
 
 
 class ReferenceSampler:
-    """What GroupedDomainSampler must equal, slot by slot in NumPy; it checks nothing."""
+    """The reference of GroupedDomainSampler, slot by slot in NumPy: the same arguments and numbers, without checks."""
 
-    def __init__(self, offsets_by_domain, batch_identities, seed, rank=0, world=1, *, single="drop", per_domain=False):
+    def __init__(
+        self,
+        offsets_by_domain: OffsetsByDomain,
+        batch_identities: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        single: Single = "drop",
+        per_domain: bool = False,
+    ):
         self.names, self.offsets = _domains(offsets_by_domain)
         self.usable = [np.flatnonzero(np.diff(offsets) >= 1 + (single == "drop")) for offsets in self.offsets]
-        self.share, self.seed, self.rank, self.world, self.per_domain = batch_identities, seed, rank, world, per_domain
+        self.batch_identities, self.per_domain = batch_identities, per_domain
+        self.seed, self.rank, self.world = seed, rank, world
 
-    def batch(self, step):
-        return self._draw(BATCH, 0, range(len(self.names)), self.share, step)
+    def batch(self, step: int) -> Pairs:
+        """Draw what GroupedDomainSampler.batch draws."""
+        return self._draw(BATCH, 0, range(len(self.names)), self.batch_identities, step)
 
-    def split(self, step, meta_test):
+    def split(self, step: int, meta_test: int | str) -> tuple[Pairs, Pairs]:
+        """Draw what GroupedDomainSampler.split draws."""
         key = _number(self.names, meta_test)
         others = [d for d in range(len(self.names)) if d != key]
-        share = self.share * len(others) if self.per_domain else self.share
-        return self._draw(TRAIN, key, others, share, step), self._draw(TEST, key, [key], self.share, step)
+        trained = self.batch_identities * (len(others) if self.per_domain else 1)
+        return self._draw(TRAIN, key, others, trained, step), self._draw(TEST, key, [key], self.batch_identities, step)
 
-    def _draw(self, purpose, key, domains, share, step):
-        """This rank's part of everything the ranks draw together at `step`."""
-        n, slots, tag = len(domains), share * self.world, purpose << 24 | key
+    def _draw(self, purpose: int, key: int, domains: Sequence[int], per_rank: int, step: int) -> Pairs:
+        """The `per_rank` identities of this rank, out of those that all ranks draw together at `step`."""
+        n, slots, tag = len(domains), per_rank * self.world, purpose << 24 | key
         t = step * slots + np.arange(slots)
         pairs_4B = np.empty((4, slots), np.int64)
         pairs_4B[0] = np.asarray(domains)[t % n]
@@ -139,7 +184,7 @@ class ReferenceSampler:
             one, other = below(bits[0], end - start), below(bits[1], np.maximum(end - start - 1, 1))
             pairs_4B[2, mine] = start + one
             pairs_4B[3, mine] = start + np.where(end - start > 1, other + (other >= one), one)
-        return Pairs(*pairs_4B[:, self.rank * share : (self.rank + 1) * share])
+        return Pairs(*pairs_4B[:, self.rank * per_rank : (self.rank + 1) * per_rank])
 
     def _identities(self, domain, positions, slots, n, j, step, tag):
         """Numbers, among the usable identities, at `positions`: all that the ranks take of the domain at `step`."""
@@ -159,8 +204,18 @@ class ReferenceSampler:
         return np.concatenate(chosen) if chosen else positions
 
 
-def philox(seed, count, index, tag):
-    """Philox4x32-10: four uint64 arrays of 32 random bits, shaped like the counters (count: 64 bits, the rest: 32)."""
+def philox(seed: int, count: ArrayLike, index: ArrayLike, tag: ArrayLike) -> tuple[np.ndarray, ...]:
+    """Compute Philox4x32-10 (Salmon et al. 2011).
+
+    Args:
+        seed: 64 bits.
+        count: 64 bits of the counter, broadcast with `index` and `tag`.
+        index: 32 bits of the counter.
+        tag: 32 bits of the counter.
+
+    Returns:
+        Four uint64 arrays of 32 random bits each, of the shape of the counters.
+    """
     low = np.uint64(0xFFFFFFFF)
     count, index, tag = np.broadcast_arrays(*(np.asarray(value, np.uint64) for value in (count, index, tag)))
     c0, c1, c2, c3 = count & low, count >> np.uint64(32), index, tag
@@ -171,8 +226,8 @@ def philox(seed, count, index, tag):
     return c0, c1, c2, c3
 
 
-def below(bits, bound):
-    """Whole numbers in [0, bound) from 32 random bits each."""
+def below(bits: np.ndarray, bound: ArrayLike) -> np.ndarray:
+    """Turn 32 random bits each, uint64, into whole numbers in [0, bound), int64."""
     return (bits * np.asarray(bound).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
@@ -182,8 +237,11 @@ def _mix(x):
     return x ^ x >> np.uint64(16)
 
 
-def permutation(size, seed, count, index, tag):
-    """The whole permutation of [0, size) that csrc/random.hpp computes point by point; int64 (size,)."""
+def permutation(size: int, seed: int, count: ArrayLike, index: int, tag: int) -> np.ndarray:
+    """Compute the permutation of [0, size), int64, that csrc/random.hpp computes point by point.
+
+    The other arguments are those of `philox`.
+    """
     keys = [*philox(seed, count, index, tag), *philox(seed, count, index, tag + 1)]
     columns = int(np.ceil(np.sqrt(size)))
     rows = -(-size // columns)

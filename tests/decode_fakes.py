@@ -8,26 +8,24 @@ import torch
 from PIL import Image
 
 from fastmfr.decode import ImageStream, Preprocess, dali_installed
+from fastmfr.image_set import ImageSet
 
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="nvidia-dali is not installed")
 EITHER = [pytest.param("cpu", marks=needs_dali), "pillow"]  # decoders that give what a CPU gives
 PLAIN = Preprocess(size=8, mean=0.0, std=1.0, flip=0.0)  # with it, a stream gives grey levels
 
 
-class FakeDomain:
+class FakeDomain(ImageSet):
     """Encoded images in memory, `per_identity` of them a person; an exception in place of an image is raised."""
 
     def __init__(self, encoded, per_identity=4, name="studio"):
-        self.encoded, self.name, self.images = encoded, name, len(encoded)
-        self.offsets = np.arange(0, len(encoded) + 1, per_identity)
+        self.encoded, self.name = encoded, name
+        self.offsets = np.array([*range(0, len(encoded), per_identity), len(encoded)])
 
     def jpeg(self, image):
         if isinstance(self.encoded[image], Exception):
             raise self.encoded[image]
         return np.frombuffer(self.encoded[image], np.uint8)
-
-    def jpegs(self, images):
-        return [self.jpeg(image) for image in images]
 
     def key(self, image):
         return f"{image}.jpg"

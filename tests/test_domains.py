@@ -140,6 +140,7 @@ def test_an_image_that_went_away_is_named(folder):
 
 def test_says_how_to_build_a_missing_extension(domain, monkeypatch):
     monkeypatch.delattr(fastmfr, "_native", raising=False)
+    monkeypatch.delitem(sys.modules, "fastmfr.native", raising=False)
     monkeypatch.setitem(sys.modules, "fastmfr._native", None)
     if (domain.path / "train.rec").exists():
         with pytest.raises(ImportError, match="the compiled extension is not built"):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = {"config", "distributed", "precision", "progress", "results", "runtime"}
-DATA = {"domains", "sampler", "decode", "synthetic", "pack", "protocols", "_native"}
+DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
 MATHS = {"backbone", "cuda_graph", "flat", "fused", "head", "losses", "rop", "weights", "kernels"}
 ABOVE = {"meta", "evaluate"}
 MAY = {

@@ -248,6 +248,7 @@ def test_refuses_steps_and_splits_that_do_not_exist():
 
 def test_says_how_to_build_a_missing_extension(monkeypatch):
     monkeypatch.delattr(fastmfr, "_native", raising=False)
+    monkeypatch.delitem(sys.modules, "fastmfr.native", raising=False)
     monkeypatch.setitem(sys.modules, "fastmfr._native", None)
     with pytest.raises(ImportError, match="the compiled extension is not built"):
         GroupedDomainSampler([csr([2] * 9)], 2, seed=0)

@@ -1,6 +1,6 @@
 """Files that a stranger's folder or list names: regular files only, of bounded size; and how lists are read.
 
-Every reader of lists goes by `list_text` and `entry_path`, so that a list means the same wherever it was saved.
+Every reader of lists uses `list_text` and `entry_path`, so that a list means the same wherever the list was saved.
 """
 
 import codecs
@@ -8,18 +8,24 @@ import os
 import stat
 from pathlib import Path
 
-MOST = 1 << 30  # bytes of an image; one that claims more is no image
+MOST = 1 << 30  # bytes; a larger file is no image of a face
 
 
 def refuse_unless_regular(path: Path) -> None:
-    """Raises ValueError for a device, pipe or socket, which may never end or never begin, before it is opened."""
+    """Raise ValueError for a device, pipe or socket before it is opened: reading may never end or never begin."""
     _check(path, os.stat(path))
 
 
 def regular_bytes(path: Path, most: int | None = MOST) -> bytes:
-    """The content of a regular file, or of one that a link leads to.
+    """Read a regular file, or the regular file that a link leads to.
 
-    Raises OSError where it cannot be read, ValueError where it is no regular file or holds more than `most` bytes.
+    Args:
+        path: the file.
+        most: the largest size in bytes; None sets no bound.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: `path` is no regular file, or holds more than `most` bytes.
     """
     refuse_unless_regular(path)
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -31,9 +37,14 @@ def regular_bytes(path: Path, most: int | None = MOST) -> bytes:
 
 
 def list_text(path: Path) -> str:
-    """The text of a list, UTF-8 or, where a byte order mark says so, UTF-16; without the mark, lines end in \\n.
+    """Read the text of a list; a byte order mark is dropped and every line ends in \\n.
 
-    Raises UnicodeDecodeError where it is none, and as `regular_bytes` does.
+    A list is UTF-8, or UTF-16 if a byte order mark says so.
+
+    Raises:
+        UnicodeDecodeError: the file is no text.
+        OSError: the file cannot be read.
+        ValueError: `path` is no regular file.
     """
     content = regular_bytes(path, most=None)
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -42,14 +53,20 @@ def list_text(path: Path) -> str:
 
 
 def entry_path(entry: str) -> str:
-    """A list's entry as a path: / or \\ between folders, blanks around it and a leading ./ dropped."""
+    """Turn a list's entry into a path: \\ becomes /; blanks around the entry and a leading ./ are dropped."""
     path = entry.strip().replace("\\", "/")
     while path.startswith("./"):
         path = path[2:].lstrip("/")
     return path
 
 
-def _check(path, status):
+def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+    """Return the entries of a folder whose names do not begin with a dot."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _check(path: Path, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):  # opening a folder gives an error of its own
         return
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
