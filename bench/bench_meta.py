@@ -17,7 +17,7 @@ from fastmfr.backbone import build
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch, meta_gradient
 from fastmfr.meta.autograd_engine import AutogradEngine
-from fastmfr.meta.rop_engine import OperatorEngine
+from fastmfr.meta.rop_engine import RopEngine
 from fastmfr.training.optim import set_rate, sgd
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,16 +97,16 @@ def hv_errors(width, train):
         gen = torch.Generator().manual_seed(1)
         v = [torch.randn(value.shape, generator=gen).to(value) for value in parameters.values()]
         engine = make(backbone, list(parameters), "batch", *memory, **precision)
-        return engine.train(list(parameters.values()), pairs, pairs.domain_B, SMOOTH, twice=True)[-1](v)
+        return engine.train(list(parameters.values()), pairs, pairs.domain_B, SMOOTH, second_order=True).hvp(v)
 
     truth = product(AutogradEngine, torch.float64)
     errors = {
-        "rop kept": relative(product(OperatorEngine, torch.float32, "kept"), truth),
-        "rop streaming": relative(product(OperatorEngine, torch.float32, "streaming"), truth),
+        "rop kept": relative(product(RopEngine, torch.float32, "kept"), truth),
+        "rop streaming": relative(product(RopEngine, torch.float32, "streaming"), truth),
         "autograd": relative(product(AutogradEngine, torch.float32), truth),
     }
     by_precision = {
-        name: relative(product(OperatorEngine, torch.float32, "streaming", precision=one, curvature=other), truth)
+        name: relative(product(RopEngine, torch.float32, "streaming", precision=one, curvature=other), truth)
         for name, (one, other) in PRECISIONS.items()
     }
     return errors, by_precision

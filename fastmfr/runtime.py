@@ -76,6 +76,18 @@ def available_bytes() -> int:
     return free if limit == "max" else min(free, int(limit) - int(taken))
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes are free on a device, without waiting for it.
+
+    Args:
+        device: On a GPU, free is what torch has not allocated: other processes are not seen. On the CPU, free is
+            `available_bytes`.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
+    return available_bytes()
+
+
 def to_device(array, device) -> torch.Tensor:
     """The NumPy array as a tensor on the torch device. The host does not wait until it is there."""
     tensor = torch.from_numpy(array)

@@ -18,7 +18,7 @@ from fastmfr.losses import (
     soft_classification,
     unit_pairs,
 )
-from fastmfr.meta.pair_batches import pulls_and_gradient
+from fastmfr.meta.pair_batches import loss_gradients
 
 B, D = 7, 5
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
@@ -152,26 +152,26 @@ def test_a_hessian_vector_product_by_torch_func_is_that_by_autograd():
 
 
 @pytest.mark.parametrize("domain", [torch.arange(B) % 3, None], ids=["aligned", "no domains"])
-def test_pulls_and_gradient_are_what_autograd_gives_loss_by_loss(domain):
+def test_loss_gradients_are_what_autograd_gives_loss_by_loss(domain):
     gallery, probe = pairs()
     losses = MfrLosses(scale=4.0, hard_pair=2.0, domain_alignment=0.5)
-    terms, pulls, gradient = pulls_and_gradient(losses, (gallery, probe), domain, create_graph=True)
+    terms, norms, gradient = loss_gradients(losses, (gallery, probe), domain, create_graph=True)
     expected = torch.autograd.grad(terms.total, (gallery, probe), create_graph=True)
     torch.testing.assert_close(gradient, expected)
-    for name, pull in zip(LOSSES, pulls, strict=True):
+    for name, norm in zip(LOSSES, norms, strict=True):
         loss = getattr(losses, name) * getattr(terms, name)
         parts = torch.autograd.grad(loss, (gallery, probe), retain_graph=True) if loss.requires_grad else [0 * gallery]
-        torch.testing.assert_close(pull, torch.cat(parts).norm())
+        torch.testing.assert_close(norm, torch.cat(parts).norm())
     direction = [torch.ones_like(gallery), torch.linspace(0, 1, B * D, dtype=torch.float64).view(B, D)]
-    curved, again = (
+    hvp, again = (
         torch.autograd.grad(dz, (gallery, probe), direction, retain_graph=True) for dz in (gradient, expected)
     )
-    torch.testing.assert_close(curved, again)
+    torch.testing.assert_close(hvp, again)
 
 
-def test_pulls_and_gradient_hang_on_nothing_where_no_second_derivative_is_wanted():
-    _, pulls, gradient = pulls_and_gradient(MfrLosses(), pairs(), torch.arange(B) % 3, create_graph=False)
-    assert not any(value.requires_grad for value in (pulls, *gradient))
+def test_loss_gradients_hang_on_nothing_where_no_second_derivative_is_wanted():
+    _, norms, gradient = loss_gradients(MfrLosses(), pairs(), torch.arange(B) % 3, create_graph=False)
+    assert not any(value.requires_grad for value in (norms, *gradient))
 
 
 def test_length_of_an_embedding_does_not_matter():

@@ -136,7 +136,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
     ("settings", "momentum", "sentence"),
     [
         ({}, 0.1, "the device is meta, which has no CUDA graphs"),
-        ({"batch_norm": "per_domain"}, 0.1, "'per_domain' looks at every batch which domains there are"),
+        ({"batch_norm": "per_domain"}, 0.1, "'per_domain' reads the domains of every batch on the host"),
         ({}, None, "1 counts its batches on the host"),
         ({"batch_norm": "per_domain", "sharing": "per_domain"}, 0.1, ""),
     ],

@@ -1,57 +1,87 @@
-"""The engine for any backbone: autograd, used twice where the second order is wanted."""
+"""The engine for any backbone: autograd, used twice for the second order."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmfr.meta.pair_batches import Groups, pulls_and_gradient
+from fastmfr.config.choices import BatchNormStatistics, Precision
+from fastmfr.losses import MfrLosses
+from fastmfr.meta.pair_batches import Groups, loss_gradients
+from fastmfr.meta.types import PairBatch, TestPass, TrainPass
 from fastmfr.precision import autocast, matmul_precision
 
 
 class AutogradEngine:
-    """Gradients and Hessian-vector products of the losses of a pair batch, at any parameters; lists of tensors.
+    """The Engine for every module whose operations have a double backward.
 
-    `precision` of the passes for gradients, `curvature` of those for H v; where they differ, H v makes its own, and
-    takes the losses along in its precision: here they are part of the one graph.
+    Args:
+        backbone: The network.
+        names: The names of its trained parameters, in the order of every `theta`.
+        batch_norm: The statistics that BatchNorm uses.
+        precision: Of the passes for gradients; None leaves torch's settings as they are.
+        curvature: Of the passes for H v. If it differs from `precision`, H v runs passes of its own, with the losses
+            in its precision too, because the losses are part of the same graph.
     """
 
     name = "autograd"
 
-    def __init__(self, backbone, names, batch_norm, *, precision=None, curvature=None):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        names: Sequence[str],
+        batch_norm: BatchNormStatistics,
+        *,
+        precision: Precision | None = None,
+        curvature: Precision | None = None,
+    ):
         self.backbone, self.names, self.batch_norm = backbone, names, batch_norm
         self.precision, self.curvature = precision, curvature
 
-    def train(self, theta, pairs, domain_B, losses, *, twice):
-        """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
-        again = twice and self.precision != self.curvature
+    def train(
+        self,
+        theta: Sequence[Tensor],
+        pairs: PairBatch,
+        domain_B: Tensor | None,
+        losses: MfrLosses,
+        *,
+        second_order: bool,
+    ) -> TrainPass:
+        """Compute losses and gradient of a meta-train batch, as Engine says."""
+        keep_graph = second_order and self.precision == self.curvature
         leaves, embeddings = self._embed(theta, pairs, self.precision, tracking=True)
-        terms, lengths, dz = pulls_and_gradient(losses, embeddings, domain_B, create_graph=twice and not again)
-        if twice:
+        terms, norms, dz = loss_gradients(losses, embeddings, domain_B, create_graph=keep_graph)
+        if second_order:
             refuse_first_order(terms.total)
-        gradient = _gradient(embeddings, dz, leaves, self.precision, create_graph=twice and not again)
+        gradient = _gradient(embeddings, dz, leaves, self.precision, create_graph=keep_graph)
+        again = partial(self._hvp_of_new_passes, theta, pairs, domain_B, losses)
+        hvp = partial(self._hvp, gradient, leaves) if keep_graph else again
+        return TrainPass(terms, norms, [value.detach() for value in gradient], hvp)
 
-        def curve(v):  # H is symmetric: differentiating the gradient once more against v gives H v
-            at, g = leaves, gradient
-            if again:
-                at, embeddings = self._embed(theta, pairs, self.curvature, tracking=False)
-                dz = torch.autograd.grad(losses(*embeddings, domain_B).total, embeddings, create_graph=True)
-                g = _gradient(embeddings, dz, at, self.curvature, create_graph=True)
-            with matmul_precision(self.curvature):
-                return torch.autograd.grad(g, at, v, materialize_grads=True)
-
-        return terms, lengths, [value.detach() for value in gradient], curve
-
-    def test(self, theta, pairs, losses):
-        """(terms, gradient) of meta-test."""
+    def test(self, theta: Sequence[Tensor], pairs: PairBatch, losses: MfrLosses) -> TestPass:
+        """Compute losses and gradient of a meta-test batch, as Engine says."""
         leaves, embeddings = self._embed(theta, pairs, self.precision, tracking=False)
         terms = losses(*embeddings)
         dz = torch.autograd.grad(terms.total, embeddings)
-        return terms, _gradient(embeddings, dz, leaves, self.precision, create_graph=False)
+        return TestPass(terms, _gradient(embeddings, dz, leaves, self.precision, create_graph=False))
+
+    def _hvp(self, gradient, leaves, v):
+        """H is symmetric: differentiating the gradient once more against v makes H v."""
+        with matmul_precision(self.curvature):
+            return torch.autograd.grad(gradient, leaves, v, materialize_grads=True)
+
+    def _hvp_of_new_passes(self, theta, pairs, domain_B, losses, v):
+        """The same, with passes in the precision of H v."""
+        leaves, embeddings = self._embed(theta, pairs, self.curvature, tracking=False)
+        dz = torch.autograd.grad(losses(*embeddings, domain_B).total, embeddings, create_graph=True)
+        return self._hvp(_gradient(embeddings, dz, leaves, self.curvature, create_graph=True), leaves, v)
 
     def _embed(self, theta, pairs, precision, *, tracking):
-        """(theta as leaves, embeddings)."""
+        """(theta as leaves of autograd, (gallery_BD, probe_BD))."""
         leaves = [value.detach().requires_grad_() for value in theta]
         groups = Groups(pairs, self.batch_norm == "per_domain")
         parameters = dict(zip(self.names, leaves, strict=True))
@@ -69,13 +99,13 @@ def _gradient(embeddings, dz, leaves, precision, *, create_graph):
 
 
 def _in_full(row_BD):
-    """Losses are float32 where activations are 16 bits wide."""
+    """Losses are computed in float32 if activations have 16 bits."""
     return row_BD.float() if row_BD.dtype in (torch.bfloat16, torch.float16) else row_BD
 
 
 @contextmanager
-def _batch_norm(backbone, *, frozen, tracking):
-    """BatchNorm with its running statistics (`frozen`) or the batch's; these are remembered only while `tracking`."""
+def _batch_norm(backbone, *, frozen, tracking) -> Iterator[None]:
+    """BatchNorm with its running statistics (`frozen`) or those of the batch, which are tracked only if `tracking`."""
     layers = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
     before = [(layer.training, layer.track_running_stats) for layer in layers]
     for layer in layers:
@@ -87,11 +117,11 @@ def _batch_norm(backbone, *, frozen, tracking):
             layer.training, layer.track_running_stats = training, track
 
 
-def refuse_first_order(loss):
-    """Raises RuntimeError if a custom operation under `loss` cannot be differentiated twice.
+def refuse_first_order(loss: Tensor) -> None:
+    """Raise RuntimeError if a custom operation under `loss` cannot be differentiated twice.
 
-    torch says so itself only where the failing node lies on the way to the parameters; that of `once_differentiable`
-    does not, so its curvature would be left out without a word.
+    torch raises an error by itself only if the failing node lies on the way to the parameters. The node of
+    `once_differentiable` does not lie there, so its curvature would be left out silently.
     """
     seen, waiting = set(), [loss.grad_fn]
     while waiting:
@@ -100,9 +130,10 @@ def refuse_first_order(loss):
             continue
         seen.add(node)
         waiting.extend(parent for parent, _ in node.next_functions)
-        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
+        function = getattr(type(node), "_forward_cls", node)
+        backward = getattr(function, "backward", None)
         if backward is not None and backward.__code__.co_filename == torch.autograd.function.__file__:
             raise RuntimeError(
-                f"{type(node)._forward_cls.__name__} has no double backward (it is once_differentiable), so order 2 "
+                f"{function.__name__} has no double backward (it is once_differentiable), so order 2 "
                 "would be silently wrong; use an operation that has one, or order 1"
             )

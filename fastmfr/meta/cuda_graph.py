@@ -1,32 +1,41 @@
 """A meta step recorded as one CUDA graph: the host launches it whole, instead of some thousand kernels one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from fastmfr import cuda_graph
+from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.cuda_graph import Recordings, record
-from fastmfr.meta.types import MetaStep, PairBatch
+from fastmfr.losses import MfrLosses
+from fastmfr.meta.types import MetaStep, PairBatch, Split
 
 
-class Captured:
-    """Calls `step`(splits, alpha, rate, losses), and replays it from a graph where nothing but the images changes.
+class RecordedStep:
+    """Calls a step, and replays it from a CUDA graph if nothing but the images and domains has changed.
 
-    When that is, and what `state` says, is as of cuda_graph.Recordings. All splits of a recorded step are held at once,
-    in the graph's own memory, and what a replay gives is good until the next.
+    `fastmfr.cuda_graph.Recordings` decides when that is. A recorded step holds all its splits at once, in the graph's
+    memory, and the result of a replay is valid until the next replay.
+
+    Args:
+        step: The step, as step(splits, alpha, rate, losses).
+        backbone: The network that the step trains.
+        settings: How its gradients are computed; some settings cannot be recorded.
     """
 
-    def __init__(self, step, backbone: nn.Module, settings):
+    def __init__(self, step: Callable[..., MetaStep], backbone: nn.Module, settings: MetaSettings):
         self._step = step
         self._recordings = Recordings(_obstacle(backbone, settings), "shapes and rates")
 
     @property
     def state(self) -> str:
+        """Return a sentence: whether steps are replayed, and if not, why."""
         return self._recordings.state
 
-    def __call__(self, splits, alpha, rate, losses) -> MetaStep:
+    def __call__(self, splits: Iterable[Split], alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
+        """Take one step."""
         if not self._recordings.is_possible:
             return self._step(splits, alpha, rate, losses)
         splits = [(train, test) for train, test in splits]
@@ -35,7 +44,7 @@ class Captured:
         return recording.run(splits) if recording else self._step(splits, alpha, rate, losses)
 
     def _record(self, splits, *settings):
-        """The step on copies of these splits, which it goes on reading."""
+        """Record the step on copies of these splits; a replay reads the copies."""
         held = [tuple(PairBatch(*map(torch.clone, _tensors([part]))) for part in split) for split in splits]
         return _Recording(held, *record(lambda: self._step(held, *settings)))
 
@@ -64,7 +73,7 @@ def _obstacle(backbone, settings):
     found = cuda_graph.obstacle(backbone)
     if not found and settings.batch_norm == "per_domain" and settings.sharing == "none":
         return (
-            f"{cuda_graph.PLAINLY}, for batch_norm 'per_domain' looks at every batch which domains there are; "
+            f"{cuda_graph.PLAINLY}, for batch_norm 'per_domain' reads the domains of every batch on the host; "
             "'batch' does not"
         )
     return found

@@ -1,46 +1,89 @@
-"""Which engine takes a meta step: the R-operator if it applies to the backbone, else autograd."""
+"""The interface of the two engines, and which of the two a backbone gets."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmfr.config.meta_settings import MetaSettings
+from fastmfr.losses import MfrLosses
 from fastmfr.meta.autograd_engine import AutogradEngine
-from fastmfr.meta.rop_engine import OperatorEngine
+from fastmfr.meta.rop_engine import RopEngine
+from fastmfr.meta.types import PairBatch, TestPass, TrainPass
 from fastmfr.precision import check_precision
 from fastmfr.rop import NoROperator
 
 
-def make_engine(
-    backbone: nn.Module, names: list[str], settings: MetaSettings
-) -> tuple[AutogradEngine | OperatorEngine, str]:
+class Engine(Protocol):
+    """Gradients and Hessian-vector products of the losses of a PairBatch, at any parameters of one backbone.
+
+    `theta` is a list of tensors, in the order of the names that the engine was made with. The backbone keeps its own
+    parameters. BatchNorm's running statistics are updated by `train` only.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return "rop" or "autograd"."""
+        ...
+
+    def train(
+        self,
+        theta: Sequence[Tensor],
+        pairs: PairBatch,
+        domain_B: Tensor | None,
+        losses: MfrLosses,
+        *,
+        second_order: bool,
+    ) -> TrainPass:
+        """Compute losses and gradient of a meta-train batch, and prepare its Hessian-vector product if wanted.
+
+        Args:
+            theta: The parameters.
+            pairs: The batch.
+            domain_B: The domains to align, or None for no domain alignment.
+            losses: The losses.
+            second_order: Whether `hvp` of the result is going to be called.
+
+        Raises:
+            RuntimeError: With `second_order`, if an operation of the losses has no double backward.
+        """
+        ...
+
+    def test(self, theta: Sequence[Tensor], pairs: PairBatch, losses: MfrLosses) -> TestPass:
+        """Compute losses and gradient of a meta-test batch, without domain alignment."""
+        ...
+
+
+def make_engine(backbone: nn.Module, names: Sequence[str], settings: MetaSettings) -> tuple[Engine, str]:
     """Make the engine that the settings ask for.
 
     Args:
-        backbone: The network to take gradients of.
-        names: The names of its trained parameters, in the order of every list of tensors.
-        settings: What to compute, and how.
+        backbone: The network to differentiate.
+        names: The names of its trained parameters, in the order of every `theta`.
+        settings: Which engine is wanted, and how it computes.
 
     Returns:
         The engine, and why it is not the R-operator, or "".
 
     Raises:
-        ValueError: If engine "rop" is asked for and does not apply to the backbone, or if the backbone's device does
-            not have a precision.
+        ValueError: If engine "rop" is wanted and does not apply to the backbone, or if the backbone's device does not
+            have a precision.
     """
     device = next((value.device for value in backbone.parameters()), torch.device("cpu"))
     precision, curvature = settings.precision, settings.hvp_precision
     check_precision(precision, device)
     check_precision(curvature, device)
-    # with sharing, every batch is of one domain: the statistics of the domain are those of the batch
+    # With sharing, every batch is of one domain: the statistics of the domain are those of the batch.
     one_domain = settings.sharing != "none" and settings.batch_norm == "per_domain"
     batch_norm = "batch" if one_domain else settings.batch_norm
-    if settings.engine == "autograd":
-        engine = AutogradEngine(backbone, names, batch_norm, precision=precision, curvature=curvature)
-        return engine, "autograd was asked for"
-    try:
-        engine = OperatorEngine(backbone, names, batch_norm, settings.memory, precision=precision, curvature=curvature)
-        return engine, ""
-    except NoROperator as error:
-        if settings.engine == "rop":
-            raise
-        return AutogradEngine(backbone, names, batch_norm, precision=precision, curvature=curvature), str(error)
+    reason = "autograd was asked for"
+    if settings.engine != "autograd":
+        try:
+            engine = RopEngine(backbone, names, batch_norm, settings.memory, precision=precision, curvature=curvature)
+            return engine, ""
+        except NoROperator as error:
+            if settings.engine == "rop":
+                raise
+            reason = str(error)
+    return AutogradEngine(backbone, names, batch_norm, precision=precision, curvature=curvature), reason

@@ -1,41 +1,61 @@
-"""Which images share their batch statistics, and how much each loss pulls on their embeddings.
+"""Which images go through the backbone together, and the gradients of the losses on their embeddings.
 
 Shape suffixes: B = pairs, D = embedding, H W = image.
 """
 
-import torch
+from collections.abc import Sequence
 
-from fastmfr.losses import LOSSES, MfrLosses, through_length, unit_pairs
+import torch
+from torch import Tensor
+
+from fastmfr.losses import LOSSES, MfrLosses, MfrTerms, through_length, unit_pairs
+from fastmfr.meta.types import PairBatch
 
 
 class Groups:
-    """The images of a PairBatch in groups that go through the backbone as one batch each: all, or those of a domain.
+    """The images of a PairBatch in groups, each of which goes through the backbone as one batch.
 
-    `images`: of each group (2 rows, 3, H, W), its galleries before its probes.
+    Attributes:
+        images: One tensor for each group, shape (2 * pairs of the group, 3, H, W): its galleries, then its probes.
+
+    Args:
+        pairs: The batch.
+        per_domain: Whether each domain is a group; else all pairs are one group.
     """
 
-    def __init__(self, pairs, per_domain):
-        if per_domain:  # unique() synchronises the host: the price of statistics by domain when eager
+    def __init__(self, pairs: PairBatch, per_domain: bool):
+        if per_domain:  # unique() synchronises the host: the price of statistics by domain outside of a CUDA graph
             rows = [(pairs.domain_B == domain).nonzero().squeeze(1) for domain in pairs.domain_B.unique()]
             halves = [(pairs.gallery_B3HW[group], pairs.probe_B3HW[group]) for group in rows]
-            self.back = torch.cat(rows).argsort()
+            self._back = torch.cat(rows).argsort()
         else:
-            halves, self.back = [(pairs.gallery_B3HW, pairs.probe_B3HW)], None
+            halves, self._back = [(pairs.gallery_B3HW, pairs.probe_B3HW)], None
         self.images = [torch.cat(half) for half in halves]
 
-    def join(self, embeddings):
-        """(gallery_BD, probe_BD) in the order of the pairs, out of one embedding of each group."""
-        if self.back is None:
-            return embeddings[0].chunk(2)
+    def join(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return (gallery_BD, probe_BD) in the order of the pairs, from the embeddings of each group's images."""
+        if self._back is None:
+            gallery_BD, probe_BD = embeddings[0].chunk(2)
+            return gallery_BD, probe_BD
         halves = zip(*(embedding.chunk(2) for embedding in embeddings), strict=True)
-        gallery_BD, probe_BD = (torch.cat(half)[self.back] for half in halves)
+        gallery_BD, probe_BD = (torch.cat(half)[self._back] for half in halves)
         return gallery_BD, probe_BD
 
 
-def pulls_and_gradient(losses: MfrLosses, embeddings, domain_B, *, create_graph):
-    """(terms, pulls (3,), gradient of their total on gallery_BD and on probe_BD): each loss is differentiated once.
+def loss_gradients(
+    losses: MfrLosses, embeddings: tuple[Tensor, Tensor], domain_B: Tensor | None, *, create_graph: bool
+) -> tuple[MfrTerms, Tensor, tuple[Tensor, ...]]:
+    """Differentiate each loss once, on the unit rows, and carry the three gradients on to the embeddings together.
 
-    The three gradients are taken on the unit rows, and go on to the `embeddings` together.
+    Args:
+        losses: The losses.
+        embeddings: (gallery_BD, probe_BD).
+        domain_B: The domains to align, or None for no domain alignment.
+        create_graph: Whether the gradients can be differentiated again.
+
+    Returns:
+        The losses; the norms of the three weighted losses' gradients on the embeddings, shape (3,), in the order of
+        LOSSES; and the gradient of the total loss on gallery_BD and on probe_BD.
     """
     unit_2BD, inverse_2B1 = unit_pairs(*embeddings)
     terms = losses.of_unit_pairs(unit_2BD, domain_B)
@@ -45,7 +65,7 @@ def pulls_and_gradient(losses: MfrLosses, embeddings, domain_B, *, create_graph)
         if loss.requires_grad:
             weight = torch.full_like(loss, getattr(losses, name))
             parts += torch.autograd.grad(loss, unit_2BD, weight, retain_graph=True, create_graph=create_graph)
-        else:  # one domain, nothing to align
+        else:  # without domain_B nothing is aligned
             parts.append(torch.zeros_like(unit_2BD))
     with torch.set_grad_enabled(create_graph):
         dz_32BD = through_length(torch.stack(parts), unit_2BD, inverse_2B1)

@@ -1,33 +1,56 @@
 """The engine for backbones of known operations: the R-operator in the body, autograd twice on the embeddings.
 
-All terms across domains (hard negatives, soft classes, alignment) live on the embeddings, so they are exact and add no
-convolution.
+All losses across domains (hard negatives, soft classes, alignment) are functions of the embeddings. So they are exact
+and cost no convolution.
 """
 
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import torch
+from torch import Tensor, nn
 
+from fastmfr.config.choices import BatchNormStatistics, Memory, Precision
+from fastmfr.losses import MfrLosses
 from fastmfr.meta.autograd_engine import refuse_first_order
-from fastmfr.meta.memory import free_bytes
-from fastmfr.meta.pair_batches import Groups, pulls_and_gradient
+from fastmfr.meta.pair_batches import Groups, loss_gradients
+from fastmfr.meta.types import PairBatch, TestPass, TrainPass
 from fastmfr.precision import activations, matmul_precision
 from fastmfr.rop import NoROperator, Program, Tape
+from fastmfr.runtime import free_bytes
 
-KEPT = 4  # what the state kept and the passes over it take at most, beside what the forward pass made
+KEPT = 4  # most memory of the kept state and of the passes over it, as a multiple of what the forward pass made
 
 
-class OperatorEngine:
-    """What AutogradEngine does, for a backbone that `Program` can read; raises NoROperator for another.
+class RopEngine:
+    """The Engine for a backbone that `Program` can read.
 
-    `memory`: "kept" goes on from the state of the gradient's passes, "streaming" makes it again and needs about
-    two thirds of the memory; "auto" keeps the state where it takes less than half of what is free. `precision` and
-    `curvature` as AutogradEngine has them; where they differ, the state is not kept.
+    Args:
+        backbone: The network.
+        names: The names of its trained parameters, in the order of every `theta`.
+        batch_norm: The statistics that BatchNorm uses.
+        memory: "kept" computes H v from the state of the gradient's passes. "streaming" computes the state again and
+            needs about two thirds of the memory. "auto" keeps the state if that takes less than half of what is free.
+        precision: Of the passes for gradients; None leaves torch's settings as they are.
+        curvature: Of the passes for H v. If it differs from `precision`, the state is not kept.
+
+    Raises:
+        NoROperator: If the backbone has an operation without an R-operator, or if autocast is on and `precision` is
+            None.
     """
 
     name = "rop"
 
-    def __init__(self, backbone, names, batch_norm, memory, *, precision=None, curvature=None):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        names: Sequence[str],
+        batch_norm: BatchNormStatistics,
+        memory: Memory,
+        *,
+        precision: Precision | None = None,
+        curvature: Precision | None = None,
+    ):
         device = next((value.device.type for value in backbone.parameters()), "cpu")
         if precision is None and torch.is_autocast_enabled(device):
             raise NoROperator(
@@ -38,35 +61,46 @@ class OperatorEngine:
         self.names, self.batch_norm, self.memory = names, batch_norm, memory
         self.precision, self.curvature = precision, curvature
 
-    def train(self, theta, pairs, domain_B, losses, *, twice):
-        """(terms, pulls, gradient, curve) of meta-train; curve(v), there where `twice`, is the Hessian times v."""
+    def train(
+        self,
+        theta: Sequence[Tensor],
+        pairs: PairBatch,
+        domain_B: Tensor | None,
+        losses: MfrLosses,
+        *,
+        second_order: bool,
+    ) -> TrainPass:
+        """Compute losses and gradient of a meta-train batch, as Engine says."""
         groups, tapes, leaves = self._forward(theta, pairs, "tracked")
         embeddings = groups.join(leaves)
-        terms, lengths, dz = pulls_and_gradient(losses, embeddings, domain_B, create_graph=twice)
-        if twice:
+        terms, norms, dz = loss_gradients(losses, embeddings, domain_B, create_graph=second_order)
+        if second_order:
             refuse_first_order(terms.total)
-        dz = torch.autograd.grad(embeddings, leaves, dz, create_graph=twice)
-        keep = twice and self._keep(tapes, leaves[0].device)
+        dz = torch.autograd.grad(embeddings, leaves, dz, create_graph=second_order)
+        keep = second_order and self._keep(tapes, leaves[0].device)
         gradient = self._backward(tapes, dz, keep=keep)
+        if keep:
+            return TrainPass(terms, norms, gradient, partial(self._hvp_kept, tapes, leaves, dz))
+        hvp = partial(self._hvp_streaming, theta, groups, leaves, dz, domain_B, losses)
+        return TrainPass(terms, norms, gradient, hvp)
 
-        curve = (
-            partial(self._kept, tapes, leaves, dz)
-            if keep
-            else partial(self._streaming, theta, groups, leaves, dz, domain_B, losses)
-        )
-        return terms, lengths, gradient, curve
+    def test(self, theta: Sequence[Tensor], pairs: PairBatch, losses: MfrLosses) -> TestPass:
+        """Compute losses and gradient of a meta-test batch, as Engine says."""
+        groups, tapes, leaves = self._forward(theta, pairs, "batch")
+        terms = losses(*groups.join(leaves))
+        return TestPass(terms, self._backward(tapes, torch.autograd.grad(terms.total, leaves), keep=False))
 
-    def _kept(self, tapes, leaves, dz, v):
-        """The Hessian times v, from the state of the gradient's passes, which is freed."""
+    def _hvp_kept(self, tapes, leaves, dz, v):
+        """H v from the state of the gradient's passes, which is freed."""
         direction = dict(zip(self.names, v, strict=True))
         with matmul_precision(self.curvature):
             zd = [tape.tangent(direction) for tape in tapes]
         dzd = torch.autograd.grad(dz, leaves, zd)
         with matmul_precision(self.curvature):
-            return _sum(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
+            return _sum_of_groups(tape.second(part) for tape, part in zip(tapes, dzd, strict=True))
 
-    def _streaming(self, theta, groups, leaves, dz, domain_B, losses, v):
-        """The same from the images."""
+    def _hvp_streaming(self, theta, groups, leaves, dz, domain_B, losses, v):
+        """H v from the images."""
         direction = dict(zip(self.names, v, strict=True))
         with matmul_precision(self.curvature):
             tapes = [self._tape(theta, self.curvature) for _ in groups.images]
@@ -77,23 +111,17 @@ class OperatorEngine:
                 ),
                 strict=True,
             )
-        if self.curvature != self.precision:  # the embeddings differ a little, and so does what pulls on them
+        if self.curvature != self.precision:  # the embeddings differ a little, and so do the losses' gradients on them
             leaves = [embedding.requires_grad_() for embedding in z]
             dz = torch.autograd.grad(losses(*groups.join(leaves), domain_B).total, leaves, create_graph=True)
         dzd = torch.autograd.grad(dz, leaves, zd)
         with matmul_precision(self.curvature):
-            return _sum(
+            return _sum_of_groups(
                 tape.second_streaming(part.detach(), part_d) for tape, part, part_d in zip(tapes, dz, dzd, strict=True)
             )
 
-    def test(self, theta, pairs, losses):
-        """(terms, gradient) of meta-test."""
-        groups, tapes, leaves = self._forward(theta, pairs, "batch")
-        terms = losses(*groups.join(leaves))
-        return terms, self._backward(tapes, torch.autograd.grad(terms.total, leaves), keep=False)
-
     def _forward(self, theta, pairs, statistics):
-        """Groups, of each a Tape that has run forward and its embedding as a leaf of autograd."""
+        """The groups; for each a Tape that has run forward, and its embeddings as a leaf of autograd."""
         groups = Groups(pairs, self.batch_norm == "per_domain")
         tapes = [self._tape(theta, self.precision) for _ in groups.images]
         with matmul_precision(self.precision):
@@ -105,7 +133,7 @@ class OperatorEngine:
 
     def _backward(self, tapes, dz, *, keep):
         with matmul_precision(self.precision):
-            return _sum(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
+            return _sum_of_groups(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
 
     def _tape(self, theta, precision):
         return Tape(self.program, dict(zip(self.names, theta, strict=True)), activations(precision))
@@ -121,6 +149,6 @@ class OperatorEngine:
         return KEPT * sum(tape.bytes for tape in tapes) < free_bytes(device) / 2
 
 
-def _sum(gradients):
-    """The sum of {name: gradient}, as a list; not in place, for a tape's gradients are part of its state."""
+def _sum_of_groups(gradients):
+    """The sum of {name: gradient} over groups, as a list. Not in place: a tape's gradients are part of its state."""
     return reduce(torch._foreach_add, [list(gradient.values()) for gradient in gradients])

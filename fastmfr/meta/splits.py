@@ -1,21 +1,21 @@
-"""The summands of a meta-gradient: split by split, or one over domains that share their passes between the splits.
+"""The summands of a meta-gradient: one for each split, or one over domains whose passes serve all splits.
 
-Split by split, with L_S the meta-train and L_T the meta-test loss of a split:
+Without sharing, with L_S the meta-train and L_T the meta-test loss of a split:
 
     theta' = theta - alpha grad L_S      v = grad L_T at theta'      gamma grad L_S + (1 - gamma) (v - alpha H v)
 
-Shared, where a domain's loss L_j looks at that domain alone and L_S is the mean of the others' L_j: with g_j and H_j
-the gradient and Hessian of L_j at theta, and V = sum of all v_i, the sum over the N splits is
+With sharing, a domain's loss L_j sees that domain alone, and L_S is the mean of the L_j of the other domains. With g_j
+and H_j the gradient and Hessian of L_j at theta, and V the sum of all v_i, the sum over the N splits is
 
     theta'_i = theta - alpha / (N - 1) (sum of g - g_i)
     gamma (sum of g) + (1 - gamma) (V - alpha / (N - 1) sum_j H_j (V - v_j))
 
-so each domain's gradient is taken once and its Hessian met once: N products with a Hessian instead of N (N - 1).
-All of it is arithmetic on flat buffers; one that has served is used again, for the Hessian needs the room.
+so each domain costs one gradient and one Hessian-vector product: N products in all, instead of N (N - 1).
+All of it is arithmetic on flat buffers. A buffer is used again when its content has served, for H v needs the memory.
 Shape suffix: P = parameters laid end to end.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,79 +24,113 @@ from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.flat import Flat
 from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import LOSSES, MfrLosses
-from fastmfr.meta.types import Summand
+from fastmfr.meta.engine import Engine
+from fastmfr.meta.types import Split, Summand
 
-COUNTS = ("positives", "negatives")  # of mined pairs: of several domains added up, where losses are averaged
+COUNTS = ("positives", "negatives")  # of mined pairs: summed over domains, while losses are averaged
 
 
 def summands(
-    settings: MetaSettings, engine, flat: Flat, theta_P: Tensor, splits: Iterable, alpha: float, losses: MfrLosses
+    settings: MetaSettings,
+    engine: Engine,
+    flat: Flat,
+    theta_P: Tensor,
+    splits: Iterable[Split],
+    alpha: float,
+    losses: MfrLosses,
 ) -> Iterator[tuple[Summand, bool]]:
-    """(summand, whether it is the last) of a meta-batch. Raises ValueError where there are too few splits."""
+    """Compute the summands of one meta-batch, one after the other.
+
+    Args:
+        settings: The order, and whether the splits are shared.
+        engine: What computes gradients.
+        flat: The layout of `theta_P`, in the engine's order of names.
+        theta_P: The parameters.
+        splits: (train, test) batches of each split, or with sharing of each domain; read one at a time.
+        alpha: Inner step size, >= 0.
+        losses: The losses of a split.
+
+    Returns:
+        An iterator over pairs: a summand, and whether it is the last one.
+
+    Raises:
+        ValueError: If there is no split, or with sharing fewer than two domains.
+    """
     if settings.order == 0:
         alpha = 0.0
     order = settings.order if alpha else 0  # at alpha = 0 the Hessian has no part in the gradient
-    take = _one_by_one if settings.sharing == "none" else _shared
-    return take(engine, flat, theta_P, splits, alpha, order, losses)
+    compute = _split_by_split if settings.sharing == "none" else _shared
+    return compute(engine, flat, theta_P, splits, alpha, order, losses)
 
 
-def joined(logs):
-    """(losses, norms) of several summands as one."""
-    return tuple(
+def concatenated(
+    logs: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Concatenate the (losses, norms) of several summands along the splits, name by name."""
+    losses, norms = (
         {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*logs, strict=True)
     )
+    return losses, norms
 
 
-def _one_by_one(engine, flat, theta_P, splits, alpha, order, losses):
-    """Of each split, in three buffers that all of them use."""
+def _split_by_split(engine, flat, theta_P, splits, alpha, order, losses):
+    """One summand for each split, in three buffers that all of them use."""
     g_P, v_P, hv_P = flat.empty(), flat.empty(), flat.empty() if order == 2 else None
     waiting = iter(splits)
     split = next(waiting, None)
     if split is None:
         raise ValueError("want at least one split, got none")
     while split is not None:
-        summand = _split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P)
+        summand = _of_split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P)
         split = None  # images of two splits are never held together
         split = next(waiting, None)
         yield summand, split is None
 
 
-def _split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P):
-    """The summand of one split, in these buffers; what else it held is free afterwards."""
+def _of_split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P):
+    """The summand of one split, in these buffers; all other memory is free afterwards."""
     train, test = split
-    terms, pulls, g, curve = engine.train(flat.views(theta_P), train, train.domain_B, losses, twice=hv_P is not None)
-    flat.fill(g_P, g)
-    del g
+    trained = engine.train(flat.views(theta_P), train, train.domain_B, losses, second_order=hv_P is not None)
+    flat.fill(g_P, trained.gradient)
+    terms, loss_gradient_norms, hvp = trained.terms, trained.loss_gradient_norms, trained.hvp
+    del trained  # the gradient's memory
     look_ahead(v_P, theta_P, g_P, alpha)
-    tested, v = engine.test(flat.views(v_P), test, losses)
-    flat.fill(v_P, v)  # in the place of theta', which has served
-    del v
-    norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), pulls)
+    tested = engine.test(flat.views(v_P), test, losses)
+    flat.fill(v_P, tested.gradient)  # in the place of theta', which has served
+    test_terms = tested.terms
+    del tested
+    norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), loss_gradient_norms)
     if hv_P is not None:
-        flat.fill(hv_P, curve(flat.views(v_P)))
+        flat.fill(hv_P, hvp(flat.views(v_P)))
         norms["alpha_hv_over_v"] = alpha * hv_P.norm() / _positive(norms["meta_test"])
-    return Summand(g_P, v_P, hv_P, alpha, _losses(_of_one(vars(terms)), _of_one(vars(tested))), _of_one(norms))
+    log = _losses(_as_one_split(vars(terms)), _as_one_split(vars(test_terms)))
+    return Summand(g_P, v_P, hv_P, alpha, log, _as_one_split(norms))
 
 
 def _shared(engine, flat, theta_P, domains, alpha, order, losses):
-    """One for all splits, out of (train, test) batches of each domain; a split trains on all trains but its own."""
-    terms, pulls, curves, tests, g_NP = [], [], [], [], []
+    """One summand for all splits, from (train, test) batches of each domain.
+
+    A split trains on the train batches of all domains but the one that it tests on.
+    """
+    terms, loss_gradient_norms, hvps, tests, g_NP = [], [], [], [], []
     for train, test in domains:
-        term, pull, g, curve = engine.train(flat.views(theta_P), train, None, losses, twice=order == 2)
-        g_NP.append(flat.fill(flat.empty(), g))
-        for values, value in ((terms, term), (pulls, pull), (curves, curve), (tests, test)):
-            values.append(value)
-        del g
+        trained = engine.train(flat.views(theta_P), train, None, losses, second_order=order == 2)
+        g_NP.append(flat.fill(flat.empty(), trained.gradient))
+        terms.append(trained.terms)
+        loss_gradient_norms.append(trained.loss_gradient_norms)
+        hvps.append(trained.hvp)
+        tests.append(test)
+        del trained  # the gradient's memory
     N = len(tests)
     if N < 2:
         raise ValueError(f"want the batches of at least two domains to share between splits, got {N}")
     step = alpha / (N - 1)
-    g_P = _sum(g_NP)
-    tested, norms = _look_ahead(engine, flat, theta_P, tests, losses, g_P, g_NP, step, pulls)
-    v_NP = g_NP  # each was overwritten by its split's v
-    v_P, hv_P = _sum(v_NP), None
+    g_P = _sum_of_buffers(g_NP)
+    tested, norms = _test_all(engine, flat, theta_P, tests, losses, g_P, g_NP, step, loss_gradient_norms)
+    v_NP = g_NP  # _test_all has overwritten each g with its split's v
+    v_P, hv_P = _sum_of_buffers(v_NP), None
     if order == 2:
-        hv_P = _curved(flat, curves, v_P, v_NP)
+        hv_P = _sum_of_hvps(flat, hvps, v_P, v_NP)
         norms["alpha_hv_over_v"] += step * hv_P.norm() / _positive(v_P.norm())
     trained = {
         name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
@@ -105,60 +139,64 @@ def _shared(engine, flat, theta_P, domains, alpha, order, losses):
     yield Summand(g_P, v_P, hv_P, step, _losses(trained, tested), norms), True
 
 
-def _look_ahead(engine, flat, theta_P, tests, losses, sum_g_P, g_NP, step, all_pulls):
-    """(losses, norms) of all splits, without what H v adds to the norms; puts each split's v in the place of its g."""
+def _test_all(engine, flat, theta_P, tests, losses, sum_g_P, g_NP, step, loss_gradient_norms):
+    """(losses, norms) of the meta-test batches of all splits; overwrites each g of `g_NP` with its split's v.
+
+    The norm alpha_hv_over_v is left 0.
+    """
     base_P = flat.empty()
     look_ahead(base_P, theta_P, sum_g_P, step)
     tested, norms = [], []
     for i, (test, g_P) in enumerate(zip(tests, g_NP, strict=True)):
-        length_g = torch.dist(sum_g_P, g_P) / (len(tests) - 1)
+        g_norm = torch.dist(sum_g_P, g_P) / (len(tests) - 1)
         look_ahead(g_P, base_P, g_P, -step)
-        terms, v = engine.test(flat.views(g_P), test, losses)
-        flat.fill(g_P, v)
-        tested.append(vars(terms))
-        pulls = torch.linalg.vector_norm(torch.stack(all_pulls[:i] + all_pulls[i + 1 :]), dim=0)
-        norms.append(_norms(length_g, g_P.norm(), torch.zeros_like(terms.total), pulls))
+        at_split = engine.test(flat.views(g_P), test, losses)
+        flat.fill(g_P, at_split.gradient)
+        tested.append(vars(at_split.terms))
+        others = torch.stack(loss_gradient_norms[:i] + loss_gradient_norms[i + 1 :])
+        zero = torch.zeros_like(at_split.terms.total)
+        norms.append(_norms(g_norm, g_P.norm(), zero, torch.linalg.vector_norm(others, dim=0)))
     return _stack(tested), _stack(norms)
 
 
-def _curved(flat, curves, sum_v_P, v_NP):
-    """The sum over domains of H_j (V - v_j); empties both lists, so that a state is let go when it has served."""
+def _sum_of_hvps(flat, hvps, sum_v_P, v_NP):
+    """The sum over domains of H_j (V - v_j); empties both lists, so that a domain's state is freed after use."""
     total_P = flat.zeros()
-    while curves:
+    while hvps:
         direction_P = torch.sub(sum_v_P, v_NP[-1], out=v_NP.pop())
-        torch._foreach_add_(flat.views(total_P), list(curves.pop()(flat.views(direction_P))))
+        torch._foreach_add_(flat.views(total_P), list(hvps.pop()(flat.views(direction_P))))
     return total_P
 
 
-def _sum(flats):
+def _sum_of_buffers(flats):
     total_P = flats[0].clone()
     for flat_P in flats[1:]:
         total_P += flat_P
     return total_P
 
 
-def _of_one(log):
-    """What `_stack` gives of a single split, without a launch."""
+def _as_one_split(log):
+    """What `_stack` makes of a single split, without a launch."""
     return {name: value.detach()[None] for name, value in log.items()}
 
 
 def _stack(logs):
-    """Dicts of one value a split -> one dict of (splits,), detached."""
+    """One {name: ()} for each split -> one {name: (splits,)}, detached."""
     return {name: torch.stack([log[name].detach() for log in logs]) for name in logs[0]}
 
 
 def _losses(trained, tested):
-    """Those of meta-train, and beside them those of meta-test, where nothing is aligned."""
+    """The losses of meta-train together with those of meta-test, which have no domain alignment."""
     return trained | {f"{name}_test": value for name, value in tested.items() if name != "domain_alignment"}
 
 
-def _norms(meta_train, meta_test, alpha_hv_over_v, pulls):
-    shares = pulls / _positive(pulls.sum())
+def _norms(meta_train, meta_test, alpha_hv_over_v, loss_gradient_norms):
+    fractions = loss_gradient_norms / _positive(loss_gradient_norms.sum())
     return {
         "meta_train": meta_train,
         "meta_test": meta_test,
         "alpha_hv_over_v": alpha_hv_over_v,
-        **{f"share_{name}": share for name, share in zip(LOSSES, shares, strict=True)},
+        **{f"share_{name}": fraction for name, fraction in zip(LOSSES, fractions, strict=True)},
     }
 
 
