@@ -5,8 +5,15 @@ Both are stacks of one residual block (BatchNorm, convolution, BatchNorm, PReLU,
 Shape suffixes: B = batch, D = embedding, H W = image.
 """
 
-from torch import nn
+from collections.abc import Sequence
+from typing import get_args
 
+from torch import Tensor, nn
+
+from fastmfr.config import Config
+from fastmfr.config.choices import Backbone
+
+NAMES = get_args(Backbone)
 IRESNET_BLOCKS = {
     "iresnet18": (2, 2, 2, 2),
     "iresnet34": (3, 4, 6, 3),
@@ -14,13 +21,18 @@ IRESNET_BLOCKS = {
     "iresnet100": (3, 13, 30, 3),
     "iresnet200": (6, 26, 60, 6),
 }
-NAMES = ("mfr28", *IRESNET_BLOCKS)
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut; the last sum is left linear. The first may change width and stride."""
+    """A residual block of two 3 x 3 convolutions; no activation follows the sum.
 
-    def __init__(self, width_in, width, stride=1):
+    Args:
+        width_in: Channels of the input.
+        width: Channels of the output. If width or stride change the shape, the shortcut has a 1 x 1 convolution.
+        stride: Of the second convolution.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int = 1):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
@@ -32,7 +44,8 @@ class Block(nn.Module):
         if stride != 1 or width_in != width:
             self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, width_in, H, W) to (B, width, H / stride, W / stride), rounded up."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))) + shortcut
 
@@ -48,14 +61,19 @@ def _initialise(network):
 
 
 class MfrNet(nn.Module):
-    """image_B3HW -> embedding_BD: a two-convolution stem, blocks (3, 3, 4, 3), global average pooling.
+    """The network of Meta Face Recognition: a stem of two convolutions, four stages of blocks, global average pooling.
 
-    The paper prints width x 0.5, 4.64M parameters, 256 outputs and 128.7M multiply-adds, not the layout. This one is
-    matched by size: 28 convolutions of 3 x 3, 4.67M parameters. Its multiply-adds at 120 px are 269M, so the authors'
-    strides must differ. Any image of 16 px or more will do. An `embedding` other than 512 * width adds a linear layer.
+    The paper (arXiv 2003.07733) prints width x 0.5, 4.64M parameters, 256 outputs and 128.7M multiply-adds, but not the
+    layout. This layout matches the size: 28 convolutions of 3 x 3 and 4.67M parameters. Its multiply-adds at 120 px are
+    269M, so the authors' strides must differ.
+
+    Args:
+        embedding: Outputs D. None is 512 * width; another number adds a linear layer.
+        width: Channels, as a multiple of 64 in the stem and of 64, 128, 256 and 512 in the stages.
+        blocks: Residual blocks of each stage.
     """
 
-    def __init__(self, embedding=None, width=0.5, blocks=(3, 3, 4, 3)):
+    def __init__(self, embedding: int | None = None, width: float = 0.5, blocks: Sequence[int] = (3, 3, 4, 3)):
         super().__init__()
         stem, *widths = (round(width * base) for base in (64, 64, 128, 256, 512))
         self.stem = nn.Sequential(
@@ -74,17 +92,26 @@ class MfrNet(nn.Module):
         self.fc = nn.Identity() if self.embedding == widths[-1] else nn.Linear(widths[-1], self.embedding)
         _initialise(self)
 
-    def forward(self, image_B3HW):
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Map images of 16 pixels or more a side to embeddings (B, D)."""
         return self.fc(self.bn(self.stages(self.stem(image_B3HW))).mean((2, 3)))
 
 
 class IResNet(nn.Module):
-    """image_B3HW -> embedding_BD; parameters are named as InsightFace's checkpoints name them.
+    """InsightFace's iResNet; parameters are named as InsightFace's checkpoints name them.
 
-    `image_size` is fixed by the linear layer: 112 gives its usual 7 x 7 grid, any multiple of 16 will do.
+    Args:
+        blocks: Residual blocks of each of the four stages.
+        embedding: Outputs D.
+        image_size: Width and height of the images in pixels, a multiple of 16. The linear layer fixes the size; at 112
+            the layer sees a grid of 7 x 7.
+        dropout: Probability of a zero before the linear layer.
+
+    Raises:
+        ValueError: If the image size is no multiple of 16.
     """
 
-    def __init__(self, blocks, embedding=512, image_size=112, dropout=0.0):
+    def __init__(self, blocks: Sequence[int], embedding: int = 512, image_size: int = 112, dropout: float = 0.0):
         super().__init__()
         if image_size % 16:
             raise ValueError(f"an iResNet wants an image size that is a multiple of 16, got {image_size}")
@@ -104,17 +131,27 @@ class IResNet(nn.Module):
         self.features.weight.requires_grad = False  # the embedding's scale is meaningless under a cosine
         _initialise(self)
 
-    def forward(self, image_B3HW):
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Map images of the size that the network was made for to embeddings (B, D)."""
         x = self.prelu(self.bn1(self.conv1(image_B3HW)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.features(self.fc(self.dropout(self.bn2(x)).flatten(1)))
 
 
-def build(name, embedding=None, *, width=0.5, image_size=112, dropout=0.0):
-    """A backbone by name (one of NAMES), with fresh weights: image_B3HW in about [-1, 1] -> embedding_BD.
+def build(
+    name: str, embedding: int | None = None, *, width: float = 0.5, image_size: int = 112, dropout: float = 0.0
+) -> MfrNet | IResNet:
+    """Build a backbone with fresh weights; it maps image_B3HW, with values in about [-1, 1], to embedding_BD.
 
-    `embedding`: outputs D; None takes the network's own (mfr28: 512 * width, iResNet: 512). `width` scales mfr28's
-    channels (0.5 is the paper's), `image_size` and `dropout` are the iResNets'. Raises ValueError for another name.
+    Args:
+        name: One of NAMES: mfr28, iresnet18, iresnet34, iresnet50, iresnet100 or iresnet200.
+        embedding: Outputs D. None is 512 * width for mfr28, and 512 for an iResNet.
+        width: Channels of mfr28, as a multiple of 64 to 512; the paper has 0.5.
+        image_size: Width and height of an iResNet's images in pixels, a multiple of 16.
+        dropout: Probability of a zero before the last layer of an iResNet.
+
+    Raises:
+        ValueError: If there is no backbone of this name, or if the image size is no multiple of 16.
     """
     if name == "mfr28":
         return MfrNet(embedding, width)
@@ -123,7 +160,7 @@ def build(name, embedding=None, *, width=0.5, image_size=112, dropout=0.0):
     raise ValueError(f"want a backbone out of {', '.join(NAMES)}, got {name!r}")
 
 
-def build_backbone(config):
-    """The backbone that a run's settings name, with fresh weights."""
+def build_backbone(config: Config) -> MfrNet | IResNet:
+    """Build the backbone that a run's settings name, with fresh weights."""
     model = config.model
     return build(model.name, model.embedding, width=model.width, image_size=config.data.size, dropout=model.dropout)

@@ -1,7 +1,8 @@
-"""Recording what a step launches as one CUDA graph: the host then launches it whole, not kernel after kernel."""
+"""Recording what a step launches as one CUDA graph, which the host then launches whole, not kernel after kernel."""
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,21 +14,32 @@ PLAINLY = "steps run operation by operation"
 
 
 class Recordings:
-    """Says for each step whether it runs as it is or from a recording, of which there is one at a time.
+    """Decides for each step whether the step runs as it is or from a recording; there is one recording at a time.
 
-    A graph holds shapes and numbers as they were recorded: they are a step's `key`. So the first step with a new key
-    runs as it is, which also compiles kernels; the second is recorded; it and those after it are replayed. `state` says
-    in a sentence whether steps are replayed, and if not, why; `obstacle` is such a reason, or "".
+    A graph holds shapes and numbers as they were recorded. They are the step's key. The first step with a new key runs
+    as it is, which also compiles kernels. The second one is recorded. The second one and the following ones are
+    replayed.
+
+    Args:
+        obstacle: Why nothing can be recorded, as a sentence, or "".
+        what_must_stay: What a key consists of, in words for `state`, such as "shapes".
+
+    Attributes:
+        is_possible: Whether steps can be recorded.
+        state: A sentence: whether steps are replayed, and if not, why.
     """
 
     def __init__(self, obstacle: str, what_must_stay: str):
-        self.is_possible, self._key, self._recording = not obstacle, None, None
+        self.is_possible = not obstacle
+        self._key, self._recording = None, None
         self.state = obstacle or f"a step is recorded as a CUDA graph as soon as two have had the same {what_must_stay}"
 
-    def take(self, key, make: Callable):
-        """The recording to replay for a step with this key, by `make()` where it is due; None: run the step as it is.
+    def take(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the recording to replay for a step, or None if the step is to run as it is.
 
-        `make` may raise RuntimeError for a step that cannot be recorded: then none is tried again.
+        Args:
+            key: The shapes and numbers that a recording holds; compared by ==.
+            make: Records the step. If it raises RuntimeError, no step is recorded from then on.
         """
         if not self.is_possible:
             return None
@@ -50,7 +62,7 @@ class Recordings:
 
 
 def obstacle(network: nn.Module) -> str:
-    """Why no step of the network can be recorded, or ""."""
+    """Return why no step of the network can be recorded, as a sentence, or ""."""
     device = next((value.device for value in network.parameters()), torch.device("cpu"))
     if device.type != "cuda":
         return f"{PLAINLY}, for the device is {device}, which has no CUDA graphs"
@@ -60,10 +72,20 @@ def obstacle(network: nn.Module) -> str:
     return ""
 
 
-def record(function):
-    """(replay, result) of what `function` launches on the current GPU, of which nothing is run yet."""
+def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Record what a function launches on the current GPU; nothing of it runs yet.
+
+    Args:
+        function: What to record. It must not wait for the device.
+
+    Returns:
+        A function that replays the recording, and what `function` returned: tensors that each replay writes.
+
+    Raises:
+        RuntimeError: If an operation cannot be recorded.
+    """
     graph, pool, side = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-    with torch.cuda.stream(side):  # left again whatever happens, which torch.cuda.graph does not do
+    with torch.cuda.stream(side):  # left again after an error too, unlike in torch.cuda.graph
         batchnorm_prelu.prepare_capture(side.device)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -78,10 +100,10 @@ def record(function):
 
 
 def _abandon(graph, pool, device):
-    """Ends a recording that went wrong. Else its memory would stay its own, and blocks freed later would not return."""
+    """End a recording that failed. Else its memory would stay reserved, and blocks freed later would not return."""
     _tried(graph.capture_end)  # it may have ended before
     try:
-        graph.pool()  # known only of a recording that has ended, and of such a one the graph itself lets go
+        graph.pool()  # raises unless the recording has ended; if it has, the graph frees the pool itself
     except RuntimeError:
         _tried(torch._C._cuda_endAllocateToPool, device.index, pool)
         _tried(torch._C._cuda_releasePool, device.index, pool)  # twice would be an error at every emptying of caches

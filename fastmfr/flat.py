@@ -1,6 +1,6 @@
-"""Several tensors laid end to end in one buffer, so that what happens to all of them is one operation.
+"""Several tensors laid end to end in one buffer, so that an update of all of them is one operation.
 
-Shape suffix: P = all their elements, and what little lies between them.
+Shape suffix: P = all their elements, and the gaps between them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-_ALIGNED = 128  # bytes: where convolution libraries and vector loads want a tensor to begin
+_ALIGNED = 128  # bytes: convolution libraries and vector loads want a tensor to begin at a multiple
 
 
 class Flat:
-    """Where each of `tensors` ({name: tensor}) lies in a buffer (P,): in its own memory order, aligned.
+    """The layout of named tensors in a buffer of shape (P,): each in its memory order, and aligned.
 
-    The gaps between tensors are 0 and stay so: sums and norms over a buffer are over the tensors.
-    Raises ValueError where the tensors are not of one dtype and device.
+    The gaps between tensors are 0 and stay 0, so a sum or norm over a buffer is a sum or norm over the tensors.
+
+    Args:
+        tensors: {name: tensor}; only shape, memory order, dtype and device are read.
+
+    Attributes:
+        names: The names, in order.
+        dtype: The dtype of all tensors.
+        device: The device of all tensors.
+
+    Raises:
+        ValueError: If the tensors do not have one dtype and one device.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
@@ -37,34 +47,48 @@ class Flat:
                 self._gaps.append(slice(end, self._elements))
 
     def zeros(self) -> Tensor:
-        """A new buffer (P,), to add to."""
+        """Return a new buffer (P,) of zeros."""
         return torch.zeros(self._elements, dtype=self.dtype, device=self.device)
 
     def empty(self) -> Tensor:
-        """A new buffer (P,), to fill."""
+        """Return a new buffer (P,) whose gaps are 0 and whose tensors are not set."""
         flat_P = torch.empty(self._elements, dtype=self.dtype, device=self.device)
         if self._gaps:
             torch._foreach_zero_([flat_P[gap] for gap in self._gaps])
         return flat_P
 
     def views(self, flat_P: Tensor) -> list[Tensor]:
-        """The tensors that lie in a buffer."""
+        """Return the tensors that lie in a buffer, as views."""
         return [flat_P.as_strided(*place) for place in self._places]
 
     def by_name(self, flat_P: Tensor) -> dict[str, Tensor]:
-        """The same by their names."""
+        """Return the same views by name."""
         return dict(zip(self.names, self.views(flat_P), strict=True))
 
     def fill(self, flat_P: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Copies `values`, in the order of the names, into a buffer, and gives it."""
+        """Copy `values`, in the order of the names, into a buffer, and return the buffer."""
         torch._foreach_copy_(self.views(flat_P), list(values))
         return flat_P
 
 
 class FlatSgd:
-    """What torch.optim.SGD holds, moved into two flat buffers: the parameters `theta_P` and their `momentum_P`.
+    """The parameters and the momentum of torch.optim.SGD, moved into two flat buffers.
 
-    The network and the optimizer keep both as views: whoever saves or steps them sees no difference.
+    The network and the optimizer hold views of the buffers, so saving and stepping them work as before.
+
+    Args:
+        network: The network; its trained parameters become views.
+        optimizer: SGD over all trained parameters of the network, in one group.
+
+    Attributes:
+        flat: The layout of both buffers, in the order of the network's parameters.
+        theta_P: The parameters.
+        momentum_P: Their momentum; 0 if the optimizer has none yet.
+        momentum: The optimizer's factor of the momentum.
+        weight_decay: The optimizer's weight decay.
+
+    Raises:
+        ValueError: If the parameters do not have one dtype and one device.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.SGD):

@@ -1,18 +1,20 @@
-"""The classifier of pretraining: one weight row an identity, a margin on the true one.
+"""The classifier of pretraining: one weight row for each identity, and a margin on the true identity.
 
-Over several ranks each keeps the weights of its share of the identities. All see all embeddings; a row's log-sum-exp
-and cosine, two floats, are all that comes back from the shares, so the loss is that of one classifier, gradients too.
+With a process group, each rank stores a slice of the weight rows. Embeddings are all-gathered; each rank returns a
+log-sum-exp and a target cosine per row, so the loss and gradients equal those of an unsharded classifier.
 Shape suffixes: B = batch, C = identities of this rank, N = those drawn for this step, D = embedding.
 """
 
 import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from torch import distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from fastmfr.distributed import gather_partial, gather_whole, rank_and_world, take_own
 from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the folder kernels/, under its installed name
     AdaFace,
     ArcFace,
@@ -26,8 +28,6 @@ from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the fo
     unit_rows,
 )
 
-from .distributed import gather_partial, gather_whole, take_own
-
 MARGINS = {
     "cosface": CosFace,
     "arcface": ArcFace,
@@ -37,13 +37,18 @@ MARGINS = {
     "arcface_insightface": partial(ArcFace, straight_through=True),
     "combined_insightface": partial(Combined, straight_through=True),
 }
-_DRAWN_AT_ONCE = 1 << 16  # rows of first weights; a multiple of 16, so that the pieces are those of one large draw
+_DRAWN_AT_ONCE = 1 << 16  # rows of first weights; a multiple of 16, so that the pieces equal one large draw
 
 
-def make_margin(name, values=()):
-    """A margin by name with its numbers in order; none takes the margin's own defaults.
+def make_margin(name: str, values: Sequence[float] = ()) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a margin, a function of the target cosines and the embeddings' norms that returns the lowered cosines.
 
-    ValueError for another name, for too many numbers, and for one out of its range.
+    Args:
+        name: One of MARGINS.
+        values: The margin's numbers, in the order of its parameters; those left out have the margin's defaults.
+
+    Raises:
+        ValueError: If there is no margin of this name, or if there are too many numbers or one is out of its range.
     """
     if name not in MARGINS:
         raise ValueError(f"want a margin out of {', '.join(MARGINS)}, got {name!r}")
@@ -54,17 +59,42 @@ def make_margin(name, values=()):
 
 
 class MarginHead(nn.Module):
-    """embedding_BD, label_B in [-1, identities) -> loss_B, margin softmax over all identities; -1 is ignored.
+    """Margin softmax over all identities.
 
-    `group`: the ranks that share the identities, all with batches of one size; None keeps all of them here. Each rank
-    then differentiates its own rows' loss, and the gradients are those of the sum over the ranks.
-    `sample_rate` below 1: only that share of the identities takes part in a step, the batch's own and others drawn by
-    (seed, `draw`), as in PartialFC (arXiv 2010.05222). `keep` is cos_lse's.
+    With a process group, each rank differentiates the loss of its rows; the gradients are those of the sum over the
+    ranks.
+
+    Args:
+        embedding: Length D of an embedding.
+        identities: Number of identities over all ranks.
+        margin: The margin on the target cosine, as of `make_margin`.
+        scale: Factor of the cosines, > 0.
+        keep: What the forward pass of `fastmfr.kernels.cos_lse` keeps for the backward pass.
+        sample_rate: Fraction of the identities that take part in a step, above 0 and at most 1. Below 1 these are the
+            batch's identities and others, drawn at random as in PartialFC (arXiv 2010.05222).
+        seed: Seed of these draws.
+        group: The ranks, all with batches of one size, that each store a slice of the weight rows. None stores all
+            rows here.
+
+    Raises:
+        ValueError: If there are fewer than two identities, or fewer identities than ranks, or if `sample_rate` is out
+            of range.
     """
 
-    inverse_norm_C: torch.Tensor
+    inverse_norm_C: Tensor
 
-    def __init__(self, embedding, identities, margin, scale=64.0, *, keep="auto", sample_rate=1.0, seed=0, group=None):
+    def __init__(
+        self,
+        embedding: int,
+        identities: int,
+        margin: Callable[[Tensor, Tensor], Tensor],
+        scale: float = 64.0,
+        *,
+        keep: str = "auto",
+        sample_rate: float = 1.0,
+        seed: int = 0,
+        group: ProcessGroup | None = None,
+    ):
         super().__init__()
         if identities < 2:
             raise ValueError(f"a classifier needs at least 2 identities, got {identities}")
@@ -72,17 +102,30 @@ class MarginHead(nn.Module):
             raise ValueError(f"want sample_rate above 0 and at most 1, got {sample_rate}")
         self.identities, self.margin, self.scale, self.keep, self.group = identities, margin, scale, keep, group
         self.sample_rate, self.seed = sample_rate, seed
-        self._rank, self._world = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+        self._rank, self._world = rank_and_world(group)
         self.first, last = (rank * identities // self._world for rank in (self._rank, self._rank + 1))
         if last == self.first:
             raise ValueError(f"want at least one identity for each of {self._world} ranks, got {identities}")
         self.weight_CD = nn.Parameter(_first_weights(identities, embedding)[self.first : last].clone())
         self.register_buffer("momentum_CD", torch.zeros_like(self.weight_CD))
         self.register_buffer("inverse_norm_C", torch.empty(last - self.first), persistent=False)
-        self._normed = None  # the version of the weights that `inverse_norm_C` was made of
-        self._drawn = None  # (row_N, weight_ND) of this step, where not all identities take part
+        self._normed = None  # the version of the weights that `inverse_norm_C` was computed from
+        self._drawn = None  # (row_N, weight_ND) of this step, if not all identities take part
 
-    def forward(self, embedding_BD, label_B, draw=0):
+    def forward(self, embedding_BD: Tensor, label_B: Tensor, draw: int = 0) -> Tensor:
+        """Compute the loss of each row.
+
+        Args:
+            embedding_BD: Embeddings, any length of rows.
+            label_B: Identities in [-1, identities), int64; -1 is ignored and has the loss 0.
+            draw: Number of the step; together with the seed it decides which identities take part.
+
+        Returns:
+            loss_B, float32.
+
+        Raises:
+            ValueError: If fewer identities take part than the batch has rows.
+        """
         unit_BD, norm_B = unit_rows(embedding_BD)
         if self.group:
             unit_BD, norm_B = gather_partial(unit_BD, self.group), gather_whole(norm_B, self.group)
@@ -98,8 +141,19 @@ class MarginHead(nn.Module):
         return take_own(loss_B, self.group) if self.group else loss_B
 
     @torch.no_grad()
-    def update(self, rate, momentum, weight_decay):
-        """One SGD step, with the mean gradient over the ranks, on the weights that took part; drops the gradient."""
+    def update(self, rate: float, momentum: float, weight_decay: float) -> None:
+        """Take one step of SGD with the mean gradient over the ranks, on the weights that took part.
+
+        The gradient is dropped.
+
+        Args:
+            rate: Learning rate.
+            momentum: Of SGD.
+            weight_decay: Of SGD.
+
+        Raises:
+            RuntimeError: If there is no gradient.
+        """
         row_N, drawn_ND = self._drawn or (None, self.weight_CD)
         if drawn_ND.grad is None:
             raise RuntimeError("the classifier has no gradient yet; call backward() on its loss before update()")
@@ -116,10 +170,10 @@ class MarginHead(nn.Module):
         )
         self._normed, drawn_ND.grad, self._drawn = self.weight_CD._version, None, None
 
-    def inverse_norms(self):
-        """1 / |weight_CD|: as `update` left it, or anew where something else has changed the weights.
+    def inverse_norms(self) -> Tensor:
+        """Return 1 / |weight_CD|, shape (C,), computed again if anything but `update` has changed the weights.
 
-        Always the same tensor, so that a recorded step may go on reading it.
+        The tensor is always the same one, because a recorded step goes on reading its memory.
         """
         if self._normed != self.weight_CD._version:
             self.inverse_norm_C.copy_(inverse_norm(self.weight_CD.detach()))
@@ -127,7 +181,7 @@ class MarginHead(nn.Module):
         return self.inverse_norm_C
 
     def _taking_part(self, label_B, draw):
-        """(weight_ND, inverse_norm_N, which of these rows each label means), a label of another rank meaning none."""
+        """(weight_ND, inverse_norm_N, the row among these of each label, or a number out of range for other ranks')."""
         local_B = label_B - self.first
         if self.sample_rate == 1:
             return self.weight_CD, self.inverse_norms(), local_B
@@ -136,20 +190,20 @@ class MarginHead(nn.Module):
         if len(local_B) > N and N < C:
             raise ValueError(
                 f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the batch's "
-                f"{len(local_B)} rows; want a larger share or a smaller batch"
+                f"{len(local_B)} rows; want a larger sample_rate or a smaller batch"
             )
         device = self.weight_CD.device
         state = np.random.SeedSequence([self.seed, draw, self._rank]).generate_state(1)
         lot = torch.Generator(device).manual_seed(int(state[0]))
         chance_C = torch.rand(C + 1, generator=lot, device=device)
         here_B = (local_B >= 0) & (local_B < C)
-        chance_C[torch.where(here_B, local_B, C)] = 2.0  # the batch's own always; labels of others go past the end
+        chance_C[torch.where(here_B, local_B, C)] = 2.0  # the batch's always; labels of other ranks go past the end
         row_N = chance_C[:C].topk(N).indices.sort().values
         self._drawn = row_N, self.weight_CD.detach()[row_N].requires_grad_()
         return self._drawn[1], self.inverse_norms()[row_N], torch.where(here_B, torch.searchsorted(row_N, local_B), -1)
 
 
 def _first_weights(identities, embedding):
-    """Normal, deviation 0.01; the same for any number of ranks."""
+    """Normal with deviation 0.01; the same for any number of ranks."""
     sizes = [min(_DRAWN_AT_ONCE, identities - start) for start in range(0, identities, _DRAWN_AT_ONCE)]
     return torch.cat([torch.randn(size, embedding) for size in sizes]) * 0.01
