@@ -78,12 +78,12 @@ def test_plain_switches_every_change_off_and_keeps_the_rest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flip": -0.1}, r"flip is a probability, want 0\.\.1, got -0.1"),
-        ({"low_resolution": 1.5}, r"low_resolution is a probability, want 0\.\.1, got 1.5"),
+        ({"flip": -0.1}, r"want the probability flip in \[0, 1\], got -0.1"),
+        ({"low_resolution": 1.5}, r"want the probability low_resolution in \[0, 1\], got 1.5"),
         ({"translate": -1}, "whole number of pixels 0..4096, got -1"),
         ({"translate": 2.0}, "whole number of pixels 0..4096, got 2.0"),
-        ({"brightness": float("nan")}, "brightness is a change in grey levels, want 0..255, got nan"),
-        ({"contrast": 1.0}, "contrast is a relative change, want 0 up to below 1, got 1.0"),
+        ({"brightness": float("nan")}, "want brightness in grey levels 0..255, got nan"),
+        ({"contrast": 1.0}, "want contrast at least 0 and below 1, got 1.0"),
     ],
 )
 @pytest.mark.parametrize("kind", [Augment, Preprocess])

@@ -171,11 +171,11 @@ def test_ends_with_a_sentence_when_a_domain_has_no_good_image():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "size is the side of an image, .* got 0"),
+        ({"size": 0}, "want size as a whole number of pixels 1..4096, got 0"),
         ({"size": 112.0}, "whole number of pixels 1..4096, got 112.0"),
-        ({"mean": float("nan")}, "mean is a grey level, want a finite number, got nan"),
-        ({"std": 0.0}, "std divides, want a finite number above 0, got 0.0"),
-        ({"flip": 1.5}, "flip is a probability, want 0..1, got 1.5"),
+        ({"mean": float("nan")}, "want mean as a finite number of grey levels, got nan"),
+        ({"std": 0.0}, "want std > 0 and finite, for it divides, got 0.0"),
+        ({"flip": 1.5}, r"want the probability flip in \[0, 1\], got 1.5"),
     ],
 )
 def test_preprocess_refuses_values_out_of_range(options, message):

@@ -1,12 +1,12 @@
-"""Whatever images come as, packed into one InsightFace RecordIO folder: class folders, lists, tar, Parquet.
+"""Pack class folders, lists, tar and Parquet files into one InsightFace RecordIO folder.
 
 writer.py   train.rec, train.idx and property, image by image
-sources.py  what can be packed: folders, lists, records; listed first, without image bytes, read later in any order
+source.py   what a source is: listed first, without image bytes, and read later in any order
+sources.py  class folders, lists and RecordIO folders as sources; any source opened by its path
 tar.py      WebDataset shards as a source
 parquet.py  Parquet files as a source
-images.py   one image: checked, shrunk if asked
-build.py    list the sources, order them by person, write
-command.py  python -m fastmfr pack; progress.py shows how far it is
+images.py   one image: checked, resized if asked
+build.py    list the sources, order the images by person, write
 """
 
 from .writer import MAGIC, RecordWriter

@@ -1,21 +1,26 @@
 """List every source, put the images in the order of their people, check each, write.
 
-Two passes, because RecordIO wants the images of a person together while tar and Parquet files hold them in any order:
-the first lists (person, where) and holds no image bytes, the second reads in the order wanted.
+Two passes, because RecordIO stores the images of a person together while tar and Parquet files hold images in any
+order: the first pass lists (person, place) without image bytes, the second reads the images in the order of people.
 """
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import BinaryIO
 
 import numpy as np
 
+from fastmfr.image_set import part_of
+
 from .images import ordered_map, prepare
-from .sources import Identities, open_source
+from .source import Identities, Source
+from .sources import open_source
 from .writer import RecordWriter
 
 CHUNK = 64  # images handed to a thread at once
@@ -23,9 +28,16 @@ CHUNK = 64  # images handed to a thread at once
 
 @dataclass
 class Packed:
-    """What a pack did. `refused`: (key, reason) of every image left out; `sizes`: how many images of (width, height).
+    """What was packed and what was left out.
 
-    `dropped`: people left out for having fewer good images than asked; `shared`: people found in several sources.
+    Attributes:
+        folder: the RecordIO folder.
+        images: the number of images packed.
+        identities: the number of people packed.
+        dropped: the number of people left out, who have fewer good images than asked.
+        shared: the number of people found in several sources.
+        refused: (key, reason) of every bad image.
+        sizes: the number of images of each (width, height), in pixels.
     """
 
     folder: Path
@@ -37,49 +49,69 @@ class Packed:
     sizes: Counter = field(default_factory=Counter)
 
 
-def pack(sources, out, *, resize=None, min_images=1, decode=False, workers=None, progress=None):
-    """Pack `sources` (paths, see open_source) into the RecordIO folder `out`; returns what was Packed.
+def pack(
+    sources: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    resize: int | None = None,
+    min_images: int = 1,
+    decode: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Packed:
+    """Pack images of people into the RecordIO folder `out`, whose train.rec appears only when complete.
 
-    People are numbered 0, 1, ... by their names in order (as numbers where all are); identities.txt says who is who.
-    Images that are refused are left out and listed in refused.txt. `resize`: pixels of the shorter side; `min_images`:
-    people with fewer good images are left out; `decode`: decode every image; `workers`: threads (default: the cores);
-    `progress` is called with (images done, images in all), first with 0. Whatever stops it, train.rec exists only when
-    complete. Raises FileExistsError where `out` holds a train.rec, and FileNotFoundError or ValueError on bad sources.
+    identities.txt lists the people, numbered in the order of names; refused.txt lists the bad images, left out.
+
+    Args:
+        sources: paths, as `open_source` takes them. The same name in two sources is one person.
+        out: the folder to write, outside the sources.
+        resize: the shorter side in pixels; None keeps all images as they are.
+        min_images: people with fewer good images are left out.
+        decode: whether to decode every image, to find damage that the markers do not show.
+        workers: the number of threads; by default one a core.
+        progress: called with (images done, images in all), first with 0 done.
+
+    Raises:
+        FileExistsError: `out` holds a train.rec.
+        FileNotFoundError: a source is missing.
+        ValueError: a source is damaged or no source, no image is left to pack, or a number is below 1.
+        ImportError: a source is Parquet, and pyarrow is missing.
     """
-    for name, value in (("resize", resize), ("min_images", min_images), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"want {name} of at least 1, got {value}")
     out, packed = Path(out), Packed(Path(out))
-    _keep_apart(sources, out)
+    _check(sources, out, resize=resize, min_images=min_images, workers=workers)
     with RecordWriter(out) as writer, TemporaryFile(dir=out) as spill:
-        identities = Identities()
-        listed = [open_source(path, identities, spill) for path in sources]
-        packed.refused += chain.from_iterable(source.refused for source in listed)
-        packed.shared = _shared(listed, len(identities))
-        names, rank = _ranked(identities.names())
-        rank_N = rank[np.concatenate([np.array(source.identity, np.int32) for source in listed])]
-        job = partial(_prepared, listed, rank_N, short=resize, decode=decode)
+        listed, names, rank_N = _listed(sources, packed, spill)
+        job = partial(_prepared, listed, rank_N, partial(prepare, short=resize, decode=decode))
         order_N = np.argsort(rank_N, kind="stable")
         good = _good(job, order_N, packed, workers or os.cpu_count() or 1, progress)
-        kept = _write(writer, good, min_images)
-        packed.images, packed.identities, packed.dropped = writer.images, len(kept), len(names) - len(kept)
-        _note(packed.folder / "refused.txt", packed.refused)
-        if not kept:
-            raise ValueError(_nothing_left(packed, min_images))
-        _note(packed.folder / "identities.txt", [(label, names[rank]) for label, rank in enumerate(kept)])
-        width, height = packed.sizes.most_common(1)[0][0]
-        writer.size = height, width
+        _write(writer, good, names, packed, min_images)
     return packed
 
 
-def _keep_apart(sources, out):
+def _listed(
+    sources: Sequence[str | os.PathLike], packed: Packed, spill: BinaryIO
+) -> tuple[list[Source], list[str], np.ndarray]:
+    """The sources, the names of all people in order, and the place in that order of each image's person, (N,)."""
+    identities = Identities()
+    listed = [open_source(path, identities, spill) for path in sources]
+    packed.refused += chain.from_iterable(source.refused for source in listed)
+    packed.shared = _shared(listed, len(identities))
+    names, rank = _ranked(identities.names())
+    return listed, names, rank[np.concatenate([np.array(source.identity, np.int32) for source in listed])]
+
+
+def _check(sources: Sequence[str | os.PathLike], out: Path, **numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"want {name} of at least 1, got {value}")
     for source in sources:
         if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
             raise ValueError(f"{out} lies within the source {source} and would be packed with it; choose another place")
 
 
-def _ranked(names):
-    """The names in order, and the place in it of each name, int32 (names,)."""
+def _ranked(names: list[str]) -> tuple[list[str], np.ndarray]:
+    """The names in order, and the place of each name in that order, int32 (names,)."""
     numbers = all(name.isdecimal() for name in names)
     order = sorted(range(len(names)), key=(lambda k: int(names[k])) if numbers else names.__getitem__)
     rank = np.empty(len(names), np.int32)
@@ -87,33 +119,41 @@ def _ranked(names):
     return [names[k] for k in order], rank
 
 
-def _shared(sources, people):
-    """How many people have images in more than one source."""
+def _shared(sources: list[Source], people: int) -> int:
+    """The number of people who have images in more than one source."""
     found = np.zeros(people, np.int64)
     for source in sources:
         found[np.unique(np.array(source.identity, np.int64))] += 1
     return int((found > 1).sum())
 
 
-def _prepared(sources, rank_N, images, **options):
-    """For each image (rank, None, bytes, size), or (rank, key, reason, None) where it is refused.
+def _prepared(
+    sources: list[Source], rank_N: np.ndarray, prepared: Callable[[bytes], tuple], images: np.ndarray
+) -> list[tuple]:
+    """For each image (rank, None, bytes, size), or (rank, key, reason, None) if the image is refused.
 
-    `images` are numbered through all sources; rank_N holds the rank of the person of each.
+    `images` are numbers over all sources, one source after the other; rank_N holds the rank of each image's person.
     """
     starts = np.cumsum([0, *(len(source.identity) for source in sources)])
-    numbers = np.searchsorted(starts, images, side="right") - 1
+    numbers = part_of(starts, images)
     results = []
     for rank, number, image in zip(rank_N[images].tolist(), numbers, (images - starts[numbers]).tolist(), strict=True):
         source = sources[number]
         try:
-            results.append((rank, None, *prepare(source.read(image), **options)))
+            results.append((rank, None, *prepared(source.read(image))))
         except (ValueError, OSError) as error:
             results.append((rank, source.key(image), str(error), None))
     return results
 
 
-def _good(job, order_N, packed, workers, progress):
-    """Yield (rank, bytes) of the images that are good, in order; tells `packed` of the others and of the sizes."""
+def _good(
+    job: Callable[[np.ndarray], list[tuple]],
+    order_N: np.ndarray,
+    packed: Packed,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (rank, bytes) of the good images, in order; note the bad images and all sizes in `packed`."""
     chunks = (order_N[at : at + CHUNK] for at in range(0, len(order_N), CHUNK))
     done = 0
     if progress:
@@ -130,8 +170,22 @@ def _good(job, order_N, packed, workers, progress):
             progress(done, len(order_N))
 
 
-def _write(writer, good, min_images):
-    """Write the people with enough images; returns their ranks, by label."""
+def _write(
+    writer: RecordWriter, good: Iterable[tuple[int, bytes]], names: list[str], packed: Packed, min_images: int
+) -> None:
+    """Write the people with enough good images, and the lists beside the images."""
+    kept = _write_people(writer, good, min_images)
+    packed.images, packed.identities, packed.dropped = writer.images, len(kept), len(names) - len(kept)
+    _note(packed.folder / "refused.txt", packed.refused)
+    if not kept:
+        raise ValueError(_nothing_left(packed, min_images))
+    _note(packed.folder / "identities.txt", [(label, names[rank]) for label, rank in enumerate(kept)])
+    width, height = packed.sizes.most_common(1)[0][0]
+    writer.size = height, width
+
+
+def _write_people(writer: RecordWriter, good: Iterable[tuple[int, bytes]], min_images: int) -> list[int]:
+    """Write the people with enough good images; return their ranks, by label."""
     kept = []
     for rank, group in groupby(good, key=lambda pair: pair[0]):
         encoded = (content for _, content in group)
@@ -143,20 +197,20 @@ def _write(writer, good, min_images):
     return kept
 
 
-def _note(path, rows):
-    """Write rows of (left, right) as lines with a tab; where there are none, no file."""
+def _note(path: Path, rows: Sequence[tuple[object, object]]) -> None:
+    """Write rows of (left, right) as lines with a tab; without rows, remove the file."""
     if rows:
         path.write_text("".join(f"{_plain(left)}\t{_plain(right)}\n" for left, right in rows), encoding="utf-8")
     else:
         path.unlink(missing_ok=True)
 
 
-def _plain(text):
-    """`text` on one line, without tabs and what else a stranger's file name may hold."""
+def _plain(text: object) -> str:
+    """`text` on one line: tabs and all else in a stranger's file name that is not printable become "?"."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
-def _nothing_left(packed, min_images):
+def _nothing_left(packed: Packed, min_images: int) -> str:
     if not packed.dropped and not packed.refused:
         return "the sources list no image at all, so there is nothing to pack"
     if not packed.refused:

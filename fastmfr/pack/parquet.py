@@ -8,8 +8,11 @@ while packing, and time that does not depend on the order.
 import json
 import os
 from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from .sources import Source
+from .source import Identities, Source
 
 ROWS = 256  # read together
 
@@ -17,29 +20,31 @@ ROWS = 256  # read together
 class _Spilled(Source):
     """Images at byte ranges of the temporary file `spill`."""
 
-    def __init__(self, path, spill):
+    def __init__(self, path: Path, spill: BinaryIO):
         super().__init__(path)
         self._spill = spill
         self._rows, self._offsets, self._lengths = array("q"), array("q"), array("q")
 
-    def append(self, row, identity, encoded):
+    def append(self, row: int, identity: int, encoded: bytes) -> None:
         self.identity.append(identity)
         self._rows.append(row)
         self._offsets.append(self._spill.tell())
         self._lengths.append(len(encoded))
         self._spill.write(encoded)
 
-    def key(self, image):
+    def key(self, image: int) -> str:
         return f"{self.path.name}:{self._rows[image]}"
 
-    def read(self, image):
+    def read(self, image: int) -> bytes:
         return os.pread(self._spill.fileno(), self._lengths[image], self._offsets[image])
 
 
-def list_parquet(path, identities, spill):
-    """The rows of the file at `path`, people numbered by `identities`, images copied to the file `spill`.
+def list_parquet(path: Path, identities: Identities, spill: BinaryIO) -> Source:
+    """List the rows of the file at `path`, with people numbered by `identities`; copy the images to the file `spill`.
 
-    Raises ImportError where pyarrow is missing, and ValueError where the file is damaged or lacks a column.
+    Raises:
+        ImportError: pyarrow is missing.
+        ValueError: the file is damaged or lacks a column.
     """
     try:
         from pyarrow import ArrowException, parquet
@@ -59,8 +64,8 @@ def list_parquet(path, identities, spill):
     return source
 
 
-def _rows(path, open_file, errors):
-    """(image, label) of every row, as Python values; a label that Hugging Face's description names, by its name."""
+def _rows(path: Path, open_file: Any, errors: tuple[type[Exception], ...]) -> Iterator[tuple[Any, Any]]:
+    """(image, label) of every row, as Python values; a label that Hugging Face's description names becomes its name."""
     try:
         with open_file(path, pre_buffer=False) as table:  # else the whole file gathers in memory
             _check_columns(path, table.schema_arrow.names)
@@ -73,7 +78,7 @@ def _rows(path, open_file, errors):
         raise ValueError(f"{path} cannot be read as Parquet ({error}); fetch it again") from error
 
 
-def _check_columns(path, columns):
+def _check_columns(path: Path, columns: list[str]) -> None:
     missing = {"image", "label"} - set(columns)
     if missing:
         raise ValueError(
@@ -82,8 +87,8 @@ def _check_columns(path, columns):
         )
 
 
-def _class_names(metadata):
-    """What the labels 0, 1, ... are called, if the file carries Hugging Face's description of them."""
+def _class_names(metadata: dict[bytes, bytes]) -> list:
+    """The names of the labels 0, 1, ..., if the file holds Hugging Face's description of them."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):

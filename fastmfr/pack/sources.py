@@ -1,73 +1,39 @@
-"""What can be packed. A source is listed first, without the bytes of its images, and then read in any order."""
+"""List class folders, RecordIO folders and lists of files as sources; open any source by what its path is."""
 
 import os
-from array import array
 from pathlib import Path
+from typing import BinaryIO
 
 from fastmfr.domains import open_domain
-from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes
+from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes, visible
 
-
-class Identities:
-    """Numbers for names, in the order in which they are first met; one name is one person, in whatever source."""
-
-    def __init__(self):
-        self._numbers = {}
-
-    def __len__(self):
-        return len(self._numbers)
-
-    def number(self, label):
-        """The number of the person labelled `label`, a whole number or a text; ValueError says what else it is."""
-        name = str(label).strip()
-        if isinstance(label, bool) or not isinstance(label, int | str) or not name:
-            raise ValueError(f"its label is {label!r}; want a whole number or a name")
-        return self._numbers.setdefault(name, len(self._numbers))
-
-    def names(self):
-        """The names, by number."""
-        return list(self._numbers)
-
-
-class Source:
-    """The images of one source; image i is of person `identity[i]`. `refused`: (key, reason) of what was not listed."""
-
-    def __init__(self, path):
-        self.path = path
-        self.identity = array("i")
-        self.refused = []
-
-    def key(self, image: int) -> str:
-        """What a person can look the image up by."""
-        raise NotImplementedError
-
-    def read(self, image: int) -> bytes:
-        """The encoded image; ValueError or OSError where it cannot be read."""
-        raise NotImplementedError
+from .parquet import list_parquet
+from .source import Identities, Source
+from .tar import list_tar
 
 
 class _Files(Source):
     """Images that are files, named by their path below `root`."""
 
-    def __init__(self, path, root):
+    def __init__(self, path: Path, root: Path):
         super().__init__(path)
         self._root, self._files = root, []
 
-    def append(self, file, identity):
+    def append(self, file: str, identity: int) -> None:
         self._files.append(file)
         self.identity.append(identity)
 
-    def key(self, image):
+    def key(self, image: int) -> str:
         return self._files[image]
 
-    def read(self, image):
+    def read(self, image: int) -> bytes:
         return regular_bytes(self._root / self._files[image])
 
 
 class _Records(Source):
-    """Images of a RecordIO folder, to be packed anew: resized, or without people of few images."""
+    """Images of a RecordIO folder, to be packed again: resized, or without people of few images."""
 
-    def __init__(self, path, identities):
+    def __init__(self, path: Path, identities: Identities):
         super().__init__(path)
         self._domain = open_domain(path)
         names = known_names(path)
@@ -76,15 +42,15 @@ class _Records(Source):
             count = int(self._domain.offsets[identity + 1] - self._domain.offsets[identity])
             self.identity.extend([identities.number(names.get(label, label))] * count)
 
-    def key(self, image):
+    def key(self, image: int) -> str:
         return self._domain.key(image)
 
-    def read(self, image):
+    def read(self, image: int) -> bytes:
         return bytes(self._domain.jpeg(image))
 
 
-def known_names(folder) -> dict[str, str]:
-    """{label: name}, both text, of the identities.txt in a packed folder; empty where there is none."""
+def known_names(folder: str | os.PathLike) -> dict[str, str]:
+    """Read {label: name}, both text, of the identities.txt in a packed folder; empty if that file is missing."""
     try:
         text = list_text(Path(folder) / "identities.txt")
     except FileNotFoundError:
@@ -93,11 +59,11 @@ def known_names(folder) -> dict[str, str]:
     return {label: name for label, tab, name in parts if tab}
 
 
-def _list_folder(path, identities):
-    """A class folder: every file that is not hidden counts, so that what is no image gets refused and reported."""
+def _list_folder(path: Path, identities: Identities) -> Source:
+    """A class folder: every file that is not hidden counts, so that a file that is no image is refused and reported."""
     source = _Files(path, path)
-    for folder in sorted((entry for entry in _visible(path) if entry.is_dir()), key=lambda entry: entry.name):
-        for entry in sorted(_visible(folder.path), key=lambda entry: entry.name):
+    for folder in sorted((entry for entry in visible(path) if entry.is_dir()), key=lambda entry: entry.name):
+        for entry in sorted(visible(folder.path), key=lambda entry: entry.name):
             if entry.is_dir():
                 raise ValueError(
                     f"{folder.path} holds the folder '{entry.name}' where images were looked for: a class "
@@ -111,15 +77,10 @@ def _list_folder(path, identities):
     return source
 
 
-def _visible(folder):
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+def _list_list(path: Path, identities: Identities) -> Source:
+    """A text file of lines `path<TAB>label`, or `path label` in a line without a tab; paths are relative to the file.
 
-
-def _list_list(path, identities):
-    """A text file of lines `path<TAB>label`, or `path label` where no tab is; paths are relative to the file.
-
-    Folders are apart by / or \\. Empty lines and those that begin with # are skipped.
+    Folders are separated by / or \\. Empty lines and lines that begin with # are skipped.
     """
     source = _Files(path, path.parent)
     try:
@@ -139,11 +100,18 @@ def _list_list(path, identities):
     return source
 
 
-def open_source(path, identities, spill):
+def open_source(path: str | os.PathLike, identities: Identities, spill: BinaryIO) -> Source:
     """List the source at `path`: a class folder, RecordIO folder, .tar or .parquet file, or a list of files.
 
-    Numbers people by `identities`. `spill`: a binary file for the bytes of formats without access to single images.
-    Raises FileNotFoundError where nothing is there, and ValueError where it is no source or is damaged.
+    Args:
+        path: the file or folder.
+        identities: the numbers of people met so far; people new to them are added.
+        spill: a binary file that takes the image bytes of formats without access to single images.
+
+    Raises:
+        FileNotFoundError: nothing is at `path`.
+        ValueError: `path` is no source, or is damaged.
+        ImportError: the file is Parquet, and pyarrow is missing.
     """
     path = Path(path)
     if path.is_dir():
@@ -152,12 +120,8 @@ def open_source(path, identities, spill):
         raise FileNotFoundError(f"there is no {path}; a source is a class folder, a .tar or .parquet file, or a list")
     refuse_unless_regular(path)
     if path.suffix.lower() == ".tar":
-        from .tar import list_tar
-
         return list_tar(path, identities)
     if path.suffix.lower() == ".parquet":
-        from .parquet import list_parquet
-
         return list_parquet(path, identities, spill)
     if path.name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
         raise ValueError(f"{path} is compressed, so that its images cannot be reached one by one; unpack it to a .tar")

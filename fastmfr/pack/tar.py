@@ -9,40 +9,43 @@ import os
 import re
 import tarfile
 from array import array
+from collections.abc import Iterator
+from pathlib import Path
 
-from .sources import Source
+from .source import Identities, Source
 
 IMAGES = ("jpg", "jpeg", "png")
 LABELS = ("cls", "json")
-LABEL_BYTES = 1 << 20  # a label is a few bytes; a stranger's file of gigabytes is not read to find that out
+LABEL_BYTES = 1 << 20  # real labels take a few bytes; a label of gigabytes is not read
 BLOCK = 512
-DAMAGE = (tarfile.TarError, EOFError, OSError, OverflowError, MemoryError, ValueError)  # tarfile, on bad sizes
+# what tarfile raises on damage; the last three on bad sizes
+DAMAGE = (tarfile.TarError, EOFError, OSError, OverflowError, MemoryError, ValueError)
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
 class _Tar(Source):
-    """Images at byte ranges of a tar file, which is opened for each: there may be more shards than open files."""
+    """Images at byte ranges of a tar file. Each read opens the file: there may be more shards than open files."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         super().__init__(path)
         self._offsets, self._lengths = array("q"), array("q")
 
-    def append(self, member, identity):
+    def append(self, member: tarfile.TarInfo, identity: int) -> None:
         self.identity.append(identity)
         self._offsets.append(member.offset_data)
         self._lengths.append(member.size)
 
-    def key(self, image):
+    def key(self, image: int) -> str:
         header = tarfile.TarInfo.frombuf(self._at(self._offsets[image] - BLOCK, BLOCK), "utf-8", "replace")
         return f"{self.path.name}:{header.name}"  # not kept: the names of 50 million members are 5 GB
 
-    def read(self, image):
+    def read(self, image: int) -> bytes:
         encoded = self._at(self._offsets[image], self._lengths[image])
         if len(encoded) < self._lengths[image]:
             raise ValueError("cut short: the tar file ends within it")
         return encoded
 
-    def _at(self, offset, length):
+    def _at(self, offset: int, length: int) -> bytes:
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             return os.pread(descriptor, length, offset)
@@ -50,8 +53,14 @@ class _Tar(Source):
             os.close(descriptor)
 
 
-def list_tar(path, identities):
-    """The samples of the shard at `path`, people numbered by `identities`; ValueError where it is damaged."""
+def list_tar(path: Path, identities: Identities) -> Source:
+    """List the samples of the shard at `path`, with people numbered by `identities`.
+
+    A sample without one image and one label is refused, with the reason.
+
+    Raises:
+        ValueError: the file is damaged or compressed.
+    """
     source = _Tar(path)
     try:
         with tarfile.open(path, "r:", encoding="utf-8", errors="replace") as tar:
@@ -66,11 +75,11 @@ def list_tar(path, identities):
     return source
 
 
-def _samples(tar):
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str | None, dict[str, tarfile.TarInfo]]]:
     """(key, {suffix: member}) of every sample with an image or a label."""
     current, members = None, {}
     while (member := tar.next()) is not None:
-        tar.members = []  # tarfile remembers every member for good
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile keeps every member in memory
         if member.size < 0:
             raise tarfile.ReadError("a member of negative size")  # the next one would be this one again
         name = _NAME.fullmatch(member.name)
@@ -86,15 +95,15 @@ def _samples(tar):
         yield current, members
 
 
-def _image(members):
+def _image(members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:
     found = [members[suffix] for suffix in IMAGES if suffix in members]
     if len(found) != 1:
         raise ValueError("more than one image of this key" if found else "no image beside the label")
     return found[0]
 
 
-def _label(tar, members):
-    """What the sample's .cls or .json says, any type that JSON has."""
+def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> object:
+    """The label in the sample's .cls or .json, of any type that JSON has."""
     member = members.get("cls") or members.get("json")
     if member is None:
         raise ValueError("no label: want .cls or .json beside the image")

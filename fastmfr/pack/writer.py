@@ -1,18 +1,21 @@
-"""Write InsightFace RecordIO: the folder of train.rec, train.idx and property that face-recognition trainers read.
+"""Write InsightFace RecordIO: a folder of train.rec, train.idx and property, which face-recognition trainers read.
 
-    train.rec   record 0, which has no image and the labels (N + 1, M); images at keys 1..N; identity records at keys
-                N + 1..M - 1, which have no image and the labels (first key, last key + 1) of one identity's images
+    train.rec   record 0, without an image, with the labels (N + 1, M); images at keys 1..N; identity records at keys
+                N + 1..M - 1, without an image, with the labels (first key, last key + 1) of one identity's images
     train.idx   one line per record, `key<TAB>byte offset`
     property    `classes,height,width`
 
 Every payload begins with a 24-byte header of (number of extra labels, label, key, 0); extra labels are float32.
 """
 
+import os
 import struct
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 WHOLE, FIRST, MIDDLE, LAST = range(4)  # which part of a payload a record holds
@@ -21,8 +24,8 @@ HEADER = struct.Struct("<IfQQ")
 FLOAT32_EXACT = 1 << 24  # float32 cannot tell apart neighbouring whole numbers beyond this
 
 
-def _parts(payload):
-    """Split at every 4-byte-aligned magic and drop it, so that a magic in the file always begins a record."""
+def _parts(payload: bytes) -> Iterator[bytes]:
+    """Cut at every 4-byte-aligned magic and drop the magic, so that a magic in the file always begins a record."""
     start = at = 0
     while (at := payload.find(MAGIC, at)) >= 0:
         if at % 4:
@@ -33,8 +36,12 @@ def _parts(payload):
     yield payload[start:]
 
 
-def record(payload):
-    """The bytes of one record, several parts where the payload contains the magic; length a multiple of four."""
+def record(payload: bytes) -> bytes:
+    """Encode one record, in several parts if the payload contains the magic; the length is a multiple of four.
+
+    Raises:
+        ValueError: a part has 512 MiB or more.
+    """
     parts = list(_parts(payload))
     flags = [WHOLE] if len(parts) == 1 else [FIRST, *[MIDDLE] * (len(parts) - 2), LAST]
     packed = bytearray()
@@ -45,22 +52,26 @@ def record(payload):
     return bytes(packed)
 
 
-def _without_image(key, labels):
-    """A record of two labels and no image; readers must not trust the labels beyond FLOAT32_EXACT."""
-    return record(HEADER.pack(len(labels), 0.0, key, 0) + np.asarray(labels, np.float32).tobytes())
+def _without_image(key: int, labels: ArrayLike) -> bytes:
+    """A record of two labels and no image; readers must not trust labels above FLOAT32_EXACT."""
+    labels = np.asarray(labels, np.float32)
+    return record(HEADER.pack(len(labels), 0.0, key, 0) + labels.tobytes())
 
 
 class RecordWriter:
-    """Writes images, identity by identity, to `folder`; nothing appears under its final name before the end.
+    """Writes images to a folder, identity by identity; the files get their final names at the end.
 
         with RecordWriter(folder) as writer:
             writer.add(identity, encoded)
 
-    `size` (height, width) goes to the property file. Raises FileExistsError where the folder already holds a
-    train.rec, and ValueError at the end where nothing was added.
+    Attributes:
+        folder: the folder written to.
+        size: (height, width) in pixels, for the file `property`; may be set until the end.
+        images: the number of images added so far.
     """
 
-    def __init__(self, folder, size=(112, 112)):
+    def __init__(self, folder: str | os.PathLike, size: tuple[int, int] = (112, 112)):
+        """Begin the files in `folder`, which is made; FileExistsError if the folder already holds a train.rec."""
         self.folder = Path(folder)
         self.size = size
         self.images = 0
@@ -83,8 +94,16 @@ class RecordWriter:
         else:
             self._discard()
 
-    def add(self, identity, encoded):
-        """Append one encoded image (JPEG or PNG bytes) of `identity`, a number >= 0 no less than the one before."""
+    def add(self, identity: int, encoded: bytes) -> None:
+        """Append one encoded image (JPEG or PNG).
+
+        Args:
+            identity: a number of at least 0, no less than the one before.
+            encoded: the bytes of the image.
+
+        Raises:
+            ValueError: the identity is out of order or too large for a float32 label, or the image is empty.
+        """
         if identity < self._identity or identity < 0:
             raise ValueError(
                 "identities must be added in ascending order from 0, each with its images together: "
@@ -100,8 +119,12 @@ class RecordWriter:
             self._first_keys.append(key)
         self._identity, self.images = identity, key
 
-    def close(self):
-        """Write the identity records, fill in record 0, and give the files their final names."""
+    def close(self) -> None:
+        """Write the identity records, fill in record 0, and give the files their final names.
+
+        Raises:
+            ValueError: no image was added; the folder then holds no file.
+        """
         if not self.images:
             self._discard()
             raise ValueError(f"no image was added, so {self.folder} would be an empty domain; add at least one")
@@ -114,10 +137,10 @@ class RecordWriter:
         self._idx.close()
         height, width = self.size
         self._partial["property"].write_text(f"{self._identity + 1},{height},{width}\n")
-        for name in reversed(self._partial):  # train.rec last: its presence says that the folder is complete
+        for name in reversed(self._partial):  # train.rec last: with it the folder is complete
             self._partial[name].replace(self.folder / name)
 
-    def _write(self, key, packed):
+    def _write(self, key: int, packed: bytes) -> None:
         self._idx.write(f"{key}\t{self._rec.tell()}\n")
         self._rec.write(packed)
 
