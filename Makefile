@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: train test lint bench gpu clean
+.PHONY: train test lint docs bench gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
@@ -18,6 +19,10 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check --quiet
 	$(VENV)/bin/pyright
 
+docs: $(DOCS_INSTALLED)  ## the documentation site, into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	@echo "wrote build/site/index.html; to search it: $(PYTHON) -m http.server --directory build/site"
+
 bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results
 	$(VENV)/bin/python -m pytest bench
 
@@ -27,6 +32,10 @@ gpu:  ## all tests and benches for a CUDA device, with the Python at hand: torch
 $(INSTALLED): $(BUILT_FROM)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench]'
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 clean:

@@ -1,63 +1,52 @@
-"""The README's tree says of every file what the file says of itself."""
+"""What the README and CONTRIBUTING.md say of files, layers and commands is true."""
 
-import ast
+import importlib.util
 import re
 from pathlib import Path
 
+from test_layering import MAY
+
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("fastmfr", "kernels", "csrc", "bench")
-COMMENT = {".cpp": "//", ".hpp": "//", ".yaml": "#"}
-ROW = "{:<24} {}"
 
 
-def caption(path):
-    """The first sentence of a file, in its docstring or the comment it starts with; of a folder, of its __init__."""
-    if path.is_dir():
-        path = path / "__init__.py"
-    if path.suffix == ".py":
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    else:
-        mark = COMMENT[path.suffix]
-        text = ""
-        for line in path.read_text().splitlines():
-            if not line.startswith(mark):
-                break
-            text += line.removeprefix(mark) + "\n"
-    paragraph = " ".join(text.strip().split("\n\n")[0].split())
-    return re.split(r"(?<=[.?])\s(?=[A-Z])|(?<=[a-z)]);\s", paragraph)[0].rstrip(".;:")
+def docs_module(name):
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def tree():
-    lines = []
-    for folder in FOLDERS:
-        lines.append(f"{folder}/")
-        for path in sorted((ROOT / folder).iterdir(), key=lambda path: (path.is_dir(), path.name)):
-            if path.is_dir() and (path / "__init__.py").exists():
-                lines.append(ROW.format(f"  {path.name}/", caption(path)))
-            elif path.suffix == ".hpp" and path.with_suffix(".cpp").exists():
-                continue  # told with its .cpp
-            elif path.with_suffix(".hpp").exists() and path.suffix == ".cpp":
-                lines.append(ROW.format(f"  {path.stem}.hpp .cpp", caption(path.with_suffix(".hpp"))))
-            elif path.suffix in (".py", ".cpp", ".hpp") and path.name != "__init__.py":
-                lines.append(ROW.format(f"  {path.name}", caption(path)))
-        if folder == "fastmfr":
-            for path in sorted((ROOT / folder / "recipes").glob("*.yaml")):
-                lines.append(ROW.format(f"  recipes/{path.name}", caption(path)))
-    return "\n".join([*lines, ROW.format("tests/", "one file a module; CPU only unless marked gpu")])
+tree = docs_module("tree")
 
 
-def test_the_tree_is_true():
-    assert tree() in (ROOT / "README.md").read_text(), f"the README's tree should be:\n\n{tree()}\n"
+def test_the_list_of_files_says_what_the_files_say_of_themselves():
+    page = tree.PAGE.read_text()
+    assert tree.tree() in page, "write the list of files again: python docs/tree.py"
+    assert tree.with_tree(page) == page
 
 
-def test_every_file_in_the_tree_has_a_caption():
-    for line in tree().splitlines():
+def test_every_file_in_the_list_has_a_caption():
+    for line in tree.tree().splitlines():
         if line.startswith("  "):
             assert len(line.split(None, 1)) == 2, f"{line.strip()} has no docstring or first comment"
 
 
-def test_the_commands_it_names_exist():
+def test_the_table_of_layers_names_every_module():
+    table = "".join(line for line in tree.PAGE.read_text().splitlines() if line.startswith("|"))
+    missing = [name for name in MAY if not name.startswith("_") and not re.search(rf"\b{name}\b", table)]
+    assert not missing, f"the table of layers in CONTRIBUTING.md does not name {', '.join(missing)}"
+
+
+def test_the_make_targets_it_names_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"`?\bmake (\w+)`", (ROOT / page).read_text()))
+        assert named, page
+        assert named <= targets, page
+
+
+def test_a_newcomer_reads_the_two_commands_to_type():
     text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make (\w+)`", text)) <= targets
-    assert re.findall(r"`make (\w+)`", text)
+    assert "make train" in text
+    assert "`make test`" in text
