@@ -16,7 +16,7 @@ from fastmfr.decode import Preprocess
 from fastmfr.domains import open_domain
 from fastmfr.evaluate import open_sets, score, score_set
 from fastmfr.evaluate.all_pairs import AllPairs
-from fastmfr.evaluate.roc import figures
+from fastmfr.evaluate.roc import score_curve
 from fastmfr.protocols import GalleryProbe
 from fastmfr.synthetic import write_folders
 
@@ -95,7 +95,7 @@ def test_pairs(compare, benchmark, lfw_like):
         "InsightFace's way": lambda: peers.verify(network, lfw_like, BATCH_IMAGES, DEVICE),
     }
     results = beside(compare, benchmark, contenders, pairs=PAIRS, images=2 * PAIRS)
-    benchmark.extra_info["our accuracy"] = round(results["ours"]["accuracy"]["grid_0.01"]["mean"], 5)
+    benchmark.extra_info["our accuracy"] = round(results["ours"].accuracy["grid_0.01"].mean, 5)
     benchmark.extra_info["InsightFace's accuracy"] = round(float(results["InsightFace's way"][0]), 5)
 
 
@@ -110,7 +110,7 @@ def test_all_pairs(compare, benchmark):
 
     def ours():
         roc, rank_P = AllPairs(both_ND[:IMAGES], identity, both_ND[IMAGES:], identity).roc_and_ranks()
-        return figures(roc, FAR), (rank_P < 1).mean()
+        return score_curve(roc, FAR), (rank_P < 1).mean()
 
     def sorting():
         return peers.all_pairs(gallery_GD, identity, probe_PD, identity, FAR)
@@ -118,7 +118,7 @@ def test_all_pairs(compare, benchmark):
     results = beside(compare, benchmark, {"ours": ours, "sorting all scores": sorting}, pairs=IMAGES**2, D=D)
     lists = GalleryProbe(identity, identity, identity + IMAGES, identity)
     benchmark.extra_info["our seconds with intervals"] = round(seconds(lambda: score(both_ND, lists, FAR)), 2)
-    tars = results["ours"][0]["tar_at_far"], results["sorting all scores"]
+    ours_at, theirs_at = results["ours"][0].tar_at_far, results["sorting all scores"]
     benchmark.extra_info["TAR, ours and theirs"] = {
-        f: (round(tars[0][f]["tar"], 5), round(float(tars[1][f]), 5)) for f in FAR
+        f: (round(ours_at[str(f)].tar, 5), round(float(theirs_at[f]), 5)) for f in FAR
     }

@@ -107,7 +107,28 @@ class HardestPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainGap:
-    """How far apart one model keeps N domains; `fastmfr.evaluate.domain_gap` says how each figure is measured."""
+    """How far apart one model keeps N domains, as `fastmfr.evaluate.domain_gap` measures it.
+
+    Attributes:
+        domains: (N,) names.
+        people: (N,) how many people were embedded of each domain.
+        images: (N,) how many images were embedded of each domain.
+        distance: (N, N) between the means of unit embeddings, in [0, 2].
+        distance_by_chance: (N, N) root mean square of the distance between two draws, each of as many people of one
+            domain.
+        told: Share of images nearest to the mean of their own domain, in [0, 1], as a mean over domains. The means that
+            an image is compared with hold the other half of the people.
+        told_by_chance: 1 / N.
+        far: The share of all impostor pairs that is accepted: the largest up to the rate asked for, or the smallest
+            there is.
+        threshold: The cosine from which pairs are accepted.
+        impostors: How many impostor pairs all domains together have.
+        false_accepts: How many of the impostor pairs are accepted.
+        across_of_all: Share of the impostor pairs that are of two domains, in [0, 1].
+        across: Share of the false accepts that are of two domains. Domains are apart if it is below `across_of_all`.
+        false_accepts_of: (N, N) false accepts by the domains of the two people; 0 below the diagonal.
+        unseen: (N,) whether each domain was never seen in training.
+    """
 
     domains: list[str]
     people: list[int]

@@ -28,6 +28,16 @@ def class_folder(path, people=PEOPLE, images=IMAGES, form="p{person:02}/{image}.
     return path
 
 
+class Named:
+    """Names images and people by their numbers."""
+
+    def key(self, image):
+        return f"image {image}"
+
+    def identity_name(self, identity):
+        return f"person {identity}"
+
+
 def trials():
     """(person, image), (person, image), same: 60 pairs, in ten folds of three genuine and three impostor pairs."""
     rng = np.random.default_rng(0)

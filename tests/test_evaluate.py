@@ -12,6 +12,7 @@ from fastmfr.domains import open_domain
 from fastmfr.evaluate import embed, identification, score, score_domain, tar_at_far, verification
 from fastmfr.evaluate.roc import exact_roc
 from fastmfr.protocols import gallery_probe
+from fastmfr.results import Scores, from_json, to_json
 
 FAR = (1e-1, 1e-2, 1e-3)
 
@@ -217,14 +218,14 @@ def test_score_is_verification_and_rank1_of_all_pairs_and_goes_through_json():
     embedding, offsets = people()
     pairs = gallery_probe(offsets)
     got = score(torch.from_numpy(embedding).float(), pairs, FAR)
-    assert got == json.loads(json.dumps(got, allow_nan=False))
+    assert got == from_json(Scores, json.loads(json.dumps(to_json(got), allow_nan=False)))
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     want = verification(unit[pairs.gallery] @ unit[pairs.probe].T, pairs.gallery_id[:, None] == pairs.probe_id, FAR)
-    assert (got["genuine"], got["impostors"]) == (180, 60 * 180 - 180)
-    assert (got["gallery"], got["probes"], got["identities"]) == (60, 180, 60)
-    assert got["tar_at_far"]["0.01"]["tar"] == pytest.approx(want["tar_at_far"][0.01]["tar"], abs=0.006)
-    assert got["auc"] == pytest.approx(want["auc"], abs=1e-6)
-    assert got["rank1"] == identification(
+    assert (got.genuine, got.impostors) == (180, 60 * 180 - 180)
+    assert (got.gallery, got.probes, got.identities) == (60, 180, 60)
+    assert got.tar_at_far["0.01"].tar == pytest.approx(want["tar_at_far"][0.01]["tar"], abs=0.006)
+    assert got.auc == pytest.approx(want["auc"], abs=1e-6)
+    assert got.rank1 == identification(
         embedding[pairs.gallery], pairs.gallery_id, embedding[pairs.probe], pairs.probe_id
     )
 
@@ -240,14 +241,14 @@ def tar_of_the_people_drawn(score_GP, pairs, drawn, far):
 def test_the_interval_is_that_of_drawing_the_people_anew():
     embedding, offsets = people(noise=1.5)
     pairs, far = gallery_probe(offsets), 0.1
-    found = score(embedding, pairs, (far, 0.01))["tar_at_far"]
+    found = score(embedding, pairs, (far, 0.01)).tar_at_far
     unit, rng = embedding / np.linalg.norm(embedding, axis=1, keepdims=True), np.random.default_rng(0)
     score_GP = unit[pairs.gallery] @ unit[pairs.probe].T
     tars = [tar_of_the_people_drawn(score_GP, pairs, rng.integers(60, size=60), far) for _ in range(200)]
-    assert found["0.1"]["interval"] == pytest.approx(np.quantile(tars, [0.025, 0.975]), abs=1e-9)
-    low, high = found["0.1"]["interval"]
-    assert low < found["0.1"]["tar"] < high
-    assert found["0.01"]["interval"][0] < found["0.01"]["tar"] < found["0.01"]["interval"][1]
+    assert found["0.1"].interval == pytest.approx(np.quantile(tars, [0.025, 0.975]), abs=1e-9)
+    low, high = found["0.1"].interval
+    assert low < found["0.1"].tar < high
+    assert found["0.01"].interval[0] < found["0.01"].tar < found["0.01"].interval[1]
 
 
 def test_score_refuses_lists_that_name_images_it_was_not_given():
@@ -269,5 +270,5 @@ def test_scores_a_domain_in_its_order_whatever_the_batch(tmp_path):
     want = score(embed(net, [torch.stack(images)], "cpu"), pairs, (0.1,))
     for batch_images in (4, 100):  # a filled-up last batch, one batch
         got = score_domain(net, domain, pairs, preprocess, "cpu", far=(0.1,), batch_images=batch_images)
-        assert got["auc"] == pytest.approx(want["auc"], abs=1e-3)
-        assert got["tar_at_far"]["0.1"]["threshold"] == pytest.approx(want["tar_at_far"]["0.1"]["threshold"], abs=1e-3)
+        assert got.auc == pytest.approx(want.auc, abs=1e-3)
+        assert got.tar_at_far["0.1"].threshold == pytest.approx(want.tar_at_far["0.1"].threshold, abs=1e-3)

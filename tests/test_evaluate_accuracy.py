@@ -36,9 +36,9 @@ def test_equals_insightface_threshold_by_threshold(name, step, pairs):
     want = insightface_accuracies(embedding, same, step)
     found = score_pairs(embedding, PairList(np.arange(0, 2 * pairs, 2), np.arange(1, 2 * pairs, 2), same))
     assert 0.6 < want.mean() < 0.95
-    assert found["accuracy"][name]["mean"] == pytest.approx(want.mean())
-    assert found["accuracy"][name]["std"] == pytest.approx(want.std())
-    low, high = found["accuracy"][name]["interval"]
+    assert found.accuracy[name].mean == pytest.approx(want.mean())
+    assert found.accuracy[name].std == pytest.approx(want.std())
+    low, high = found.accuracy[name].interval
     assert low < want.mean() < high
 
 
@@ -61,9 +61,9 @@ def test_the_exact_variant_tries_every_threshold():
 def test_a_grid_too_coarse_for_the_scores_is_seen_beside_the_exact_variant():
     same = np.tile([True, False], 100)
     found = accuracies(np.where(same, 0.9010, 0.9008), same)  # squared distances 0.1980 and 0.1984
-    assert found["exact"]["mean"] == 1
-    assert found["grid_0.01"]["mean"] == 0.5
-    assert found["exact"]["interval"] == [1, 1]
+    assert found["exact"].mean == 1
+    assert found["grid_0.01"].mean == 0.5
+    assert found["exact"].interval == [1, 1]
 
 
 def test_folds_are_successive_pairs_unless_the_list_is_sorted_by_kind():
@@ -90,13 +90,13 @@ def test_scores_a_list_of_pairs_with_and_without_people():
     want = verification((unit[first] * unit[second]).sum(1), same, (0.1,))
     for who in (None, people):
         found = score_pairs(embedding, PairList(first, second, same, people=who), (0.1, 1e-3))
-        assert found["tar_at_far"]["0.1"]["tar"] == want["tar_at_far"][0.1]["tar"]
-        low, high = found["tar_at_far"]["0.1"]["interval"]
+        assert found.tar_at_far["0.1"].tar == want["tar_at_far"][0.1]["tar"]
+        low, high = found.tar_at_far["0.1"].interval
         assert low < want["tar_at_far"][0.1]["tar"] < high
-        assert found["tar_at_far"]["0.001"]["refused"].startswith("FAR 0.001 needs at least 1000 impostor pairs")
-        assert found["auc"] == want["auc"]
+        assert found.tar_at_far["0.001"].refused.startswith("FAR 0.001 needs at least 1000 impostor pairs")
+        assert found.auc == want["auc"]
 
 
 def test_few_pairs_have_no_accuracy_by_folds():
     embedding, same = lfw_like(folds=1, each=5)
-    assert "accuracy" not in score_pairs(embedding, PairList(np.arange(0, 20, 2), np.arange(1, 20, 2), same), (0.5,))
+    assert score_pairs(embedding, PairList(np.arange(0, 20, 2), np.arange(1, 20, 2), same), (0.5,)).accuracy is None

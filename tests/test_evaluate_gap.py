@@ -8,6 +8,7 @@ import torch
 
 from fastmfr.evaluate import domain_gap, draw_evenly
 from fastmfr.evaluate import gap as gap_module
+from fastmfr.results import DomainGap, from_json, to_json
 
 
 def domain(shift=0.0, people=30, images=4, within=0.3, seed=0):
@@ -35,22 +36,24 @@ def by_hand(embeddings, far):
 
 def test_domains_that_are_the_same_are_not_told_apart():
     found = domain_gap({name: domain(seed=seed, people=100) for seed, name in enumerate("abc")}, far=1e-2)
-    assert abs(found["told"] - 1 / 3) < 0.08
-    assert found["told_by_chance"] == pytest.approx(1 / 3)
-    assert found["across"] == pytest.approx(found["across_of_all"], abs=0.1)
-    for line, by_chance in zip(found["distance"], found["distance_by_chance"], strict=True):
+    assert abs(found.told - 1 / 3) < 0.08
+    assert found.told_by_chance == pytest.approx(1 / 3)
+    assert found.across == pytest.approx(found.across_of_all, abs=0.1)
+    for line, by_chance in zip(found.distance, found.distance_by_chance, strict=True):
         assert all(0.7 * chance <= distance <= 1.3 * chance for distance, chance in zip(line, by_chance, strict=True))
 
 
 def test_a_domain_that_lies_apart_is_told_and_keeps_its_false_accepts():
-    found = domain_gap({"a": domain(), "b": domain(seed=1), "far": domain(shift=20, seed=2)}, far=1e-2)
-    (a_b, a_far), b_far = found["distance"][0][1:], found["distance"][1][2]
+    embeddings = {"a": domain(), "b": domain(seed=1), "far": domain(shift=20, seed=2)}
+    found = domain_gap(embeddings, far=1e-2, unseen=["far", "elsewhere"])
+    assert found.unseen == [False, False, True]
+    (a_b, a_far), b_far = found.distance[0][1:], found.distance[1][2]
     assert a_b < 0.35 < 0.9 < min(a_far, b_far) <= 2
-    assert found["distance_by_chance"][0][2] < 0.3
-    assert found["told"] > 0.6
-    assert found["across"] == 0
-    assert found["across_of_all"] > 0.6
-    assert found["false_accepts_of"][2][2] == found["false_accepts"]
+    assert found.distance_by_chance[0][2] < 0.3
+    assert found.told > 0.6
+    assert found.across == 0
+    assert found.across_of_all > 0.6
+    assert found.false_accepts_of[2][2] == found.false_accepts
 
 
 @pytest.mark.parametrize("block", [2**22, 500, 1])
@@ -60,36 +63,36 @@ def test_false_accepts_are_those_of_all_pairs_counted_one_by_one(block, monkeypa
     across, across_of_all = by_hand(embeddings, 0.05)
     found = domain_gap(embeddings, far=0.05)
     pairs = 72 * 71 // 2 - 12 * 6 - 8 * 3
-    assert (found["impostors"], found["false_accepts"]) == (pairs, int(0.05 * pairs))
-    assert (found["across"], found["across_of_all"]) == pytest.approx((across, across_of_all))
-    assert found["far"] == pytest.approx(0.05, abs=1e-3)
-    assert sum(map(sum, found["false_accepts_of"])) == found["false_accepts"]
+    assert (found.impostors, found.false_accepts) == (pairs, int(0.05 * pairs))
+    assert (found.across, found.across_of_all) == pytest.approx((across, across_of_all))
+    assert found.far == pytest.approx(0.05, abs=1e-3)
+    assert sum(map(sum, found.false_accepts_of)) == found.false_accepts
 
 
 def test_everyone_weighs_the_same_in_a_mean_and_lengths_do_not_count():
     rows = torch.eye(4)[[0, 0, 0, 1, 2, 3]] * torch.tensor([1.0, 5, 2, 3, 9, 4])[:, None]
     found = domain_gap({"a": (rows[:4], np.array([7, 7, 7, 3])), "b": (rows[4:], np.array([0, 1]))})
-    assert found["distance"][0][1] == pytest.approx(1)  # (1/2, 1/2, 0, 0) to (0, 0, 1/2, 1/2)
-    assert (found["people"], found["images"]) == ([2, 2], [4, 2])
+    assert found.distance[0][1] == pytest.approx(1)  # (1/2, 1/2, 0, 0) to (0, 0, 1/2, 1/2)
+    assert (found.people, found.images) == ([2, 2], [4, 2])
 
 
 @pytest.mark.parametrize("far", [1e-9, 1e-3])
 def test_a_rate_finer_than_the_data_gives_the_finest_there_is(far):
     found = domain_gap({"a": domain(people=2, images=1), "b": domain(people=2, images=1, seed=1)}, far)
-    assert (found["impostors"], found["false_accepts"]) == (6, 1)
-    assert found["far"] == pytest.approx(1 / 6)
+    assert (found.impostors, found.false_accepts) == (6, 1)
+    assert found.far == pytest.approx(1 / 6)
 
 
 def test_a_collapsed_model_has_no_gap_and_still_gives_figures():
     found = domain_gap({name: (torch.ones(20, 8), np.arange(20) // 2) for name in "ab"})
-    assert found["distance"][0][1] == found["distance_by_chance"][0][1] == 0
-    assert found["far"] == 1
-    assert found["across"] == found["across_of_all"]
+    assert found.distance[0][1] == found.distance_by_chance[0][1] == 0
+    assert found.far == 1
+    assert found.across == found.across_of_all
 
 
 def test_it_equals_itself_after_json():
     found = domain_gap({"a": domain(), "b": domain(1)})
-    assert json.loads(json.dumps(found)) == found
+    assert from_json(DomainGap, json.loads(json.dumps(to_json(found)))) == found
 
 
 def test_refuses_what_has_no_gap():

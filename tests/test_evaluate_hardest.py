@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from evaluation_fakes import Named
 
 from fastmfr.evaluate import all_pairs, hardest, hardest_pairs
 from fastmfr.protocols import GalleryProbe, gallery_probe
+from fastmfr.results import HardestPairs, from_json, to_json
 
 
 def embedded(people=20, images=5, seed=0):
@@ -34,8 +36,12 @@ def by_hand(rows, pairs, count):
                 yield kind, round(cosine, 5), int(g), int(p)
 
 
-def told(found):
-    return [(kind, round(pair["cosine"], 5), pair["gallery"], pair["probe"]) for kind in found for pair in found[kind]]
+def listed(found):
+    return [
+        (kind, round(pair.cosine, 5), pair.gallery, pair.probe)
+        for kind, pairs in (("genuine", found.genuine), ("impostor", found.impostor))
+        for pair in pairs
+    ]
 
 
 # all at once; in blocks of one probe, in float32; with fewer candidates kept than there are
@@ -45,27 +51,26 @@ def test_finds_what_sorting_all_pairs_finds(exact, block, kept, monkeypatch):
     monkeypatch.setattr(all_pairs, "BLOCK", block)
     monkeypatch.setattr(hardest, "KEPT", kept)
     rows, pairs = embedded()
-    assert told(hardest_pairs(rows, pairs, 5)) == list(by_hand(rows, pairs, 5))
+    assert listed(hardest_pairs(rows, pairs, Named(), "mfr", 5)) == list(by_hand(rows, pairs, 5))
 
 
 def test_a_person_under_a_wrong_name_takes_one_place_in_each_list():
     rows = torch.eye(16).repeat_interleave(4, 0) + 0.01 * embedded(8, 8)[0].repeat(1, 3)[:, :16]
     rows[4:8] = rows[0]  # two folders of one person
     rows[20] = -rows[20]  # an image that is not the person
-    found = hardest_pairs(rows, gallery_probe(np.arange(17) * 4))
-    assert {found["impostor"][0]["gallery_id"], found["impostor"][0]["probe_id"]} == {0, 1}
-    assert found["impostor"][0]["cosine"] > 0.9 > found["impostor"][1]["cosine"]
-    assert found["genuine"][0]["gallery_id"] == found["genuine"][0]["probe_id"] == 5
-    assert found["genuine"][0]["cosine"] < -0.9 < 0.9 < found["genuine"][1]["cosine"]
-    assert [len(found[kind]) for kind in found] == [8, 8]
-    for kind, a_pair in (("genuine", 1), ("impostor", 2)):
-        people = {pair[side] for pair in found[kind] for side in ("gallery_id", "probe_id")}
-        assert len(people) == 8 * a_pair
+    found = hardest_pairs(rows, gallery_probe(np.arange(17) * 4), Named(), "mfr")
+    assert {found.impostor[0].gallery_identity, found.impostor[0].probe_identity} == {"person 0", "person 1"}
+    assert found.impostor[0].cosine > 0.9 > found.impostor[1].cosine
+    assert found.genuine[0].gallery_identity == found.genuine[0].probe_identity == "person 5"
+    assert found.genuine[0].cosine < -0.9 < 0.9 < found.genuine[1].cosine
+    assert (len(found.genuine), len(found.impostor)) == (8, 8)
+    for pairs, a_pair in ((found.genuine, 1), (found.impostor, 2)):
+        assert len({name for pair in pairs for name in (pair.gallery_identity, pair.probe_identity)}) == 8 * a_pair
 
 
 def test_a_list_is_shorter_where_there_are_too_few_people():
     rows, _ = embedded(people=3, images=2)
     pairs = GalleryProbe(np.array([0, 2]), np.array([0, 1]), np.array([1, 4]), np.array([0, 2]))
-    found = hardest_pairs(rows, pairs)
-    assert [len(found[kind]) for kind in found] == [1, 1]
-    assert json.loads(json.dumps(found)) == found
+    found = hardest_pairs(rows, pairs, Named(), "mfr")
+    assert (len(found.genuine), len(found.impostor)) == (1, 1)
+    assert from_json(HardestPairs, json.loads(json.dumps(to_json(found)))) == found

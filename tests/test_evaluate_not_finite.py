@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from evaluation_fakes import Named
 
 from fastmfr.evaluate import (
     accuracies,
@@ -32,7 +33,7 @@ OF_ROWS = {
     "probe": lambda rows: identification(rows[::2].nan_to_num(0, 0, 0).clamp(-9, 9), PERSON[::2], rows, PERSON),
     "score": lambda rows: score(rows, LISTS, [0.1]),
     "folds": lambda rows: score_folds(rows, [LISTS, LISTS], [0.1]),
-    "hardest": lambda rows: hardest_pairs(rows, LISTS),
+    "hardest": lambda rows: hardest_pairs(rows, LISTS, Named(), "mfr"),
     "gap": lambda rows: domain_gap({"a": (rows, PERSON), "b": (rows.nan_to_num(0, 0, 0).clamp(-9, 9), PERSON)}),
     "pairs": lambda rows: score_pairs(rows, PAIRS, [0.1]),
     "templates": lambda rows: score_templates(rows, TEMPLATES, [0.1]),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fastmfr.evaluate import embed, embed_domain, open_sets, score, score_domain
 from fastmfr.evaluate.score import template_embeddings
 from fastmfr.protocols import PairList, TemplateSet, gallery_probe, read_bin, read_pairs
 from fastmfr.protocols.drawing import Settings, write_lists
+from fastmfr.results import Scores, from_json, to_json
 
 LOOK = Preprocess(size=16)
 
@@ -53,11 +55,11 @@ def test_a_bin_is_scored_as_its_images_decoded_one_by_one(tmp_path, batch_images
     )
     encoded = [face(*one) for first, second, _ in trials() for one in (first, second)]
     want = score_pairs(embedding_of(encoded, "sum"), read_bin(tmp_path / "lfw.bin")[1], (0.1,))
-    assert (got["images"], got["mirror"], got["bad_images"]) == (120, "sum", {})
-    assert got["auc"] == pytest.approx(want["auc"], abs=1e-3)
-    assert got["accuracy"]["grid_0.01"]["mean"] == pytest.approx(want["accuracy"]["grid_0.01"]["mean"], abs=0.02)
-    assert got["accuracy"]["grid_0.01"]["mean"] > 0.8
-    assert got == json.loads(json.dumps(got, allow_nan=False))
+    assert (got.images, got.mirror, got.bad_images) == (120, "sum", {})
+    assert got.auc == pytest.approx(want.auc, abs=1e-3)
+    assert got.accuracy["grid_0.01"].mean == pytest.approx(want.accuracy["grid_0.01"].mean, abs=0.02)
+    assert got.accuracy["grid_0.01"].mean > 0.8
+    assert got == from_json(Scores, json.loads(json.dumps(to_json(got), allow_nan=False)))
     assert (told[0], told[-1]) == ((0, 120), (120, 120))
 
 
@@ -67,8 +69,8 @@ def test_pairs_with_images_that_cannot_be_decoded_are_left_out_and_named(tmp_pat
     broken = only("lfw", path)
     broken.images._encoded[6] = b"no picture"  # the first impostor pair
     got = score_set(Pixels(), broken, LOOK, "cpu", far=(0.1,))
-    assert got["bad_images"] == {"6": "neither JPEG nor PNG"}
-    assert (got["genuine"], got["impostors"]) == (whole["genuine"], whole["impostors"] - 1)
+    assert got.bad_images == {"6": "neither JPEG nor PNG"}
+    assert (got.genuine, got.impostors) == (whole.genuine, whole.impostors - 1)
 
 
 def test_a_domain_with_an_image_that_cannot_be_decoded_is_scored_without_it(tmp_path):
@@ -79,8 +81,8 @@ def test_a_domain_with_an_image_that_cannot_be_decoded_is_scored_without_it(tmp_
     for key in (probe, gallery):
         (tmp_path / key).write_bytes(face(0, 0)[:-200])
     got = score_domain(Pixels(), domain, pairs, LOOK, "cpu", far=(0.1,))
-    assert sorted(got["bad_images"]) == sorted(f"{domain.name}/{key}" for key in (probe, gallery))
-    assert (got["gallery"], got["probes"], got["probes_without_mate"]) == (PEOPLE - 1, PEOPLE * (IMAGES - 1) - 1, 2)
+    assert sorted(got.bad_images) == sorted(f"{domain.name}/{key}" for key in (probe, gallery))
+    assert (got.gallery, got.probes, got.probes_without_mate) == (PEOPLE - 1, PEOPLE * (IMAGES - 1) - 1, 2)
 
 
 def test_a_class_folder_is_scored_with_one_drawn_image_a_person_enrolled(tmp_path):
@@ -89,8 +91,8 @@ def test_a_class_folder_is_scored_with_one_drawn_image_a_person_enrolled(tmp_pat
     domain = open_domain(tmp_path)
     embedding, _ = embed_domain(Pixels(), domain, LOOK, "cpu")
     want = score(embedding, gallery_probe(domain.offsets, seed=3), (0.1,))
-    assert got["mirror"] == "concat"
-    assert {name: got[name] for name in want} == want
+    assert got.mirror == "concat"
+    assert replace(got, images=None, mirror=None, bad_images=None) == want
 
 
 def test_lists_that_split_wrote_are_scored_alone_and_in_folds(tmp_path):
@@ -98,18 +100,18 @@ def test_lists_that_split_wrote_are_scored_alone_and_in_folds(tmp_path):
     write_lists(domain, Settings(scored=8), tmp_path / "one")
     write_lists(domain, Settings(scored=8, folds=3), tmp_path / "three")
     one = score_set(Pixels(), only("one", tmp_path / "one"), LOOK, "cpu", far=(0.1, 1e-3))
-    assert (one["gallery"], one["probes"]) == (8, 16)
-    assert one["tar_at_far"]["0.1"]["tar"] > 0.9
+    assert (one.gallery, one.probes) == (8, 16)
+    assert one.tar_at_far["0.1"].tar > 0.9
     three = score_set(Pixels(), only("three", tmp_path / "three"), LOOK, "cpu", far=(0.1, 1e-3))
-    tars = [fold["tar_at_far"]["0.1"]["tar"] for fold in three["folds"]]
-    assert three["tar_at_far"]["0.1"]["tar"] == pytest.approx(np.mean(tars))
-    assert three["tar_at_far"]["0.1"]["std"] == pytest.approx(np.std(tars))
-    low, high = three["tar_at_far"]["0.1"]["interval"]
+    tars = [fold.tar_at_far["0.1"].tar for fold in three.folds]
+    assert three.tar_at_far["0.1"].tar == pytest.approx(np.mean(tars))
+    assert three.tar_at_far["0.1"].std == pytest.approx(np.std(tars))
+    low, high = three.tar_at_far["0.1"].interval
     assert low <= np.mean(tars) <= high
-    assert three["rank1"] == pytest.approx(np.mean([fold["rank1"] for fold in three["folds"]]))
-    assert three["tar_at_far"]["0.001"]["refused"].endswith("there are 112 (so in 3 of 3 folds)")
-    assert len(three["folds"]) == 3
-    assert three == json.loads(json.dumps(three, allow_nan=False))
+    assert three.rank1 == pytest.approx(np.mean([fold.rank1 for fold in three.folds]))
+    assert three.tar_at_far["0.001"].refused.endswith("there are 112 (so in 3 of 3 folds)")
+    assert len(three.folds) == 3
+    assert three == from_json(Scores, json.loads(json.dumps(to_json(three), allow_nan=False)))
 
 
 def test_a_folder_with_lists_and_pairs_is_two_sets(tmp_path):
@@ -119,7 +121,7 @@ def test_a_folder_with_lists_and_pairs_is_two_sets(tmp_path):
     (tmp_path / "pairs.txt").write_text("p00/0.jpg p00/1.jpg 1\np00/0.jpg p01/1.jpg 0\n")
     lists, pairs = open_sets("cacd-vs", tmp_path)
     assert (lists.name, len(lists.folds), pairs.name) == ("cacd-vs", 1, "cacd-vs/pairs")
-    assert score_set(Pixels(), pairs, LOOK, "cpu", far=(0.5,))["auc"] in (0, 1)
+    assert score_set(Pixels(), pairs, LOOK, "cpu", far=(0.5,)).auc in (0, 1)
     (tmp_path / "gallery.txt").unlink()
     (tmp_path / "probe.txt").unlink()
     assert only("cacd-vs", tmp_path).name == "cacd-vs"
@@ -134,7 +136,7 @@ def test_rfw_is_four_sets(tmp_path):
         listing.write_text("1\t1\nm.0\t0\t2\nm.0\t1\tm.1\t2\n")
     sets = list(open_sets("rfw", tmp_path))
     assert [found.name for found in sets] == ["rfw/african", "rfw/asian", "rfw/caucasian", "rfw/indian"]
-    assert [score_set(Pixels(), found, LOOK, "cpu", far=(0.5,))["images"] for found in sets] == [4] * 4
+    assert [score_set(Pixels(), found, LOOK, "cpu", far=(0.5,)).images for found in sets] == [4] * 4
 
 
 def test_templates_average_their_media_and_media_their_images():
@@ -161,9 +163,9 @@ def test_a_folder_of_templates_is_scored_with_embeddings_as_long_as_the_network_
     raw = embed(Pixels(), [images], "cpu", mirror="sum", normalise=False)
     template = torch.stack([part.sum(0) for person in raw.split(3) for part in (person[:2], person[2:])])
     want = score_pairs(template, found.templates.pairs, (0.5,))
-    assert (got["genuine"], got["impostors"]) == (4, 24)
-    assert got["auc"] == pytest.approx(want["auc"], abs=1e-2)
-    assert got["tar_at_far"]["0.5"]["threshold"] == pytest.approx(want["tar_at_far"]["0.5"]["threshold"], abs=1e-2)
+    assert (got.genuine, got.impostors) == (4, 24)
+    assert got.auc == pytest.approx(want.auc, abs=1e-2)
+    assert got.tar_at_far["0.5"].threshold == pytest.approx(want.tar_at_far["0.5"].threshold, abs=1e-2)
 
 
 def test_what_is_no_set_is_refused_with_a_sentence(tmp_path):

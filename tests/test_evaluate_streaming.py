@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,17 +35,17 @@ def test_binned_scores_give_the_exact_figures_but_for_the_pairs_of_a_bin(streame
     exact = score(embedding, pairs, FAR)
     streamed()
     binned = score(embedding, pairs, FAR)
-    assert (exact.pop("exact"), binned.pop("exact")) == (True, False)
-    for name in ("rank1", "rank1_interval", "rank5", "genuine", "impostors", "gallery", "probes", "identities"):
-        assert binned[name] == exact[name]
-    assert binned["auc"] == pytest.approx(exact["auc"], abs=1e-6)
-    assert binned["eer"] == pytest.approx(exact["eer"], abs=1e-3)
+    assert (exact.exact, binned.exact) == (True, False)
+    measured = {"tar_at_far": {}, "auc": None, "eer": None, "roc": None, "exact": None}
+    assert replace(binned, **measured) == replace(exact, **measured)
+    assert binned.auc == pytest.approx(exact.auc, abs=1e-6)
+    assert binned.eer == pytest.approx(exact.eer, abs=1e-3)
     for far in FAR:
-        found, wanted = binned["tar_at_far"][str(far)], exact["tar_at_far"][str(far)]
-        assert found["far"] <= far
-        assert found["tar"] == pytest.approx(wanted["tar"], abs=1 / 240)
-        assert found["threshold"] == pytest.approx(wanted["threshold"], abs=1e-3)
-        assert found["interval"] == pytest.approx(wanted["interval"], abs=1e-9)
+        found, wanted = binned.tar_at_far[str(far)], exact.tar_at_far[str(far)]
+        assert found.far <= far
+        assert found.tar == pytest.approx(wanted.tar, abs=1 / 240)
+        assert found.threshold == pytest.approx(wanted.threshold, abs=1e-3)
+        assert found.interval == pytest.approx(wanted.interval, abs=1e-9)
 
 
 def test_a_threshold_of_bins_accepts_what_it_says():
@@ -79,9 +81,9 @@ def test_a_gallery_in_any_order_with_several_images_of_a_person_gives_the_same(s
     rank1 = np.mean([mate_GP[score_GP[:, p].argmax(), p] for p in range(len(pairs.probe))])
     for tolerance in (1e-12, 1e-3):
         got = score(embedding, pairs, FAR)
-        assert got["rank1"] == pytest.approx(rank1)
-        assert (got["genuine"], got["impostors"]) == (want["genuine"], want["impostors"])
-        assert got["auc"] == pytest.approx(want["auc"], abs=tolerance)
+        assert got.rank1 == pytest.approx(rank1)
+        assert (got.genuine, got.impostors) == (want["genuine"], want["impostors"])
+        assert got.auc == pytest.approx(want["auc"], abs=tolerance)
         streamed()
 
 
@@ -99,8 +101,8 @@ def test_probes_without_a_mate_are_impostors_and_do_not_count_for_rank1(streamed
     some = GalleryProbe(pairs.gallery[enrolled], pairs.gallery_id[enrolled], pairs.probe, pairs.probe_id)
     for _ in range(2):
         got = score(embedding, some, FAR)
-        assert (got["rank1"], got["probes_without_mate"]) == (1, 60)
-        assert (got["genuine"], got["impostors"]) == (180, 60 * 240 - 180)
+        assert (got.rank1, got.probes_without_mate) == (1, 60)
+        assert (got.genuine, got.impostors) == (180, 60 * 240 - 180)
         streamed()
     with pytest.raises(ValueError, match="none of the 240 probes has a mate among the 60"):
         score(embedding, GalleryProbe(some.gallery, some.gallery_id + 1000, some.probe, some.probe_id))
@@ -118,10 +120,10 @@ def test_the_interval_of_a_mean_over_folds_draws_the_same_people_in_all():
     once = gallery_probe(offsets)
     alone = score(embedding, once, (0.1,))
     twice = score_folds(embedding, [once, once], (0.1,))
-    assert twice["tar_at_far"]["0.1"]["interval"] == alone["tar_at_far"]["0.1"]["interval"]
+    assert twice.tar_at_far["0.1"].interval == alone.tar_at_far["0.1"].interval
     folds = [gallery_probe(offsets, seed=seed) for seed in range(8)]
-    low, high = score_folds(embedding, folds, (0.1,))["tar_at_far"]["0.1"]["interval"]
-    assert 0.5 < (high - low) / np.subtract(*alone["tar_at_far"]["0.1"]["interval"][::-1]) < 1.1  # not 1 / sqrt(8)
+    low, high = score_folds(embedding, folds, (0.1,)).tar_at_far["0.1"].interval
+    assert 0.5 < (high - low) / np.subtract(*alone.tar_at_far["0.1"].interval[::-1]) < 1.1  # not 1 / sqrt(8)
 
 
 def test_a_share_of_two_people_lies_anywhere_and_that_of_many_alike_nowhere_else():

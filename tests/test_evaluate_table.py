@@ -1,24 +1,25 @@
 from rich.console import Console
 
 from fastmfr.evaluate.table import notes, table_of
+from fastmfr.results import Accuracy, Scores, TarAtFar
 
-LFW = {
-    "tar_at_far": {"0.01": {"tar": 0.5, "interval": [0.4, 0.61]}, "1e-06": {"refused": "FAR 1e-06 needs more"}},
-    "auc": 0.98765,
-    "eer": 0.1,
-    "images": 12000,
-    "bad_images": {"7": "cut short"},
-    "accuracy": {"grid_0.01": {"mean": 0.9, "std": 0.01}},
-}
-FOLDS = {
-    "tar_at_far": {"0.01": {"tar": 0.25, "std": 0.1}},
-    "rank1": 0.125,
-    "auc": 0.9,
-    "eer": 0.2,
-    "images": 30,
-    "bad_images": {},
-    "probes_without_mate": 3,
-}
+LFW = Scores(
+    tar_at_far={"0.01": TarAtFar(tar=0.5, interval=[0.4, 0.61]), "1e-06": TarAtFar(refused="FAR 1e-06 needs more")},
+    auc=0.98765,
+    eer=0.1,
+    images=12000,
+    bad_images={"7": "cut short"},
+    accuracy={"grid_0.01": Accuracy(mean=0.9, std=0.01)},
+)
+FOLDS = Scores(
+    tar_at_far={"0.01": TarAtFar(tar=0.25, std=0.1)},
+    rank1=0.125,
+    auc=0.9,
+    eer=0.2,
+    images=30,
+    bad_images={},
+    probes_without_mate=3,
+)
 
 
 def cells(results):

@@ -6,7 +6,7 @@ Shape suffixes: N images, D embedding, P probes, G gallery.
 import numpy as np
 import torch
 
-from fastmfr.evaluate.roc import exact_roc, figures
+from fastmfr.evaluate.roc import exact_roc, score_curve
 from fastmfr.protocols import GalleryProbe
 
 FIGURES = {"tar_0.01": "TAR@1e-2", "tar_0.001": "TAR@1e-3", "rank1": "rank-1", "auc": "AUC", "eer": "EER"}
@@ -27,10 +27,10 @@ def by_person(embedding_ND: torch.Tensor, pairs: GalleryProbe, people: int, far)
     mate_PG = person_P[:, None] == pairs.gallery_id
     genuine_P, impostors = cos_PG[mate_PG], np.sort(cos_PG[~mate_PG])
     roc = exact_roc(cos_PG, mate_PG)
-    found = figures(roc, far)["tar_at_far"]
+    rates = score_curve(roc, far).tar_at_far
     at_eer = roc.threshold_K[np.argmax(roc.far_K + roc.tar_K >= 1)]
     below_P = sum(np.searchsorted(impostors, genuine_P, side) for side in ("left", "right")) / 2
-    of_probe = {f"tar_{f}": genuine_P >= found[f]["threshold"] for f in far if "threshold" in found[f]}
+    of_probe = {f"tar_{f}": genuine_P >= rate.threshold for f, rate in rates.items() if rate.threshold is not None}
     of_probe |= {
         "rank1": genuine_P > np.where(mate_PG, -np.inf, cos_PG).max(1),
         "auc": below_P / len(impostors),

@@ -3,16 +3,18 @@
 embed.py      images -> unit embeddings, the mirror image's beside or added
 roc.py        scores -> the curve and what is read off it; exact, by sorting
 histogram.py  the same curve out of bins: any number of pairs in constant memory
-crossing.py   all gallery x probe pairs, block by block
+all_pairs.py  all gallery x probe pairs, block by block
 rank.py       rank-1 and rank-k
 accuracy.py   accuracy by folds, as InsightFace computes it and exactly
-bootstrap.py  intervals, by drawing the people scored anew
+bootstrap.py  intervals, by drawing the people scored with replacement
 score.py      what is reported on gallery and probe lists, pairs and templates
 gap.py        how far apart a model keeps domains
-hardest.py    the pairs it gets most wrong, where wrong labels show
+hardest.py    the pairs a model gets most wrong, where wrong labels show
 sets.py       evaluation sets by their path, scored whole
-command.py    python -m fastmfr evaluate; table.py prints what it found
+table.py      scores of several sets as a table for the console
 """
+
+from fastmfr.results import FAR
 
 from .accuracy import accuracies
 from .embed import embed, embed_domain
@@ -20,7 +22,7 @@ from .gap import domain_gap, draw_evenly
 from .hardest import hardest_pairs
 from .histogram import Histogram
 from .rank import identification
-from .roc import FAR, Roc, tar_at_far, verification
+from .roc import Roc, tar_at_far, verification
 from .score import embed_and_score, score, score_domain, score_folds, score_pairs, score_templates
 from .sets import open_sets, score_set
 

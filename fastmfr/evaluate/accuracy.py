@@ -8,6 +8,8 @@ Shape suffixes: N pairs, F folds, K thresholds.
 
 import numpy as np
 
+from fastmfr.results import Accuracy
+
 from .bootstrap import share_interval
 from .roc import refuse_not_finite
 
@@ -15,34 +17,46 @@ FOLDS = 10
 GRIDS = {"grid_0.01": 0.01, "grid_0.001": 0.001, "exact": None}
 
 
-def accuracies(scores_N, is_mate_N, fold_N=None, person_N=None) -> dict:
-    """{"grid_0.01" | "grid_0.001" | "exact": {mean, std, interval}}, of accuracy, shares in [0, 1].
+def accuracies(
+    scores_N: np.ndarray, is_mate_N: np.ndarray, fold_N: np.ndarray | None = None, person_N: np.ndarray | None = None
+) -> dict[str, Accuracy]:
+    """Return the accuracy by folds for each grid of thresholds: "grid_0.01", "grid_0.001" and "exact".
 
-    `scores_N`: cosines; `fold_N`: the fold of each pair, by default as `folds_of` deals them. std is over the folds, as
-    InsightFace prints it; interval [low, high] holds 95 % of what drawing the people (`person_N`; by default the pairs)
-    anew gives, the thresholds kept. Raises ValueError for fewer than two folds, and for scores that are not finite.
+    Args:
+        scores_N: Cosines.
+        is_mate_N: Whether each pair is genuine.
+        fold_N: The fold of each pair; None for the folds of `folds_of`.
+        person_N: The person of each pair, for the interval; None to draw pairs instead of people.
+
+    Returns:
+        Mean and standard deviation over the folds, as InsightFace prints them, and the 95 % interval of the mean over
+        draws of the people with the thresholds kept. All are shares in [0, 1].
+
+    Raises:
+        ValueError: there are fewer than two folds, or a score is not finite.
     """
     scores_N, is_mate_N = np.asarray(scores_N, np.float64), np.asarray(is_mate_N, bool)
     refuse_not_finite(scores_N)
     fold_N = folds_of(is_mate_N) if fold_N is None else np.unique(fold_N, return_inverse=True)[1]
     person_N = np.arange(len(scores_N)) if person_N is None else person_N
-    out = {}
+    found = {}
     for name, step in GRIDS.items():
         correct_N = folded_decisions(scores_N, is_mate_N, fold_N, step) == is_mate_N
         accuracy_F = np.bincount(fold_N, correct_N) / np.bincount(fold_N)
-        out[name] = {
-            "mean": float(accuracy_F.mean()),
-            "std": float(accuracy_F.std()),
-            "interval": share_interval(correct_N, person_N),
-        }
-    return out
+        found[name] = Accuracy(
+            mean=float(accuracy_F.mean()), std=float(accuracy_F.std()), interval=share_interval(correct_N, person_N)
+        )
+    return found
 
 
-def folds_of(is_mate_N, folds: int = FOLDS) -> np.ndarray:
-    """The fold of each pair, int64 (N,): successive pairs, folds of one size give or take a pair, as InsightFace.
+def folds_of(is_mate_N: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    """Return the fold of each pair, int64 (N,): runs of successive pairs, equal in size give or take one pair.
 
-    Where such a fold would hold pairs of one kind only, because the list is sorted by kind, genuine and impostor pairs
-    are each dealt so. Raises ValueError for fewer pairs than folds.
+    InsightFace deals pairs in this way. If such a fold would hold pairs of one kind only, because the list is sorted by
+    kind, then genuine and impostor pairs are dealt separately.
+
+    Raises:
+        ValueError: there are fewer pairs of one kind than folds.
     """
     is_mate_N = np.asarray(is_mate_N, bool)
     if min(is_mate_N.sum(), (~is_mate_N).sum()) < folds:
@@ -62,10 +76,19 @@ def _successive(pairs, folds):
     return np.repeat(np.arange(folds), sizes)
 
 
-def folded_decisions(scores_N, is_mate_N, fold_N, step=None) -> np.ndarray:
-    """Whether each pair is accepted, bool (N,), by the threshold that is best on all other folds.
+def folded_decisions(
+    scores_N: np.ndarray, is_mate_N: np.ndarray, fold_N: np.ndarray, step: float | None = None
+) -> np.ndarray:
+    """Return whether each pair is accepted, bool (N,), by the threshold that is best on all other folds.
 
-    `step`: of InsightFace's grid of squared distances; None tries every threshold, half-way between two scores.
+    Args:
+        scores_N: Cosines.
+        is_mate_N: Whether each pair is genuine.
+        fold_N: The fold of each pair, from 0.
+        step: The step of InsightFace's grid of squared distances; None tries every threshold, half-way between scores.
+
+    Raises:
+        ValueError: there are fewer than two folds.
     """
     folds = fold_N.max() + 1
     if folds < 2:
@@ -85,7 +108,7 @@ def folded_decisions(scores_N, is_mate_N, fold_N, step=None) -> np.ndarray:
 
 
 def _right(distance_N, is_mate_N, threshold_K):
-    """How many pairs each threshold decides rightly, int64 (K,)."""
+    """How many pairs each threshold decides correctly, int64 (K,)."""
     accepted_genuine_K = np.searchsorted(np.sort(distance_N[is_mate_N]), threshold_K)
     accepted_impostor_K = np.searchsorted(np.sort(distance_N[~is_mate_N]), threshold_K)
     return accepted_genuine_K + np.count_nonzero(~is_mate_N) - accepted_impostor_K

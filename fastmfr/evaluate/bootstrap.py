@@ -1,8 +1,8 @@
-"""How far would a figure move had other people been scored? Intervals by drawing the people anew (bootstrap).
+"""How far would a figure move had other people been scored? Intervals by drawing people with replacement (bootstrap).
 
-People are drawn, not pairs, for the pairs of one person stand or fall together. A person drawn w times weighs w in
-genuine pairs, and w v in impostor pairs with a person drawn v times. The threshold is found anew in each draw; as it
-lies among the highest impostors, only those are kept, and of too many an even sample.
+People are drawn rather than pairs, because the pairs of one person stand or fall together. A person drawn w times
+weighs w in genuine pairs, and w v in impostor pairs with a person drawn v times. Each draw has its own threshold. The
+threshold lies among the highest impostor pairs, so only those are kept, or an even sample of too many.
 Shape suffixes: N genuine pairs, K impostor pairs kept.
 """
 
@@ -21,11 +21,19 @@ KEPT = 2**16  # impostor pairs, and genuine pairs, kept for a FAR: about 16,000 
 
 @dataclass(frozen=True)
 class Sample:
-    """Scored pairs to draw people anew from.
+    """Scored pairs to draw people from.
 
-    `people`: how many there are; genuine pairs, the score and person of each; the highest impostor pairs, falling,
-    with both persons of each. `kept`: the share of the impostor pairs down to the last that are here; `total(weight)`:
-    what all impostor pairs together weigh, where each person weighs `weight`. ValueError for scores not finite.
+    Attributes:
+        people: How many people there are.
+        genuine_N: The score of each genuine pair.
+        genuine_person_N: The person of each genuine pair.
+        impostor_K: The scores of the highest impostor pairs, falling.
+        impostor_people_2K: Both persons of each of these impostor pairs.
+        total: Maps the weight of each person to the weight of all impostor pairs together, kept or not.
+        kept: The share of the impostor pairs, down to the lowest one kept, that are in `impostor_K`.
+
+    Raises:
+        ValueError: a score is not finite.
     """
 
     people: int
@@ -42,9 +50,12 @@ class Sample:
 
 
 def tar_interval(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> list[float]:
-    """[low, high]: the middle 95 % of TAR at `far` over `draws` draws of the people; of several folds, of their mean.
+    """Return [low, high], the middle 95 % over draws of the people of the mean TAR at `far` over folds.
 
-    The folds number the same people in the same way.
+    Args:
+        folds: One sample a fold; all number the same people in the same way.
+        far: A false accept rate that every fold can measure.
+        draws: How many times the people are drawn.
     """
     weights = _weights(folds[0].people, draws)
     found = [np.mean([_tar(sample, weight, far) for sample in folds]) for weight in weights]
@@ -52,7 +63,7 @@ def tar_interval(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> lis
 
 
 def _tar(sample, weight, far):
-    """TAR at `far` where each person weighs `weight`."""
+    """TAR at `far` if each person weighs `weight`."""
     accepted = np.cumsum(weight[sample.impostor_people_2K].prod(0))
     allowed = far * sample.total(weight) * sample.kept
     first_refused = np.searchsorted(accepted, allowed, side="right")
@@ -62,7 +73,16 @@ def _tar(sample, weight, far):
 
 
 def pair_sample(score_N: np.ndarray, is_mate_N: np.ndarray, people_2N: np.ndarray | None) -> Sample:
-    """A Sample of a list of pairs. `people_2N`: both persons of each pair; None draws pairs instead of people."""
+    """Return a Sample of a list of pairs.
+
+    Args:
+        score_N: The score of each pair.
+        is_mate_N: Whether each pair is genuine.
+        people_2N: Both persons of each pair, numbered from 0; None to draw pairs instead of people.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
     if people_2N is None:
         people_2N = np.arange(len(score_N))[None]
     people = int(people_2N.max()) + 1
@@ -80,7 +100,13 @@ def pair_sample(score_N: np.ndarray, is_mate_N: np.ndarray, people_2N: np.ndarra
 
 
 def share_interval(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) -> list[float]:
-    """[low, high]: the middle 95 % of the share of hits when the people are drawn anew; hit n belongs to a person."""
+    """Return [low, high], the middle 95 % of the share of hits over draws of the people.
+
+    Args:
+        hit_N: Hit or miss.
+        person_N: The person that each hit or miss belongs to.
+        draws: How many times the people are drawn.
+    """
     people, person_N = np.unique(person_N, return_inverse=True)
     hits, tries = np.bincount(person_N, hit_N), np.bincount(person_N)
     found = [(weight * hits).sum() / (weight * tries).sum() for weight in _weights(len(people), draws)]
@@ -94,10 +120,23 @@ def _weights(people, draws):
         yield np.bincount(rng.integers(people, size=people), minlength=people)
 
 
-def samples(crossing: AllPairs, roc: Roc, gallery_id, probe_id, far: Sequence[float], people) -> dict[float, Sample]:
-    """{far: Sample} of all gallery x probe pairs, by one more pass; `roc` must be able to measure every FAR.
+def samples(
+    all_pairs: AllPairs,
+    roc: Roc,
+    gallery_id: np.ndarray,
+    probe_id: np.ndarray,
+    far: Sequence[float],
+    people: np.ndarray,
+) -> dict[float, Sample]:
+    """Return a Sample of all gallery x probe pairs for each of `far`, by one more pass over the pairs.
 
-    `people`: the identities to draw from, each once and in order; those of the gallery and the probes are among them.
+    Args:
+        all_pairs: The scores.
+        roc: The curve of the scores.
+        gallery_id: The identity of each gallery row, (G,).
+        probe_id: The identity of each probe row, (P,).
+        far: False accept rates that `roc` can measure.
+        people: The identities to draw from, each once and in order; those of gallery and probes are among them.
     """
     if not far:
         return {}
@@ -105,11 +144,11 @@ def samples(crossing: AllPairs, roc: Roc, gallery_id, probe_id, far: Sequence[fl
     enrolled, looked_up = (np.bincount(of, minlength=len(people)) for of in (of_gallery, of_probe))
     tails = {f: _Tail(roc, f) for f in far}
     genuine = [], []
-    rng, of_column = np.random.default_rng(0), of_gallery[crossing.gallery_order]
-    for first, score_PG in crossing.blocks():
-        row, column = crossing.mates(first, len(score_PG))
+    rng, of_column = np.random.default_rng(0), of_gallery[all_pairs.gallery_order]
+    for first, score_PG in all_pairs.blocks():
+        row, column = all_pairs.mates(first, len(score_PG))
         mate = score_PG[row, column].cpu().numpy()
-        drawn = rng.random(len(mate)) * crossing.genuine < KEPT
+        drawn = rng.random(len(mate)) * all_pairs.genuine < KEPT
         genuine[0].append(mate[drawn])
         genuine[1].append(of_probe[first + row.cpu().numpy()[drawn]])
         score_PG[row, column] = -torch.inf
@@ -123,9 +162,9 @@ def samples(crossing: AllPairs, roc: Roc, gallery_id, probe_id, far: Sequence[fl
 
 
 class _Tail:
-    """The highest impostor pairs: of few ten times as many as FAR `far` lets through, of many an even sample of four.
+    """The highest impostor pairs: ten times as many as FAR `far` lets through, or an even sample of four times as many.
 
-    That many, for a draw's weights move the threshold, and the fewer people there are the further.
+    So many are kept because a draw's weights move the threshold, and move it further the fewer people there are.
     """
 
     def __init__(self, roc, far):
@@ -148,7 +187,7 @@ class _Tail:
 
 
 def _keep_highest(tails, score_PG, of_column, of_row, rng):
-    """Hands each tail the impostor pairs of a block that may belong to it."""
+    """Add to each tail the impostor pairs of a block that may belong to the tail."""
     lowest = min(tail.floor for tail in tails)
     place = (score_PG.flatten() >= lowest).nonzero().squeeze(1)
     scores, place = score_PG.flatten()[place].cpu().numpy(), place.cpu().numpy()

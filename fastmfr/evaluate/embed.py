@@ -3,45 +3,58 @@
 Shape suffixes: N images, B images of a batch, D embedding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
+from fastmfr.config.choices import Mirror
 from fastmfr.decode import ImageStream, Preprocess
 from fastmfr.distributed import all_gather_object, gather_whole, raise_on_all_ranks, rank_and_world
+from fastmfr.image_set import ImageSet
 
-MIRRORS = ("concat", "sum", "none")
+MIRRORS = get_args(Mirror)
 
 
 def embed(
     backbone: torch.nn.Module,
     batches: Iterable[torch.Tensor],
-    device,
+    device: torch.device | str,
     *,
-    mirror: str = "concat",
+    mirror: Mirror = "concat",
     normalise: bool = True,
-    group=None,
+    group: ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """Embedding of the images in `batches`, an iterable of image_B3HW: float32 (N, D or 2 D) on `device`, unit rows.
+    """Return the embeddings of all images in `batches`, float32 on `device`.
 
-    `mirror`: "concat" puts the backbone's outputs for an image and for its mirror image side by side (N, 2 D), as the
-    MFR paper tests; "sum" adds them, as InsightFace does; "none" leaves the mirror out. `normalise`: to unit length,
-    after that. `group`: a process group, each rank of which calls this with as many images as the others; all get the
-    rows of all, in the order of ranks. Runs in eval mode and leaves every module's training flag as it was.
+    The backbone runs in eval mode; every module's training flag is restored afterwards.
 
-    Raises ValueError, on all ranks alike, if there is no image, or for an embedding that is not finite.
+    Args:
+        backbone: Maps image_B3HW to embedding_BD.
+        batches: An iterable of image_B3HW.
+        device: Where the backbone is.
+        mirror: What is done with the mirror image. "concat" puts the backbone's outputs for an image and for its mirror
+            image side by side, as the MFR paper tests; "sum" adds the outputs, as InsightFace does; "none" leaves the
+            mirror image out.
+        normalise: Whether rows are brought to unit length, after `mirror`.
+        group: A process group whose ranks all call this function, each with as many images as the others. All ranks
+            get the rows of all ranks, in their order.
+
+    Returns:
+        (N, 2 D) if `mirror` is "concat", else (N, D).
+
+    Raises:
+        ValueError: there is no image, or an embedding is not finite; on all ranks alike.
     """
     if mirror not in MIRRORS:
         raise ValueError(f"want mirror out of {', '.join(MIRRORS)}, got {mirror!r}")
     with raise_on_all_ranks(group):
         embedding_ND = _embed_all(backbone, batches, device, mirror, normalise)
     if group is not None:
-        images = all_gather_object(len(embedding_ND), group)
-        if len(set(images)) > 1:
-            raise ValueError(f"want as many images on every rank of the group, got {', '.join(map(str, images))}")
-        embedding_ND = gather_whole(embedding_ND, group)
+        embedding_ND = _gather_ranks(embedding_ND, group)
     broken = (~embedding_ND.isfinite().all(1)).nonzero()
     if len(broken):
         raise ValueError(
@@ -68,6 +81,13 @@ def _embed_all(backbone, batches, device, mirror, normalise):
     return torch.cat(rows)
 
 
+def _gather_ranks(embedding_ND, group):
+    images = all_gather_object(len(embedding_ND), group)
+    if len(set(images)) > 1:
+        raise ValueError(f"want as many images on every rank of the group, got {', '.join(map(str, images))}")
+    return gather_whole(embedding_ND, group)
+
+
 def _embed_batch(backbone, image_B3HW, mirror):
     embedding_BD = backbone(image_B3HW).float()
     if mirror == "none":
@@ -76,10 +96,10 @@ def _embed_batch(backbone, image_B3HW, mirror):
     return embedding_BD + mirrored_BD if mirror == "sum" else torch.cat([embedding_BD, mirrored_BD], dim=1)
 
 
-def in_order(image_N, batch_images: int):
-    """What an ImageStream of one domain asks for to give these images in order, `batch_images` at a time.
+def in_order(image_N: np.ndarray, batch_images: int) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Return the requests with which an `ImageStream` of one domain yields the images `image_N` in their order.
 
-    Past the end comes the last image again, so that batches, and ranks, are all filled.
+    Past the end the last image is repeated, so that all batches, and all ranks, are full.
     """
 
     def requests(batch):
@@ -90,43 +110,46 @@ def in_order(image_N, batch_images: int):
 
 
 def embed_domain(
-    backbone,
-    domain,
+    backbone: torch.nn.Module,
+    domain: ImageSet,
     preprocess: Preprocess,
-    device,
+    device: torch.device | str,
     *,
     batch_images: int = 256,
-    mirror: str = "concat",
+    mirror: Mirror = "concat",
     normalise: bool = True,
-    progress=None,
-    group=None,
-    **decoding,
+    progress: Callable[[int, int], None] | None = None,
+    group: ProcessGroup | None = None,
+    **decoding: Any,
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """(embedding_ND, bad) of all images of a domain in their order, decoded `batch_images` at a time, unchanged.
+    """Embed all images of a domain, in their order.
 
-    bad {image number: reason}: images that could not be decoded; another image's embedding stands in their row.
-    `domain`: anything ImageStream takes. `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them.
-    `progress` is called with (images done, images in all), first with 0; the other ranks are taken to be as far.
-    `group`: a process group whose ranks each embed a run of whole batches, the same batches that one process makes; all
-    ranks get all rows and all bad images.
+    Args:
+        backbone: As in `embed`.
+        domain: The images.
+        preprocess: How images are prepared; nothing is changed at random.
+        device: As in `embed`.
+        batch_images: How many images are decoded and embedded at a time.
+        mirror: As in `embed`.
+        normalise: As in `embed`.
+        progress: Called with (images done, images in all), first with 0; other ranks are assumed to be as far.
+        group: A process group whose ranks each embed a run of whole batches, the same batches that one process makes.
+        decoding: threads, decoder, vet and verdicts, as `ImageStream` takes them.
+
+    Returns:
+        (embedding_ND, bad), on all ranks. bad is {image number: reason} of the images that could not be decoded; the
+        row of such an image holds the embedding of another image.
+
+    Raises:
+        ValueError: as in `embed`.
     """
     rank, ranks = rank_and_world(group)
     batch_images = min(batch_images, domain.images)
     batches = -(-domain.images // (batch_images * ranks))  # of each rank
     first = rank * batches
-
-    def images(stream):
-        if progress:
-            progress(0, domain.images)
-        for batch, image_B3HW in stream:
-            yield image_B3HW
-            if progress:
-                progress(min((batch + 1 - first) * batch_images * ranks, domain.images), domain.images)
-
-    requests = in_order(np.arange(domain.images), batch_images)
     with ImageStream(
         [domain],
-        requests,
+        in_order(np.arange(domain.images), batch_images),
         preprocess.plain(),
         batch_images=batch_images,
         first=first,
@@ -134,12 +157,23 @@ def embed_domain(
         device=str(device),
         **decoding,
     ) as stream:
-        embedding_ND = embed(backbone, images(stream), device, mirror=mirror, normalise=normalise, group=group)
+        images = (image_B3HW for _, image_B3HW in stream)
+        if progress:
+            images = _watched(images, progress, batch_images * ranks, domain.images)
+        embedding_ND = embed(backbone, images, device, mirror=mirror, normalise=normalise, group=group)
         bad = {key: reason for found in all_gather_object(dict(stream.bad), group) for key, reason in found.items()}
     return embedding_ND[: domain.images], _by_number(domain, bad) if bad else {}
 
 
+def _watched(batches, progress, step, total) -> Iterator[torch.Tensor]:
+    """The batches, each followed by a call of `progress` once it has been used; `step` images are done by each."""
+    progress(0, total)
+    for number, image_B3HW in enumerate(batches, 1):
+        yield image_B3HW
+        progress(min(number * step, total), total)
+
+
 def _by_number(domain, bad):
     """{image number: reason} for {"domain/key": reason}."""
-    keys = ((image, f"{domain.name}/{domain.key(image)}") for image in range(domain.images))
-    return {image: bad[key] for image, key in keys if key in bad}
+    labels = ((image, f"{domain.name}/{domain.key(image)}") for image in range(domain.images))
+    return {image: bad[label] for image, label in labels if label in bad}

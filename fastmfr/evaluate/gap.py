@@ -1,16 +1,19 @@
-"""How far apart a model keeps domains: the distance between their means, and what crosses them among false accepts.
+"""How far apart a model keeps domains: the distance between their means, and the false accepts across domains.
 
-A model that verifies faces of any domain alike embeds a stranger's face at the same place whatever the domain. Where it
-does not, people are found alike for their domain, and one threshold cannot serve all domains.
+A model that serves all domains equally well embeds faces in a way that does not depend on the domain. If a model keeps
+domains apart, then strangers of one domain look alike to the model, and one threshold cannot serve all domains.
 Shape suffixes: B images, C people, D embedding, N domains.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .all_pairs import unit
+from fastmfr.results import DomainGap
+
+from .all_pairs import unit_rows
 from .histogram import Histogram
 
 MOST, MOST_IN_ALL = 1000, 20_000  # images of a domain, of all together: 2e8 pairs at most
@@ -18,9 +21,15 @@ BLOCK = 2**22  # cosines held at once
 
 
 def draw_evenly(offsets: np.ndarray, most: int = MOST, seed: int = 0) -> np.ndarray:
-    """At most `most` image numbers of a domain, int64, rising: everyone's first drawn image, then the second ones.
+    """Draw image numbers of a domain, the first image of every person before anyone's second image.
 
-    `offsets` (people + 1,): person i owns the images offsets[i] .. offsets[i + 1] - 1. Depends on its arguments alone.
+    Args:
+        offsets: int64 (people + 1,): person i has the images offsets[i] .. offsets[i + 1] - 1.
+        most: How many images are drawn at most.
+        seed: The draw depends on the arguments alone.
+
+    Returns:
+        int64, rising, at most `most`.
     """
     rng = np.random.default_rng(seed)
     people = rng.permutation(len(offsets) - 1)[:most].tolist()  # no one else would have a turn
@@ -29,45 +38,54 @@ def draw_evenly(offsets: np.ndarray, most: int = MOST, seed: int = 0) -> np.ndar
     return np.sort(np.concatenate(images)[np.argsort(turn, kind="stable")[:most]])
 
 
-def domain_gap(embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]], far: float = 1e-3) -> dict:
-    """The gap between N domains as one model embeds them: plain types, for JSON.
+def domain_gap(
+    embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]], far: float = 1e-3, unseen: Collection[str] = ()
+) -> DomainGap:
+    """Measure the gap between N domains as one model embeds them; `DomainGap` says what each figure is.
 
-    `embeddings`: by domain the rows (B, D) of its images, of any length, and the person in each, int (B,), numbered
-    within the domain: people of two domains are different people. Everyone weighs the same in a domain's mean.
+    Everyone weighs the same in a domain's mean.
 
-        domains, people, images      (N,) names and counts
-        distance                     (N, N) between the means of unit embeddings, in [0, 2]
-        distance_by_chance           (N, N) root mean square of what two draws of so many people of one domain give
-        told, told_by_chance         share of images nearest to the mean of their own domain, without their own half of
-                                     the people in any mean; the mean over domains, in [0, 1]; 1 / N
-        far, threshold               of all impostor pairs of all domains together, the share accepted: the largest up
-                                     to `far`, or the smallest there is; and the cosine from which they are
-        impostors, false_accepts     how many impostor pairs there are, how many are accepted
-        across_of_all, across        which share of each is of two domains: domains are apart where the second is below
-        false_accepts_of             (N, N) the false accepts by the domains of the two; 0 below the diagonal
+    Args:
+        embeddings: By domain the rows (B, D) of its images, of any length, and the person in each, int (B,), numbered
+            within the domain: people of two domains are different people.
+        far: A false accept rate in (0, 1), over the impostor pairs of all domains together.
+        unseen: The names of the domains that the model was not trained on.
 
-    Raises ValueError for fewer than two domains, fewer than two people in one, or embeddings that are not finite.
+    Raises:
+        ValueError: there are fewer than two domains, fewer than two people in one domain, or embeddings that are not
+            finite.
     """
     _check(embeddings)
     if not 0 < far < 1:
         raise ValueError(f"want a false accept rate above 0 and below 1, got {far}")
-    unit_BD = torch.cat([unit(rows, False, f"embeddings of {name!r}") for name, (rows, _) in embeddings.items()])
-    whose = [np.unique(person_B, return_inverse=True)[1] for _, person_B in embeddings.values()]
-    people = [int(own_B.max()) + 1 for own_B in whose]
+    unit_BD = torch.cat([unit_rows(rows, False, f"embeddings of {name!r}") for name, (rows, _) in embeddings.items()])
+    people_of = [np.unique(person_B, return_inverse=True)[1] for _, person_B in embeddings.values()]
+    people = [int(own_B.max()) + 1 for own_B in people_of]
     starts = np.cumsum([0, *people[:-1]])
-    person_B = torch.from_numpy(np.concatenate([start + own_B for start, own_B in zip(starts, whose, strict=True)]))
+    person_B = torch.from_numpy(np.concatenate([start + own_B for start, own_B in zip(starts, people_of, strict=True)]))
     domain_C = torch.from_numpy(np.repeat(np.arange(len(people)), people)).to(unit_BD.device)
     person_B = person_B.to(unit_BD.device)
     person_CD = _means(unit_BD.double(), person_B, len(domain_C))
-    return {
-        "domains": list(embeddings),
-        "people": people,
-        "images": [len(own_B) for own_B in whose],
-        **_distances(person_CD, domain_C),
-        "told": _told(unit_BD, person_CD, person_B, domain_C),
-        "told_by_chance": 1 / len(people),
-        **_false_accepts(unit_BD, person_B, domain_C[person_B], far),
-    }
+    distance_NN, by_chance_NN = _distances(person_CD, domain_C)
+    accepts = _false_accepts(unit_BD, person_B, domain_C[person_B], far)
+    impostors, accepted = int(accepts.impostors_NN.sum()), int(accepts.accepted_NN.sum())
+    return DomainGap(
+        domains=list(embeddings),
+        people=people,
+        images=[len(own_B) for own_B in people_of],
+        distance=distance_NN.tolist(),
+        distance_by_chance=by_chance_NN.tolist(),
+        told=_told(unit_BD, person_CD, person_B, domain_C),
+        told_by_chance=1 / len(people),
+        far=accepted / impostors,
+        threshold=accepts.threshold,
+        impostors=impostors,
+        false_accepts=accepted,
+        across_of_all=1 - int(accepts.impostors_NN.trace()) / impostors,
+        across=1 - int(accepts.accepted_NN.trace()) / accepted,
+        false_accepts_of=accepts.accepted_NN.tolist(),
+        unseen=[name in unseen for name in embeddings],
+    )
 
 
 def _check(embeddings):
@@ -89,19 +107,20 @@ def _means(rows, group, groups):
 
 
 def _distances(person_CD, domain_C):
+    """(distance between the means of every two domains, the distance that chance alone would make), float64 (N, N)."""
     people_N = torch.bincount(domain_C)
     mean_ND = _means(person_CD, domain_C, len(people_N))
     square_C = (person_CD - mean_ND[domain_C]).square().sum(1, keepdim=True)
     of_mean_N = _means(square_C, domain_C, len(people_N))[:, 0] / (people_N - 1)  # the mean's expected square error
     by_chance_NN = (of_mean_N[:, None] + of_mean_N).sqrt().fill_diagonal_(0)
     distance_NN = torch.cdist(mean_ND, mean_ND, compute_mode="donot_use_mm_for_euclid_dist")
-    return {"distance": distance_NN.tolist(), "distance_by_chance": by_chance_NN.tolist()}
+    return distance_NN, by_chance_NN
 
 
-def _told(unit_BD, person_CD, person_B, domain_C):
+def _told(unit_BD, person_CD, person_B, domain_C) -> float:
     """The mean over domains of the share of images nearest to their own domain's mean, of the other half's people.
 
-    With one half, every mean would lean towards the image judged, and domains that are the same would be told apart.
+    With the image's own half in the mean, every mean would lean towards the image, and equal domains would look apart.
     """
     half_C = torch.arange(len(domain_C), device=domain_C.device) % 2  # alternating, so two people are one in each
     right_B = torch.zeros(len(unit_BD), 1, dtype=torch.float64, device=unit_BD.device)
@@ -114,7 +133,16 @@ def _told(unit_BD, person_CD, person_B, domain_C):
     return float(_means(right_B, domain_C[person_B], int(domain_C[-1]) + 1).mean())
 
 
-def _false_accepts(unit_BD, person_B, domain_B, far):
+@dataclass(frozen=True)
+class _FalseAccepts:
+    """Impostor pairs, and those accepted from `threshold` on, by the domains of the two people, int64 (N, N)."""
+
+    threshold: float
+    impostors_NN: np.ndarray
+    accepted_NN: np.ndarray
+
+
+def _false_accepts(unit_BD, person_B, domain_B, far) -> _FalseAccepts:
     counts, domains = Histogram(), int(domain_B[-1]) + 1
     impostors_NN = np.zeros((domains, domains), np.int64)
     for cosine, of_domains in _impostors(unit_BD, person_B, domain_B):
@@ -124,18 +152,9 @@ def _false_accepts(unit_BD, person_B, domain_B, far):
     k = max(1, int(np.searchsorted(curve.far_K, far, side="right")) - 1)
     threshold = float(curve.threshold_K[k])
     accepted_NN = np.zeros_like(impostors_NN)
-    for cosine, of_domains in _impostors(unit_BD, person_B, domain_B):  # again, as they are too many to keep
+    for cosine, of_domains in _impostors(unit_BD, person_B, domain_B):  # again: there are too many to keep
         accepted_NN += _by_domains(of_domains[cosine >= threshold], domains)
-    impostors, accepted = int(impostors_NN.sum()), int(accepted_NN.sum())
-    return {
-        "far": accepted / impostors,
-        "threshold": threshold,
-        "impostors": impostors,
-        "false_accepts": accepted,
-        "across_of_all": 1 - int(impostors_NN.trace()) / impostors,
-        "across": 1 - int(accepted_NN.trace()) / accepted,
-        "false_accepts_of": accepted_NN.tolist(),
-    }
+    return _FalseAccepts(threshold, impostors_NN, accepted_NN)
 
 
 def _by_domains(of_domains, domains):

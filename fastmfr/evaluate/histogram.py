@@ -1,7 +1,7 @@
 """Any number of cosines counted into bins: the curve in constant memory.
 
-A threshold is the lower end of one of 2**20 bins over the cosines, 1.9e-6 wide, so that a realised FAR never exceeds
-the one asked for and a TAR lacks at most what lies in one bin. Shape suffix: K bins.
+A threshold is the lower end of one of 2**20 bins over the cosines, each 1.9e-6 wide. The realised FAR never exceeds the
+FAR asked for, and a TAR lacks at most the pairs of one bin. Shape suffix: K bins.
 """
 
 import numpy as np
@@ -19,8 +19,12 @@ class Histogram:
     def __init__(self):
         self._all_K, self._genuine_K = np.zeros((2, BINS), np.int64)
 
-    def add(self, score, genuine):
-        """Count the cosines `score`, a tensor, among them the `genuine`; ValueError where they are not finite."""
+    def add(self, score: torch.Tensor, genuine: torch.Tensor) -> None:
+        """Count the cosines of all pairs, `score`, of which `genuine` are those of the genuine pairs.
+
+        Raises:
+            ValueError: a score is not finite or outside [-1, 1].
+        """
         counted = _counts(score)
         if counted.sum() != score.numel():
             raise ValueError(
@@ -31,7 +35,7 @@ class Histogram:
         self._genuine_K += _counts(genuine)
 
     def roc(self) -> Roc:
-        """The curve with a threshold at each bin that holds a score."""
+        """Return the curve with a threshold at each bin that holds a score."""
         held = np.flatnonzero(self._all_K)[::-1]
         genuine_K, all_K = np.cumsum(self._genuine_K[held]), np.cumsum(self._all_K[held])
         threshold_K = held * (2 * REACH / BINS) - REACH
@@ -39,5 +43,5 @@ class Histogram:
 
 
 def _counts(score) -> np.ndarray:
-    """Scores in each bin, int64; those that are no cosine are in none."""
+    """The number of scores in each bin, int64; scores that are no cosine are in none."""
     return torch.histc(score, BINS, -REACH, REACH).cpu().numpy().astype(np.int64)  # float32, exact up to 2**24

@@ -4,17 +4,34 @@ Shape suffixes: G gallery, P probes, D embedding.
 """
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
-from .all_pairs import AllPairs
+from .all_pairs import AllPairs, Rows
 from .roc import as_numpy
 
 
-def identification(gallery_GD, gallery_id, probe_PD, probe_id, k: int = 1) -> float:
-    """Rank-k: the share of probes that have fewer than k strangers as near as their nearest mate, in [0, 1].
+def identification(
+    gallery_GD: Rows,
+    gallery_id: ArrayLike | torch.Tensor,
+    probe_PD: Rows,
+    probe_id: ArrayLike | torch.Tensor,
+    k: int = 1,
+) -> float:
+    """Return rank-k: the share of probes with fewer than k strangers as near as their nearest mate, in [0, 1].
 
-    Nearness is the cosine; rows need not be of unit length. k = 1 is rank-1: the nearest gallery image is a mate. A
-    mate that ties with a stranger comes after it, so that a collapsed model scores 0. Raises ValueError for a probe
-    with no mate in the gallery, and for embeddings that are not finite.
+    Nearness is the cosine. k = 1 is rank-1: the nearest gallery image is a mate. A mate that ties with a stranger comes
+    after the stranger, so that a collapsed model scores 0.
+
+    Args:
+        gallery_GD: Embeddings; rows need not be of unit length.
+        gallery_id: The identity of each gallery row.
+        probe_PD: Embeddings; rows need not be of unit length.
+        probe_id: The identity of each probe row.
+        k: At least 1.
+
+    Raises:
+        ValueError: a probe has no mate in the gallery, an embedding is not finite, or there is no probe.
     """
     gallery_id, probe_id = as_numpy(gallery_id), as_numpy(probe_id)
     if (len(gallery_GD), len(probe_PD)) != (len(gallery_id), len(probe_id)):

@@ -1,73 +1,107 @@
-"""What is reported of one model: on gallery and probe lists, on pair lists, on templates. Plain types, for JSON.
+"""What is reported of one model: on gallery and probe lists, on lists of pairs, on templates.
 
 Shape suffixes: N images or pairs, D embedding, T templates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from fastmfr.decode import Preprocess
+from fastmfr.image_set import ImageSet
 from fastmfr.protocols import GalleryProbe, PairList, TemplateSet
+from fastmfr.results import FAR, Scores, TarAtFar
 
 from .accuracy import FOLDS, accuracies
-from .all_pairs import AllPairs, unit
-from .bootstrap import pair_sample, samples, share_interval, tar_interval
+from .all_pairs import AllPairs, unit_rows
+from .bootstrap import Sample, pair_sample, samples, share_interval, tar_interval
 from .embed import embed_domain
-from .roc import FAR, exact_roc, figures
+from .roc import exact_roc, score_curve
 
 ROWS = 2**16  # embeddings gathered at once
 
 
 def score_domain(
     backbone: torch.nn.Module,
-    domain,
+    domain: ImageSet,
     pairs: GalleryProbe,
     preprocess: Preprocess,
-    device,
+    device: torch.device | str,
     *,
     far: Sequence[float] = FAR,
     batch_images: int = 256,
-    **decoding,
-) -> dict:
-    """`score` of a backbone on a whole domain, decoded and embedded `batch_images` at a time, unchanged.
+    **decoding: Any,
+) -> Scores:
+    """Embed a whole domain and score the embeddings by its gallery and probe lists, as `score` does.
 
-    `decoding`: threads, decoder, vet and verdicts, as ImageStream takes them. Images that could not be decoded are
-    left out of the lists; bad_images {key: reason} comes with the score.
+    Args:
+        backbone: Maps image_B3HW to embedding_BD.
+        domain: The images.
+        pairs: The gallery and probe lists; images that could not be decoded are left out of the lists.
+        preprocess: How images are prepared; nothing is changed at random.
+        device: Where to embed.
+        far: False accept rates in (0, 1).
+        batch_images: How many images are decoded and embedded at a time.
+        decoding: threads, decoder, vet and verdicts, as `ImageStream` takes them.
+
+    Returns:
+        The scores, with bad_images by "domain/key".
+
+    Raises:
+        ValueError: as in `score` and `embed`.
     """
     scores, _, bad = embed_and_score(
         backbone, domain, pairs, preprocess, device, far=far, batch_images=batch_images, **decoding
     )
-    return scores | {"bad_images": {f"{domain.name}/{domain.key(image)}": reason for image, reason in bad.items()}}
+    return replace(scores, bad_images={domain.label_of(image): reason for image, reason in bad.items()})
 
 
 def embed_and_score(
     backbone: torch.nn.Module,
-    domain,
+    domain: ImageSet,
     pairs: GalleryProbe,
     preprocess: Preprocess,
-    device,
+    device: torch.device | str,
     *,
     far: Sequence[float] = FAR,
-    **embedding,
-) -> tuple[dict, torch.Tensor, dict[int, str]]:
-    """(`score` of a backbone on a whole domain, embedding_ND, bad), the last two as `embed_domain` returns them.
+    **embedding: Any,
+) -> tuple[Scores, torch.Tensor, dict[int, str]]:
+    """Do what `score_domain` does, and return the embeddings as well.
 
-    `embedding`: batch_images and decoding, as `embed_domain` takes them.
+    Args:
+        backbone: As in `score_domain`.
+        domain: As in `score_domain`.
+        pairs: As in `score_domain`.
+        preprocess: As in `score_domain`.
+        device: As in `score_domain`.
+        far: As in `score_domain`.
+        embedding: batch_images and decoding, as `embed_domain` takes them.
+
+    Returns:
+        (scores, embedding_ND, bad), the last two as `embed_domain` returns them.
     """
     embedding_ND, bad = embed_domain(backbone, domain, preprocess, device, **embedding)
     return score(embedding_ND, pairs.without(bad), far), embedding_ND, bad
 
 
-def score(embedding_ND, pairs: GalleryProbe, far: Sequence[float] = FAR) -> dict:
-    """What is reported of one model on one target domain; it equals itself after a round trip through JSON.
+def score(embedding_ND: torch.Tensor | np.ndarray, pairs: GalleryProbe, far: Sequence[float] = FAR) -> Scores:
+    """Score every gallery x probe pair of one model on one domain.
 
-    `embedding_ND` holds all images of the domain in their order. Returns `verification` of every gallery x probe
-    pair, its FARs as text ("0.01"), rank1 and rank5 over the probes with a mate in the gallery, and the counts gallery,
-    probes, probes_without_mate and identities. Each TAR has `interval`, rank-1 rank1_interval: the 95 % interval when
-    the people are drawn anew. `exact`: whether the scores were sorted or counted into bins. Raises ValueError where
-    no probe has a mate.
+    Args:
+        embedding_ND: The embeddings of all images of the domain in their order; rows need not be of unit length.
+        pairs: The gallery and probe lists.
+        far: False accept rates in (0, 1).
+
+    Returns:
+        The figures of `verification`; rank-1 and rank-5 over the probes with a mate in the gallery; the counts; and
+        the 95 % intervals of TAR and rank-1 over draws of the people.
+
+    Raises:
+        ValueError: no probe has a mate, the lists name an image that has no embedding, an embedding in the lists is not
+            finite, or there are no pairs of one kind.
     """
     return _score(embedding_ND, pairs, far, _people(pairs))[0]
 
@@ -77,8 +111,32 @@ def _people(*folds):
     return np.unique(np.concatenate([ids for pairs in folds for ids in (pairs.gallery_id, pairs.probe_id)]))
 
 
-def _score(embedding_ND, pairs, far, people):
+def _score(embedding_ND, pairs, far, people) -> tuple[Scores, dict[float, Sample]]:
     """(what `score` returns, {far: Sample} to draw the people from)."""
+    _check(embedding_ND, pairs)
+    gallery_id, probe_id = pairs.gallery_id, pairs.probe_id
+    all_pairs = AllPairs(embedding_ND[pairs.gallery], gallery_id, embedding_ND[pairs.probe], probe_id)
+    roc, rank_P = all_pairs.roc_and_ranks()
+    curve = score_curve(roc, far)
+    measured = [f for f in far if curve.tar_at_far[str(f)].refused is None]
+    drawn_from = samples(all_pairs, roc, gallery_id, probe_id, measured, people)
+    mated_P = rank_P >= 0
+    scores = replace(
+        curve,
+        tar_at_far=_with_intervals(curve.tar_at_far, {f: [sample] for f, sample in drawn_from.items()}),
+        rank1=float((rank_P[mated_P] < 1).mean()),
+        rank1_interval=share_interval(rank_P[mated_P] < 1, probe_id[mated_P]),
+        rank5=float((rank_P[mated_P] < 5).mean()),
+        gallery=len(gallery_id),
+        probes=len(probe_id),
+        probes_without_mate=int((~mated_P).sum()),
+        identities=len(np.unique(gallery_id)),
+        exact=all_pairs.exact,
+    )
+    return scores, drawn_from
+
+
+def _check(embedding_ND, pairs):
     last = max(pairs.gallery.max(initial=-1), pairs.probe.max(initial=-1))
     if len(embedding_ND) <= last:
         raise ValueError(
@@ -90,80 +148,102 @@ def _score(embedding_ND, pairs, far, people):
             f"none of the {len(pairs.probe_id)} probes has a mate among the {len(pairs.gallery_id)} "
             "gallery images; want lists that name the same people"
         )
-    gallery_id, probe_id = pairs.gallery_id, pairs.probe_id
-    crossing = AllPairs(embedding_ND[pairs.gallery], gallery_id, embedding_ND[pairs.probe], probe_id)
-    roc, rank_P = crossing.roc_and_ranks()
-    out = figures(roc, far)
-    measured = [f for f in far if "tar" in out["tar_at_far"][f]]
-    drawn_from = samples(crossing, roc, gallery_id, probe_id, measured, people)
-    for f, sample in drawn_from.items():
-        out["tar_at_far"][f]["interval"] = tar_interval([sample], f)
-    out["tar_at_far"] = {str(f): found for f, found in out["tar_at_far"].items()}
-    mated_P = rank_P >= 0
-    out |= {
-        "rank1": float((rank_P[mated_P] < 1).mean()),
-        "rank1_interval": share_interval(rank_P[mated_P] < 1, probe_id[mated_P]),
-        "rank5": float((rank_P[mated_P] < 5).mean()),
-        "gallery": len(gallery_id),
-        "probes": len(probe_id),
-        "probes_without_mate": int((~mated_P).sum()),
-        "identities": len(np.unique(gallery_id)),
-        "exact": crossing.exact,
-    }
-    return out, drawn_from
 
 
-def score_folds(embedding_ND, folds: Sequence[GalleryProbe], far: Sequence[float] = FAR) -> dict:
-    """The mean of `score` over several gallery and probe lists, as CASIA NIR-VIS 2.0 is reported, and each of them.
+def _with_intervals(rates: dict[str, TarAtFar], folds_by_far: Mapping[float, Sequence[Sample]]) -> dict[str, TarAtFar]:
+    """The rates, with the interval of each FAR that there are samples for."""
+    return rates | {str(f): replace(rates[str(f)], interval=tar_interval(fold, f)) for f, fold in folds_by_far.items()}
 
-    Returns tar_at_far {far: {tar, std, far, interval}}, rank1, rank1_std, auc, eer, and folds: the scores, without
-    their curves. A FAR that one fold is too small for is refused. Identities mean the same people in all folds.
+
+def score_folds(
+    embedding_ND: torch.Tensor | np.ndarray, folds: Sequence[GalleryProbe], far: Sequence[float] = FAR
+) -> Scores:
+    """Return the mean of `score` over several gallery and probe lists, as CASIA NIR-VIS 2.0 is reported.
+
+    Args:
+        embedding_ND: As in `score`.
+        folds: The gallery and probe lists; an identity is the same person in all of them.
+        far: False accept rates in (0, 1); a rate that one fold is too small for is refused.
+
+    Returns:
+        The means of tar_at_far, rank1, auc and eer, with standard deviations and intervals, and the scores of each
+        fold without its curve.
+
+    Raises:
+        ValueError: as in `score`.
     """
     people = _people(*folds)
-    found, drawn_from = zip(*(_score(embedding_ND, pairs, far, people) for pairs in folds), strict=True)
-    for fold in found:
-        del fold["roc"]
-    out: dict = {"tar_at_far": {str(f): _mean_tar([fold["tar_at_far"][str(f)] for fold in found]) for f in far}}
-    for f in far:
-        if "tar" in (mean := out["tar_at_far"][str(f)]):
-            mean["interval"] = tar_interval([samples_of[f] for samples_of in drawn_from], f)
-    for name in ("rank1", "auc", "eer"):
-        out[name] = float(np.mean([fold[name] for fold in found]))
-    return out | {"rank1_std": float(np.std([fold["rank1"] for fold in found])), "folds": list(found)}
+    scored, drawn_from = zip(*(_score(embedding_ND, pairs, far, people) for pairs in folds), strict=True)
+    rates = {str(f): _mean_tar([fold.tar_at_far[str(f)] for fold in scored]) for f in far}
+    measured = [f for f in far if rates[str(f)].refused is None]
+    return Scores(
+        tar_at_far=_with_intervals(rates, {f: [samples_by_far[f] for samples_by_far in drawn_from] for f in measured}),
+        auc=float(np.mean([fold.auc for fold in scored])),
+        eer=float(np.mean([fold.eer for fold in scored])),
+        rank1=float(np.mean([fold.rank1 for fold in scored])),
+        rank1_std=float(np.std([fold.rank1 for fold in scored])),
+        folds=[replace(fold, roc=None) for fold in scored],
+    )
 
 
-def _mean_tar(found):
-    refused = [fold["refused"] for fold in found if "refused" in fold]
+def _mean_tar(found: Sequence[TarAtFar]) -> TarAtFar:
+    refused = [fold.refused for fold in found if fold.refused is not None]
     if refused:
-        return {"refused": f"{refused[0]} (so in {len(refused)} of {len(found)} folds)"}
-    tar, realised = ([fold[name] for fold in found] for name in ("tar", "far"))
-    return {"tar": float(np.mean(tar)), "std": float(np.std(tar)), "far": float(np.mean(realised))}
+        return TarAtFar(refused=f"{refused[0]} (so in {len(refused)} of {len(found)} folds)")
+    tar = [fold.tar for fold in found if fold.tar is not None]
+    realised = [fold.far for fold in found if fold.far is not None]
+    return TarAtFar(tar=float(np.mean(tar)), std=float(np.std(tar)), far=float(np.mean(realised)))
 
 
-def score_pairs(embedding_ND, pairs: PairList, far: Sequence[float] = FAR) -> dict:
-    """What is reported on a list of pairs: `verification`, its FARs as text, and accuracy as `accuracies` returns it.
+def score_pairs(embedding_ND: torch.Tensor | np.ndarray, pairs: PairList, far: Sequence[float] = FAR) -> Scores:
+    """Score one model on a list of pairs.
 
-    Intervals are of drawing the people anew, or the pairs where the list does not say who is who. accuracy is left out
-    where there are fewer than ten pairs of one kind.
+    Args:
+        embedding_ND: The embeddings of all images that the list numbers; rows need not be of unit length.
+        pairs: The list.
+        far: False accept rates in (0, 1).
+
+    Returns:
+        The figures of `verification`, and accuracy as `accuracies` returns it, if there are at least ten pairs of each
+        kind. Intervals are over draws of the people, or of the pairs if the list does not name the people.
+
+    Raises:
+        ValueError: an embedding is not finite, or there are no pairs of one kind.
     """
-    unit_ND = unit(embedding_ND)
+    unit_ND = unit_rows(embedding_ND)
     first_N, second_N = (torch.from_numpy(image_N).to(unit_ND.device) for image_N in (pairs.first, pairs.second))
     parts = zip(first_N.split(ROWS), second_N.split(ROWS), strict=True)
     cos_N = torch.cat([(unit_ND[a] * unit_ND[b]).sum(1) for a, b in parts]).cpu().numpy()
-    return _pair_figures(cos_N, pairs, far)
+    roc = exact_roc(cos_N, pairs.is_mate)
+    curve = score_curve(roc, far)
+    sample = pair_sample(cos_N, pairs.is_mate, pairs.people)
+    measured = [f for f in far if curve.tar_at_far[str(f)].refused is None]
+    accuracy = None
+    if min(roc.genuine, roc.impostors) >= FOLDS:
+        accuracy = accuracies(cos_N, pairs.is_mate, pairs.fold, None if pairs.people is None else pairs.people[0])
+    rates = _with_intervals(curve.tar_at_far, {f: [sample] for f in measured})
+    return replace(curve, tar_at_far=rates, accuracy=accuracy)
 
 
-def score_templates(embedding_ND, templates: TemplateSet, far: Sequence[float] = FAR) -> dict:
-    """`score_pairs` of IJB-style templates: the images of a medium are averaged, then the media of a template.
+def score_templates(
+    embedding_ND: torch.Tensor | np.ndarray, templates: TemplateSet, far: Sequence[float] = FAR
+) -> Scores:
+    """Score one model on IJB-style templates, as `score_pairs` does.
 
-    `embedding_ND` should not be normalised: a network's longer outputs, of clearer images, then count for more, as in
-    InsightFace's IJB evaluation.
+    Args:
+        embedding_ND: The embeddings of all images; they should not be normalised, as in InsightFace's IJB evaluation:
+            a network's longer outputs, of clearer images, then weigh more in a template.
+        templates: The templates and the pairs of templates.
+        far: False accept rates in (0, 1).
+
+    Raises:
+        ValueError: as in `score_pairs`.
     """
     return score_pairs(template_embeddings(embedding_ND, templates), templates.pairs, far)
 
 
-def template_embeddings(embedding_ND, templates: TemplateSet) -> torch.Tensor:
-    """Unit embedding of each template (T, D), float64: the mean over its media of the mean over their images."""
+def template_embeddings(embedding_ND: torch.Tensor | np.ndarray, templates: TemplateSet) -> torch.Tensor:
+    """Return the unit embedding of each template (T, D), float64: the mean over media of the mean over their images."""
     embedding_ND = torch.as_tensor(embedding_ND).detach()
     device = embedding_ND.device
     share_N = 1 / np.bincount(templates.medium)[templates.medium]  # the media are summed: a mean has that direction too
@@ -172,17 +252,4 @@ def template_embeddings(embedding_ND, templates: TemplateSet) -> torch.Tensor:
     parts = (torch.from_numpy(column).to(device).split(ROWS) for column in columns)
     for image, template, share in zip(*parts, strict=True):
         sum_TD.index_add_(0, template, embedding_ND[image].double() * share[:, None])
-    return unit(sum_TD, what="template embeddings")
-
-
-def _pair_figures(cos_N, pairs, far):
-    out = figures(exact_roc(cos_N, pairs.is_mate), far)
-    sample = pair_sample(cos_N, pairs.is_mate, pairs.people)
-    for f, found in out["tar_at_far"].items():
-        if "tar" in found:
-            found["interval"] = tar_interval([sample], f)
-    out["tar_at_far"] = {str(f): found for f, found in out["tar_at_far"].items()}
-    if min(out["genuine"], out["impostors"]) >= FOLDS:
-        person_N = None if pairs.people is None else pairs.people[0]
-        out["accuracy"] = accuracies(cos_N, pairs.is_mate, pairs.fold, person_N)
-    return out
+    return unit_rows(sum_TD, what="template embeddings")

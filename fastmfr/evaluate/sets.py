@@ -1,15 +1,16 @@
 """Evaluation sets by their path, scored whole: lists, pairs, .bin files, templates, or a domain as it is.
 
-What lies at a path is told by what it holds (see `open_sets`). Nothing is written there.
+`open_sets` finds out what lies at a path by what the path holds. Nothing is written there.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastmfr.config.choices import Mirror
 from fastmfr.decode import Preprocess
 from fastmfr.domains import open_domain
 from fastmfr.protocols import (
@@ -24,38 +25,49 @@ from fastmfr.protocols import (
 )
 from fastmfr.protocols.lists import folder_lists
 from fastmfr.protocols.templates import find_template_lists
+from fastmfr.results import FAR, Scores
 
 from .embed import embed_domain
-from .roc import FAR
 from .score import score, score_folds, score_pairs, score_templates
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Images and what to compare among them: exactly one of folds, pairs and templates.
-
-    `mirror`: what `embed` does with the mirror image unless told otherwise: "concat" as the MFR paper on gallery and
-    probe, "sum" as InsightFace on pairs and templates.
-    """
+    """Images and what to compare among them: exactly one of folds, pairs and templates."""
 
     name: str
-    images: Any  # as ImageStream takes domains
+    images: Any  # an ImageSet
     folds: tuple[GalleryProbe, ...] = ()
     pairs: PairList | None = None
     templates: TemplateSet | None = None
 
     @property
-    def mirror(self) -> str:
+    def mirror(self) -> Mirror:
+        """What `embed` does with mirror images by default: "concat" for gallery and probe, "sum" for pairs, templates.
+
+        The MFR paper does the former, InsightFace the latter.
+        """
         return "concat" if self.folds else "sum"
 
 
-def open_sets(name: str, path, *, seed: int = 2019, probes_per_identity: int | None = None) -> Iterator[EvaluationSet]:
-    """The evaluation sets at `path`, one after the other:
+def open_sets(
+    name: str, path: Path | str, *, seed: int = 2019, probes_per_identity: int | None = None
+) -> Iterator[EvaluationSet]:
+    """Yield the evaluation sets at `path`, one after the other.
 
-    a .bin file; a .txt list of pairs; a folder with pairs.txt, with gallery and probe lists, or with both (CACD-VS:
-    NAME and NAME/pairs); a folder of IJB-style templates; RFW's folder with its four races (NAME/african, ...); or a
-    class folder or RecordIO folder, whose gallery is drawn by `seed`, one image a person.
-    Raises FileNotFoundError where nothing is there, and ValueError where it is damaged or no set.
+    A path may be: a .bin file; a .txt list of pairs; a folder with pairs.txt, with gallery and probe lists, or with
+    both (CACD-VS: NAME and NAME/pairs); a folder of IJB-style templates; RFW's folder with its four races
+    (NAME/african, ...); or a class folder or RecordIO folder.
+
+    Args:
+        name: The name of the set, or the beginning of the names of several sets.
+        path: A file or folder.
+        seed: Draws the gallery of a class or RecordIO folder, one image a person.
+        probes_per_identity: How many images of a person are looked up at most in such a folder; None for all.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: what lies there is damaged, or no set.
     """
     path = Path(path)
     if not path.exists():
@@ -97,47 +109,77 @@ def _races(name, folder):
 
 def embed_set(
     backbone: torch.nn.Module,
-    found: EvaluationSet,
+    evaluation_set: EvaluationSet,
     preprocess: Preprocess,
-    device,
+    device: torch.device | str,
     *,
-    mirror: str | None = None,
-    **embedding,
+    mirror: Mirror | None = None,
+    **embedding: Any,
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """(embedding_ND, bad) of a set's images, as `score_set` wants them; other arguments as `embed_domain` has them."""
+    """Embed the images of a set as `score_set` needs them.
+
+    Args:
+        backbone: As in `embed_domain`.
+        evaluation_set: The set.
+        preprocess: As in `embed_domain`.
+        device: As in `embed_domain`.
+        mirror: As in `embed`; None for the set's own.
+        embedding: batch_images, progress, group and decoding, as `embed_domain` takes them.
+
+    Returns:
+        (embedding_ND, bad), as `embed_domain` returns them.
+    """
     return embed_domain(
         backbone,
-        found.images,
+        evaluation_set.images,
         preprocess,
         device,
-        mirror=mirror or found.mirror,
-        normalise=found.templates is None,
+        mirror=mirror or evaluation_set.mirror,
+        normalise=evaluation_set.templates is None,
         **embedding,
     )
 
 
 def score_set(
     backbone: torch.nn.Module,
-    found: EvaluationSet,
+    evaluation_set: EvaluationSet,
     preprocess: Preprocess,
-    device,
+    device: torch.device | str,
     *,
     far: Sequence[float] = FAR,
-    mirror: str | None = None,
-    **embedding,
-) -> dict:
-    """What is reported of a backbone on one set: `score`, `score_folds`, `score_pairs` or `score_templates`.
+    mirror: Mirror | None = None,
+    **embedding: Any,
+) -> Scores:
+    """Score a backbone on one set by `score`, `score_folds`, `score_pairs` or `score_templates`.
 
-    With it come images (how many), mirror, and bad_images {key: reason}: images that could not be decoded, which are
-    left out of all comparisons. `embedding`: batch_images, progress and decoding, as embed_domain takes them.
+    Args:
+        backbone: As in `embed_set`.
+        evaluation_set: The set.
+        preprocess: As in `embed_set`.
+        device: As in `embed_set`.
+        far: False accept rates in (0, 1).
+        mirror: As in `embed_set`.
+        embedding: As in `embed_set`.
+
+    Returns:
+        The scores, with images (how many), mirror, and bad_images by key: the images that could not be decoded, which
+        are left out of all comparisons.
+
+    Raises:
+        ValueError: as in `embed` and the scoring functions.
     """
-    embedding_ND, bad = embed_set(backbone, found, preprocess, device, mirror=mirror, **embedding)
-    if found.templates:
-        figures = score_templates(embedding_ND, found.templates.without(bad), far)
-    elif found.pairs:
-        figures = score_pairs(embedding_ND, found.pairs.without(bad), far)
+    embedding_ND, bad = embed_set(backbone, evaluation_set, preprocess, device, mirror=mirror, **embedding)
+    if evaluation_set.templates:
+        scores = score_templates(embedding_ND, evaluation_set.templates.without(bad), far)
+    elif evaluation_set.pairs:
+        scores = score_pairs(embedding_ND, evaluation_set.pairs.without(bad), far)
     else:
-        folds = [pairs.without(bad) for pairs in found.folds]
-        figures = score(embedding_ND, folds[0], far) if len(folds) == 1 else score_folds(embedding_ND, folds, far)
-    bad_images = {found.images.key(image): reason for image, reason in bad.items()}
-    return figures | {"images": found.images.images, "mirror": mirror or found.mirror, "bad_images": bad_images}
+        folds = [pairs.without(bad) for pairs in evaluation_set.folds]
+        scores = score(embedding_ND, folds[0], far) if len(folds) == 1 else score_folds(embedding_ND, folds, far)
+    images = evaluation_set.images
+    return replace(
+        scores,
+        images=images.images,
+        mirror=mirror or evaluation_set.mirror,
+        bad_images={images.key(image): reason for image, reason in bad.items()},
+    )
