@@ -4,32 +4,38 @@
     tf32   factors rounded to 11 bits on a GPU's tensor cores, sums in float32
     bf16   activations and factors rounded to 8 bits, sums in float32, as torch.autocast does it
 
-None leaves all as PyTorch is set.
+None leaves torch's settings as they are.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+from fastmfr.config.checks import require_choice
+from fastmfr.config.choices import Precision
 
 
-def check_precision(precision: str | None, device: torch.device) -> None:
-    """Raises ValueError for a precision that the device does not have: nothing else is taken in its place."""
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"want a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
+def check_precision(precision: Precision | None, device: torch.device) -> None:
+    """Raise ValueError for a precision that the device does not have; no other precision replaces it silently."""
+    if precision is not None:
+        require_choice("a precision", precision, Precision)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"tf32 is arithmetic of NVIDIA GPUs and the device is {device}; want fp32 or bf16 here")
 
 
-def activations(precision: str | None) -> torch.dtype | None:
-    """The dtype of activations where it is not the parameters' own."""
+def activations(precision: Precision | None) -> torch.dtype | None:
+    """Return the dtype of activations, or None if they have the dtype of the parameters."""
     return torch.bfloat16 if precision == "bf16" else None
 
 
 @contextmanager
-def matmul_precision(precision: str | None):
-    """float32 convolutions and matrix products of a GPU within compute as `precision` says."""
+def matmul_precision(precision: Precision | None) -> Iterator[None]:
+    """Set how a GPU computes float32 convolutions and matrix products within the block.
+
+    Args:
+        precision: "tf32" allows tf32; "fp32" and "bf16" compute float32 factors in full; None changes nothing.
+    """
     convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     switches = (torch.backends.cuda.matmul, convolutions) if precision else ()
     before = [switch.fp32_precision for switch in switches]
@@ -43,10 +49,13 @@ def matmul_precision(precision: str | None):
 
 
 @contextmanager
-def autocast(precision: str | None, device: torch.device, cache: bool = True):
-    """`matmul_precision`, and what autograd records within keeps its activations as `precision` says.
+def autocast(precision: Precision | None, device: torch.device, cache: bool = True) -> Iterator[None]:
+    """Set how a forward pass within the block computes: `matmul_precision`, and the dtype of its activations.
 
-    `cache`: a weight that is used several times within is cast once.
+    Args:
+        precision: With "bf16" activations are rounded as by torch.autocast; otherwise they are not rounded.
+        device: Where the forward pass runs.
+        cache: Whether a weight that is used several times within the block is rounded once.
     """
     with matmul_precision(precision):
         if precision is None:

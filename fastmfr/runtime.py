@@ -7,18 +7,28 @@ import platform
 import resource
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+
+from fastmfr.config.choices import Device
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2  # of mallopt(3), in bytes
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
-PACKAGES = ("fastmfr", "triton", "nvidia-dali-cuda130", "numpy")
+_PACKAGES = ("fastmfr", "triton", "nvidia-dali-cuda130", "numpy")
 
 
-def device_for(wanted: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" names here; auto takes a GPU if there is one, cuda insists.
+def device_for(wanted: Device) -> torch.device:
+    """Return the device that a setting names on this machine.
 
-    Under torchrun each process has the GPU of its LOCAL_RANK, which becomes torch's current one.
+    Under torchrun each process gets the GPU of its LOCAL_RANK, which becomes torch's current device.
+
+    Args:
+        wanted: "auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: If "cuda" is wanted and torch sees no GPU, or if the machine has fewer GPUs than processes.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto")
@@ -29,30 +39,33 @@ def device_for(wanted: str) -> torch.device:
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= gpus:
         raise ValueError(
-            f"process {local} of this machine, counted from 0, wants a GPU of its own, but torch sees "
-            f"{gpus}; start as many with --nproc-per-node {gpus}, or use --device cpu"
+            f"process {local} of this machine, counted from 0, wants GPU {local}, but torch sees {gpus} GPUs; "
+            f"start {gpus} processes with --nproc-per-node {gpus}, or use --device cpu"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
-def seed_and_set_threads(seed: int, threads: int):
-    """Seeds torch and sets its CPU threads (0: all cores, which the processes of a machine share under torchrun).
+def seed_and_set_threads(seed: int, threads: int) -> None:
+    """Seed torch and set its CPU threads; batches do not depend on either.
 
-    Batches need neither: they are drawn by (seed, step).
+    Args:
+        seed: Of torch's random numbers.
+        threads: CPU threads of the arithmetic. 0 is all cores, divided among the processes of a machine under torchrun.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     keep_freed_memory()
-    # MKL picks the code of exp and log at their first call. Made by two threads at once, that call is a race whose
-    # result differs in the last bit from run to run, and a training run then goes its own way: so it is made here.
+    # MKL chooses the code of exp and log at their first call. If two threads make that call at once, the results of a
+    # run may differ in the last bit from those of another run. So one thread makes the first call here.
     torch.zeros(1024).exp().log()
 
 
-def keep_freed_memory():
-    """Has malloc keep what is freed for the next step, whose tensors would else be pages that Linux clears anew.
+def keep_freed_memory() -> None:
+    """Make malloc keep freed memory for the next step; otherwise Linux clears new pages for every large tensor.
 
-    On a CPU that is an eighth of the time of a meta step. A process then holds what it held at its peak.
+    On a CPU, clearing pages takes an eighth of the time of a meta step. The process then keeps the memory of its peak.
+    Without glibc, nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -63,9 +76,9 @@ def keep_freed_memory():
 
 
 def available_bytes() -> int:
-    """Memory that this process can have without swapping: what Linux estimates, within the limit of its container.
+    """Return how many bytes this process can have without swapping.
 
-    0 where Linux does not say.
+    That is the estimate of Linux, within the limit of the container; 0 if Linux has no estimate.
     """
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
@@ -88,28 +101,28 @@ def free_bytes(device: torch.device) -> int:
     return available_bytes()
 
 
-def to_device(array, device) -> torch.Tensor:
-    """The NumPy array as a tensor on the torch device. The host does not wait until it is there."""
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy a NumPy array to a device, without waiting for the copy; on the CPU the tensor uses the array's memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def peak_bytes(device) -> int:
-    """The most memory so far: of torch on a GPU, of the whole process on the CPU."""
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak memory so far in bytes: of torch on a GPU, of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def to_channels_last(network: torch.nn.Module, device) -> torch.nn.Module:
-    """The network on its device with channels last: the layout convolutions are fastest in (1.1-1.4 x on two cores)."""
+def to_channels_last(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Move a network to a device, with channels last: convolutions are then 1.1 to 1.4 times as fast on two cores."""
     return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def environment() -> dict:
-    """What a number must be read beside: commit, versions, hardware. Plain types, for JSON."""
+def environment() -> dict[str, Any]:
+    """Return commit, versions and hardware, which belong beside every measured number; plain types, for JSON."""
     versions: dict[str, str | None] = {"torch": str(torch.__version__)}  # with its +cpu or +cu130, which metadata lacks
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -130,7 +143,7 @@ def environment() -> dict:
 
 
 def _commit():
-    """The commit of the source tree this runs from, with "+" if it was changed; None outside of one."""
+    """The commit of the source tree that this file is in, with "+" if the tree was changed; None outside of git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -2,6 +2,7 @@
 
 import contextlib
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from fastmfr.kernels.batchnorm_prelu import fused
 from fastmfr.kernels.cos_lse.tiles import precision
 
 from fastmfr import cuda_graph
-from fastmfr.precision import PRECISIONS, matmul_precision
+from fastmfr.config.choices import Precision
+from fastmfr.precision import matmul_precision
 from fastmfr.runtime import to_device
 
 GPU = torch.device("cuda", 0)
@@ -129,7 +131,7 @@ def test_counts_are_made_before_each_recording_and_apart_for_each_stream(monkeyp
         fused.make_counts(GPU)
 
 
-@pytest.mark.parametrize("chosen", PRECISIONS)
+@pytest.mark.parametrize("chosen", get_args(Precision))
 def test_float32_products_are_taken_as_the_precision_says(chosen):
     with matmul_precision(chosen):
         assert precision(torch.float32) == ("tf32" if chosen == "tf32" else "ieee")

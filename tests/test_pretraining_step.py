@@ -160,7 +160,7 @@ def test_a_share_of_the_identities_runs_as_it_is(monkeypatch):
     for seed in range(4):
         assert torch.equal(mine.step(seed), as_it_was(plain, seed))
     assert not recorder.recorded
-    assert "for sample_rate 0.6 is drawn anew on the host" in mine.run.state
+    assert "for sample_rate 0.6 draws identities on the host" in mine.run.state
     assert_same(mine, plain)
 
 
@@ -173,7 +173,7 @@ def test_says_what_keeps_steps_from_being_recorded(monkeypatch):
     assert "1 counts its batches on the host" in pretraining_step._obstacle(net, head)
     assert pretraining_step._obstacle(net[:1], head) == ""
     head.group = object()
-    assert "shared by several ranks" in pretraining_step._obstacle(net[:1], head)
+    assert "spread over several ranks" in pretraining_step._obstacle(net[:1], head)
 
 
 def test_nothing_of_a_step_outlives_it_in_autograd():

@@ -40,7 +40,8 @@ class AutogradEngine:
         curvature: Precision | None = None,
     ):
         self.backbone, self.names, self.batch_norm = backbone, names, batch_norm
-        self.precision, self.curvature = precision, curvature
+        self.precision: Precision | None = precision
+        self.curvature: Precision | None = curvature
 
     def train(
         self,

@@ -59,7 +59,8 @@ class RopEngine:
             )
         self.program = Program(backbone, names)
         self.names, self.batch_norm, self.memory = names, batch_norm, memory
-        self.precision, self.curvature = precision, curvature
+        self.precision: Precision | None = precision
+        self.curvature: Precision | None = curvature
 
     def train(
         self,

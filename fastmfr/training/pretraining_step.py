@@ -1,4 +1,4 @@
-"""A pretraining step up to its gradients, recorded as one CUDA graph, and its loss, read without holding up the GPU.
+"""A pretraining step up to its gradients, recorded as one CUDA graph, and its loss, read while the GPU goes on.
 
 Shape suffixes: B = batch, H W = image.
 """
@@ -10,30 +10,51 @@ import torch
 from torch import Tensor, nn
 
 from fastmfr import cuda_graph
+from fastmfr.config.choices import Precision
 from fastmfr.cuda_graph import PLAINLY, Recordings, record
 from fastmfr.head import MarginHead
 from fastmfr.precision import autocast, matmul_precision
 
 
 class PretrainingStep:
-    """(image_B3HW, label_B, draw) -> loss_B, without its graph; the gradients of its mean are then in `.grad`.
+    """Forward and backward pass of pretraining, replayed on a GPU from a CUDA graph.
 
-    On a GPU forward and backward are replayed from a CUDA graph; when that is, and what `state` says, is as of
-    cuda_graph.Recordings. The optimizer's step and head.update come after it and are the caller's: their rate changes
-    with every step. Loss and gradients of a replay lie in the graph's own memory and are good until the next call.
+    `fastmfr.cuda_graph.Recordings` decides when a step is replayed. The caller takes the step of the optimizer and
+    calls `head.update` afterwards, because the learning rate changes with every step.
+
+    Args:
+        backbone: Maps image_B3HW to embedding_BD.
+        head: The classifier.
+        precision: Of convolutions and matrix products; None leaves torch's settings as they are.
+        cuda_graph: Whether steps on a GPU may be recorded.
     """
 
-    def __init__(self, backbone: nn.Module, head: MarginHead, precision: str | None = None, *, cuda_graph: bool = True):
-        self._backbone, self._head, self._precision = backbone, head, precision
+    def __init__(
+        self, backbone: nn.Module, head: MarginHead, precision: Precision | None = None, *, cuda_graph: bool = True
+    ):
+        self._backbone, self._head = backbone, head
+        self._precision: Precision | None = precision
         self._trained = [value for part in (backbone, head) for value in part.parameters() if value.requires_grad]
         reason = _obstacle(backbone, head) if cuda_graph else f"{PLAINLY}, as was asked for"
         self._recordings = Recordings(reason, "shapes")
 
     @property
     def state(self) -> str:
+        """Return a sentence: whether steps are replayed, and if not, why."""
         return self._recordings.state
 
     def __call__(self, image_B3HW: Tensor, label_B: Tensor, draw: int = 0) -> Tensor:
+        """Compute the loss of a batch, and the gradients of its mean in `.grad` of all trained parameters.
+
+        Args:
+            image_B3HW: Images, floating point.
+            label_B: Identities in [-1, identities), int64; -1 is ignored.
+            draw: Number of the step, as `MarginHead.forward` takes it.
+
+        Returns:
+            loss_B, detached. Loss and gradients of a replay lie in the graph's memory and are valid until the next
+            call.
+        """
         key = image_B3HW.shape, label_B.shape
         recording = self._recordings.take(key, lambda: self._record(image_B3HW, label_B, draw))
         if recording is None:
@@ -50,10 +71,10 @@ class PretrainingStep:
             loss_B = self._head(self._backbone(image_B3HW), label_B, draw=draw)
         with matmul_precision(self._precision):
             loss_B.mean().backward()
-        return loss_B.detach()  # autograd's graph must not outlive it: its nodes would keep the stream they began on
+        return loss_B.detach()  # autograd's graph must not live on: its nodes would keep the stream they began on
 
     def _record(self, image_B3HW, label_B, draw):
-        """The step on copies of this batch, which it goes on reading; its gradients are made in the graph's memory."""
+        """Record the step on copies of this batch, which a replay reads; gradients lie in the graph's memory."""
         self._drop_gradients()
         self._head.inverse_norms()
         image_B3HW, label_B = _channels_last(image_B3HW.clone()), label_B.clone()
@@ -91,7 +112,11 @@ class _Recording:
 
 
 def to_host(value: Tensor) -> Callable[[], Tensor]:
-    """Queues a copy of a tensor; the function returned waits until it is there, and for nothing queued later."""
+    """Queue a copy of a tensor to the host.
+
+    Returns:
+        A function that returns the copy. It waits until the copy is complete, but for nothing that is queued later.
+    """
     if value.device.type != "cuda":
         return lambda: value
     copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
@@ -113,7 +138,7 @@ def _obstacle(backbone, head):
     """Why steps cannot be recorded, or ""."""
     found = cuda_graph.obstacle(backbone)
     if not found and head.sample_rate < 1:
-        return f"{PLAINLY}, for sample_rate {head.sample_rate:g} is drawn anew on the host for each; 1 is not drawn"
+        return f"{PLAINLY}, for sample_rate {head.sample_rate:g} draws identities on the host at each step; 1 does not"
     if not found and head.group is not None:
-        return f"{PLAINLY}, for the classifier is shared by several ranks"
+        return f"{PLAINLY}, for the classifier's weights are spread over several ranks"
     return found
