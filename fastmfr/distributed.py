@@ -1,12 +1,13 @@
-"""The processes of a run: the ranks that torchrun started, and tensors that ranks share, with their gradients.
+"""The processes of a run: the ranks that torchrun started, and operations on tensors over ranks, with gradients.
 
-Each operation on a tensor is differentiable any number of times, for its backward is the other one of its pair.
-A tensor over ranks is in one of three states: `own`, each rank has its rows; `whole`, all ranks have all rows, the
-same; `partial`, all ranks have a summand of all rows.
+A tensor over ranks is in one of three states. `own`: each rank has its rows. `whole`: all ranks have the same rows, of
+all ranks. `partial`: each rank has a summand of all rows. Three operations change the state:
 
-    gather_whole     own -> whole      the gradient of a whole tensor is whole; each rank takes its own rows of it
-    take_own         whole -> own      the gradient of own rows is own; it is gathered
-    gather_partial   own -> whole      for each rank to do a part of the work with; the partial gradients are summed
+    gather_whole     own -> whole      the gradient of the result is whole; each rank takes its rows of the gradient
+    take_own         whole -> own      the gradient of the result is own; the gradient is gathered
+    gather_partial   own -> whole      each rank computes a part of the loss; the gradient is partial and is summed
+
+Each operation is differentiable any number of times, because its backward is another such operation.
 
 Every rank must hold the same number of rows.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
-# torch 2.13 has renamed them and warns of the old names
+# torch 2.13 has renamed both functions and warns about the old names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -44,7 +45,7 @@ def _sum_own(partial, group):
 
 
 def _pair(name, forward, backward_of):
-    """An operation whose backward is `backward_of()`, itself such an operation."""
+    """An autograd Function whose backward is `backward_of()`, another such Function."""
 
     def apply_forward(ctx, tensor, group):
         ctx.group = group
@@ -67,26 +68,50 @@ _SumOwn = _pair("SumOwn", _sum_own, lambda: _GatherPartial)
 
 
 def gather_whole(own_B: Tensor, group: ProcessGroup) -> Tensor:
-    """The rows of all ranks, in their order; what is made of them must be the same on all ranks."""
+    """Gather the rows of all ranks; every rank must compute the same from the result.
+
+    Args:
+        own_B: This rank's rows; any shape, the same on all ranks.
+        group: The ranks.
+
+    Returns:
+        The rows of all ranks, in the order of the ranks.
+    """
     return _GatherWhole.apply(own_B, group)
 
 
 def take_own(whole_B: Tensor, group: ProcessGroup) -> Tensor:
-    """This rank's rows of a tensor that is the same on all ranks."""
+    """Take this rank's rows of a tensor that is the same on all ranks.
+
+    Args:
+        whole_B: The rows of all ranks, in the order of the ranks.
+        group: The ranks.
+    """
     return _TakeOwn.apply(whole_B, group)
 
 
 def gather_partial(own_B: Tensor, group: ProcessGroup) -> Tensor:
-    """The rows of all ranks, in their order, for each rank to do its part of the work with."""
+    """Gather the rows of all ranks; each rank computes its part of a sum from the result.
+
+    Args:
+        own_B: This rank's rows; any shape, the same on all ranks.
+        group: The ranks.
+
+    Returns:
+        The rows of all ranks, in the order of the ranks. Their gradients are summed over the ranks.
+    """
     return _GatherPartial.apply(own_B, group)
 
 
 @contextmanager
 def joined_ranks() -> Iterator[ProcessGroup | None]:
-    """The group of the processes that torchrun started, this one among them, as long as the block lasts; else None.
+    """Join the processes that torchrun started, this process among them, for as long as the block lasts.
 
     GPU tensors go by NCCL, CPU tensors and objects by gloo. Ranks other than the first print nothing within the block;
-    what they have to say is `all_gather_object`.
+    they send their messages to the first rank by `all_gather_object`.
+
+    Yields:
+        The group of the processes, or None if torchrun did not start this process.
     """
     if not dist.is_torchelastic_launched():
         yield None
@@ -101,18 +126,23 @@ def joined_ranks() -> Iterator[ProcessGroup | None]:
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7)
         )
         yield dist.group.WORLD
-    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that did not meet it
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that had none
 
 
 def rank_and_world(group: ProcessGroup | None) -> tuple[int, int]:
-    """(this process's rank, number of ranks) in a group; (0, 1) where `group` is None."""
+    """Return this process's rank and the number of ranks in a group; (0, 1) if `group` is None."""
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
-def all_gather_object(value: Any, group: ProcessGroup | None) -> list:
-    """What each rank of the group gives, in the order of ranks; for small values of plain types, for they are pickled.
+def all_gather_object(value: Any, group: ProcessGroup | None) -> list[Any]:
+    """Gather one value from each rank; all ranks must call this function.
 
-    All ranks must call it. Where `group` is None, a list of one.
+    Args:
+        value: A small value of plain types, because values are pickled.
+        group: The ranks; None is this process alone.
+
+    Yields:
+        The values, in the order of the ranks.
     """
     if group is None:
         return [value]
@@ -123,10 +153,16 @@ def all_gather_object(value: Any, group: ProcessGroup | None) -> list:
 
 @contextmanager
 def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
-    """All ranks of the group leave the block in the same way: if one raised a sentence, all raise it as a ValueError.
+    """Make all ranks leave the block in the same way: if one rank raises an error, all ranks raise its sentence.
 
-    A sentence is a ValueError, OSError or ImportError. In a block, what one rank alone may raise before something is
-    shared needs a block of its own, or the others wait for that rank. Where `group` is None, nothing is changed.
+    Only ValueError, OSError and ImportError are passed on. If one rank alone can raise before a collective operation,
+    put that part into a separate block; otherwise the other ranks wait in the operation.
+
+    Args:
+        group: The ranks; None changes nothing.
+
+    Raises:
+        ValueError: With the sentence of the first rank that raised an error.
     """
     if group is None:
         yield

@@ -1,8 +1,8 @@
 """A backbone whose BatchNorms, each with the PReLU after it, run as the kernels of kernels/batchnorm_prelu.
 
-PyTorch makes a pass of its own for the statistics, the normalisation and the slope, and keeps a tensor between them.
-The kernels make two passes forward and two back, and keep the input and two numbers per channel. They give first
-derivatives only: a step through gradients is refused.
+PyTorch makes one pass each for the statistics, the normalisation and the slope, and keeps a tensor between two passes.
+The kernels make two passes forward and two back, and keep the input and two numbers per channel. They have first
+derivatives only, so a second-order step is refused.
 """
 
 from types import SimpleNamespace
@@ -13,34 +13,39 @@ from torch import Tensor, fx, nn
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
 
 AS_IT_IS = "BatchNorm and PReLU run as PyTorch has them"
-_NDIM = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}  # of inputs that the kernels take
+_NDIM = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}  # dimensions of the inputs that the kernels take
 _NARROW = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fused(backbone: nn.Module) -> tuple[nn.Module, str]:
-    """(the backbone with BatchNorm and PReLU as one operation each, a sentence that says what was done).
+    """Make a network that computes what the backbone computes, with each BatchNorm and its PReLU as one operation.
 
-    The network shares every parameter, buffer and layer with the backbone, under the same names: to train one is to
-    train the other. Its layers are in training or evaluation as the backbone's are. In evaluation PyTorch's own layers
-    run, and so they do where a BatchNorm is of a kind that the kernels do not have. A backbone that cannot be traced
-    comes back itself, and the sentence says why. Code that asks for `self.training` is traced as it runs now.
+    The network holds the backbone's own parameters, buffers and layers, under the same names, so training one trains
+    the other. In evaluation PyTorch's layers run; they also run for a BatchNorm of a kind that the kernels do not have.
+
+    Args:
+        backbone: Any module. Code that reads `self.training` is traced as it runs now.
+
+    Returns:
+        The network, or the backbone itself if it cannot be traced or has no such BatchNorm; and a sentence that says
+        what was done.
     """
     for name, module in backbone.named_modules():
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return backbone, f"{AS_IT_IS}, for module {name or 'itself'} has hooks, which would be left out"
     try:
         network = fx.GraphModule(backbone, fx.Tracer().trace(backbone))
-    except Exception as error:  # whatever the network's own code raises when it is handed a proxy
+    except Exception as error:  # the network's code may raise anything when it gets a proxy
         return backbone, f"{AS_IT_IS}, for torch.fx cannot trace this backbone ({' '.join(str(error).split())})"
     norms, joined = _join(network)
     if not norms:
         return backbone, f"{AS_IT_IS}, for no BatchNorm of this backbone is of a kind that the kernels take"
-    return network, f"{norms} BatchNorms run as kernels of their own, {joined} of them together with the PReLU after"
+    return network, f"{norms} BatchNorms run as fused kernels, {joined} of them together with the PReLU after"
 
 
 def _join(network):
-    """Changes the graph. (Operations made, those of them with a PReLU)."""
+    """Change the graph of the network; (operations made, those of them with a PReLU)."""
     norms = joined = 0
     for node in list(network.graph.nodes):
         norm = _module(network, node)
@@ -64,7 +69,7 @@ def _module(network, node):
 
 
 def _is_known(norm):
-    """Whether the kernels have all that this layer does. A momentum of None is of a mean that the host counts."""
+    """Whether the kernels compute what this layer does. With momentum None, the host counts batches for a mean."""
     return type(norm) in _NDIM and norm.affine and norm.momentum is not None
 
 
@@ -75,13 +80,21 @@ def _prelu_after(network, node):
 
 
 class BatchNormPReLU(nn.Module):
-    """What `norm`, then `prelu` or nothing, give. Both stay where they are: this module has no parameters."""
+    """A BatchNorm and the PReLU after it as one operation.
+
+    This module has no parameters: both layers stay where they are in the network.
+
+    Args:
+        norm: The BatchNorm.
+        prelu: The PReLU, or None.
+    """
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, prelu: nn.PReLU | None):
         super().__init__()
-        self._layers = norm, prelu  # within a tuple nn.Module does not see them
+        self._layers = norm, prelu  # nn.Module does not register layers in a tuple
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return prelu(norm(x)), of the shape and dtype of x."""
         norm, prelu = self._layers
         if not (norm.training and self._takes(x)):
             return norm(x) if prelu is None else prelu(norm(x))
@@ -91,7 +104,7 @@ class BatchNormPReLU(nn.Module):
         return _Function.apply(x, norm.weight, norm.bias, None if prelu is None else prelu.weight, options)
 
     def _takes(self, x):
-        """Whether the kernels take this input; what PyTorch does not take either is for its layers to refuse."""
+        """Whether the kernels take this input. PyTorch's layers get the others, and raise errors for bad ones."""
         norm, prelu = self._layers
         if x.ndim != _NDIM[type(norm)] or x.shape[1] != norm.num_features or x.numel() <= norm.num_features:
             return False
@@ -103,21 +116,21 @@ class BatchNormPReLU(nn.Module):
 
 
 class _Function(torch.autograd.Function):
-    """batchnorm_prelu with the batch's statistics, for autograd.
+    """batchnorm_prelu with the statistics of the batch, for autograd.
 
-    What forward leaves for backward is saved by autograd where it is a tensor by itself. So it is freed with the graph,
-    and a change in place is found. The rest, sizes and parameters, stays on the context.
+    Autograd saves the tensors that forward leaves for backward. So they are freed with the graph, and changes in place
+    are found. The rest, such as sizes, stays on the context.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, slope, options):
         left = SimpleNamespace()
-        with torch.autocast(x.device.type, enabled=False):  # it would round what is in between
+        with torch.autocast(x.device.type, enabled=False):  # autocast would round intermediate results
             y = batchnorm_prelu.forward(left, x, weight, bias, slope, batch_statistics=True, **options)
         tensors = {name: value for name, value in vars(left).items() if isinstance(value, Tensor)}
         ctx.rest = {name: value for name, value in vars(left).items() if name not in tensors}
         ctx.names = tuple(tensors)
-        ctx.save_for_backward(*tensors.values(), weight, bias, slope)  # the last only so that changes are found
+        ctx.save_for_backward(*tensors.values(), weight, bias, slope)  # parameters: only so that changes are found
         return y
 
     @staticmethod
@@ -125,7 +138,7 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "a second-order step (create_graph=True) was wanted of a network whose BatchNorm and PReLU run as "
-                "kernels, which have first derivatives only; take the backbone that was handed to fused(), or set "
+                "kernels, which have first derivatives only; take the backbone that fused() was called with, or set "
                 "pretrain.fused to false"
             )
         (dy,) = dys
@@ -135,13 +148,13 @@ class _Function(torch.autograd.Function):
             dx, *gradients = batchnorm_prelu.backward(left, dy)
         wants_x, *wanted = ctx.needs_input_grad[:4]
         gradients = [gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)]
-        return dx if wants_x else None, *_by_themselves(gradients, saved[-3:]), None
+        return dx if wants_x else None, *_copied(gradients, saved[-3:]), None
 
 
-def _by_themselves(gradients, parameters):
-    """The same gradients in their parameters' dtypes and in memory of their own, copied at once where they can be.
+def _copied(gradients, parameters):
+    """Copies of the gradients in their parameters' dtypes, made in one operation if shapes and dtypes allow.
 
-    They may be rows of the many sums that they were made of, all of which they would keep.
+    A gradient may be one row of a large buffer of sums, and would keep the whole buffer alive.
     """
     given = [
         (gradient, parameter.dtype)

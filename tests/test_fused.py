@@ -20,8 +20,8 @@ if DEVICE == "cpu":
     triton_interpreter.repair()
 NETWORKS = ["mfr28", "iresnet18"]
 SENTENCES = {
-    "mfr28": "45 BatchNorms run as kernels of their own, 15 of them together with the PReLU after",
-    "iresnet18": "31 BatchNorms run as kernels of their own, 9 of them together with the PReLU after",
+    "mfr28": "45 BatchNorms run as fused kernels, 15 of them together with the PReLU after",
+    "iresnet18": "31 BatchNorms run as fused kernels, 9 of them together with the PReLU after",
 }
 
 
@@ -143,7 +143,7 @@ def test_a_prelu_that_is_not_the_only_reader_stays_by_itself():
     torch.manual_seed(1)
     layers = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), ReadTwice()).double()
     plain, (network, sentence) = copy.deepcopy(layers), fused(layers)
-    assert sentence == "1 BatchNorms run as kernels of their own, 0 of them together with the PReLU after"
+    assert sentence == "1 BatchNorms run as fused kernels, 0 of them together with the PReLU after"
     assert_near(steps(network, layers), steps(plain, plain))
 
 
