@@ -1,7 +1,10 @@
 """python -m fastmfr COMMAND: train and evaluate models, pack, split and inspect data, report and compare runs."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+
+from fastmfr.commands.frame import status_of
 
 USAGE = """usage: python -m fastmfr COMMAND ...
 
@@ -9,11 +12,11 @@ USAGE = """usage: python -m fastmfr COMMAND ...
   evaluate RUN ...     score a model on sets: lists, pairs, LFW-type .bin, IJB-style templates, domains
   pack SOURCE... OUT   class folders, lists, tar or Parquet files into one RecordIO folder
   inspect DOMAIN...    what is in a domain: people, images, damage, duplicates, contact sheets
-  split FOLDER ...     share the people of a folder out into train, gallery and probe lists
+  split FOLDER ...     divide the people of a folder into train, gallery and probe lists
   report RUN...        write a run's report again; compare several runs on one page
 """
 
-# imported when asked for: training takes seconds to import, and each has a main(arguments) that gives the exit status
+# Each module has a main(arguments) that returns the exit status. A module is imported when its command is asked for.
 MODULES = {
     "train": "fastmfr.train",
     "evaluate": "fastmfr.commands.evaluate",
@@ -24,14 +27,21 @@ MODULES = {
 }
 
 
-def main(argv=None) -> int:
-    """The exit status of the command that `argv` names; 2 and the usage where it names none."""
-    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in MODULES:
-        return import_module(MODULES[command]).main(rest)
-    asked = command in ("--help", "-h")
-    print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names.
+
+    Args:
+        argv: the command and its arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, or 1 after an error, 2 after a wrong word, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if command not in MODULES:
+        asked = command in ("--help", "-h")
+        print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return status_of(lambda: import_module(MODULES[command]).main(arguments))
 
 
 if __name__ == "__main__":

@@ -4,40 +4,58 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def new_console(file: IO[str] | None = None, **options: Any) -> Console:
+    """A console that prints text as it stands: no markup in names and keys, no colours in numbers, no broken lines."""
+    return Console(file=file, highlight=False, markup=False, soft_wrap=True, **options)
+
+
 class Meter:
-    """Rate, waiting share and time left of one stage; use as a context manager and call `step` after each step."""
+    """Shows rate, time waiting for data and time left; a context manager whose `step` is called after each step."""
 
     WINDOW = 50  # steps that the shown rate looks back on
 
-    def __init__(self, console, title, first, total):
+    def __init__(self, console: Console, title: str, first: int, total: int):
         self._console, self._title, self._first, self._total = console, title, first, total
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        note = TextColumn("{task.fields[note]}", markup=False)
+        self._bar = Progress(*columns, note, console=console, transient=True)
         self._start = time.perf_counter()
         self._history = deque([(self._start, 0, 0.0)], maxlen=self.WINDOW + 1)
         self._task = None
         self._told = first * 10 // max(1, total)  # tenths already on the screen
 
-    def __enter__(self):
+    def __enter__(self) -> "Meter":
         if self._console.is_terminal:
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, completed=self._first, note="")
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._task is not None:
             self._bar.stop()
 
-    def step(self, done, images, waited=None, note=""):
-        """After step number `done` (1-based): images so far and seconds waited for data so far, this stage.
+    def step(self, done: int, images: int, waited: float | None = None, note: str = "") -> tuple[float, float]:
+        """Show that step number `done`, counted from 1, is over.
 
-        Returns (images per second, share of time waiting for data) over the last steps; the share is 0 where `waited`
-        is None, for a stage that reads no data.
+        Args:
+            done: steps done, those before a resume included.
+            images: images seen so far, in this process.
+            waited: seconds spent waiting for data so far; None for a task that reads no data.
+            note: what else to show, such as the loss.
+
+        Returns:
+            (images a second, share of the time spent waiting for data), over the last steps.
         """
         now = time.perf_counter()
         self._history.append((now, images, waited or 0.0))
@@ -50,16 +68,17 @@ class Meter:
         elif done * 10 // self._total > self._told:
             self._told = done * 10 // self._total
             left = (self._total - done) * (now - self._start) / max(1, done - self._first)
-            self._console.print(f"{self._title} {done}/{self._total} · {left:.0f} s left · {text}", soft_wrap=True)
+            self._console.print(f"{self._title} {done}/{self._total} · {left:.0f} s left · {text}")
         return rate, wait
 
 
 @contextmanager
 def progress_of(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A function progress(done, total), in images, that shows how far `title` is; the total is known at its first call.
+    """Yield progress(done, total), in images, which shows how far the task `title` is.
 
-    with progress_of("pack", console) as progress:
-        pack(..., progress=progress)
+    Example:
+        with progress_of("pack", console) as progress:
+            pack(..., progress=progress)
     """
     meter = None
     with ExitStack() as stack:

@@ -1,41 +1,32 @@
 """python -m fastmfr inspect DOMAIN...: what is in the domains, what is broken, and what they share."""
 
 import argparse
-import sys
 from itertools import chain, count
 from pathlib import Path
-
-from rich.console import Console
 
 from fastmfr.domains import open_domain
 from fastmfr.inspect.overlap import overlap
 from fastmfr.inspect.sheet import draw_sheet
 from fastmfr.inspect.survey import survey
 from fastmfr.inspect.text import lists, of_domain, of_overlap, table
-from fastmfr.progress import progress_of
+from fastmfr.progress import new_console, progress_of
 
 
-def main(argv=None):
-    """Run the command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted."""
-    options = _parser().parse_args(argv)
-    console = Console(highlight=False)
-    try:
-        surveys = _surveys(options, console)
-        shared = overlap(surveys)
-        console.print(table(surveys, shared))
-        for found in surveys:
-            for line in of_domain(found):
-                console.print(line, markup=False, soft_wrap=True)
-        for line in of_overlap(surveys, shared):
-            console.print(line, markup=False, soft_wrap=True)
-        if options.out:
-            _write(surveys, shared, Path(options.out), console)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+def main(arguments: list[str]) -> int:
+    """Run the command line: print what is in the domains, and write lists and contact sheets if asked for.
+
+    Raises:
+        ValueError, OSError, ImportError: what went wrong, in a sentence.
+    """
+    options = _parser().parse_args(arguments)
+    console = new_console()
+    surveys = _surveys(options, console)
+    shared = overlap(surveys)
+    console.print(table(surveys, shared), soft_wrap=False)
+    for line in (*(line for found in surveys for line in of_domain(found)), *of_overlap(surveys, shared)):
+        console.print(line)
+    if options.out:
+        _write(surveys, shared, Path(options.out), console)
     return 0
 
 
@@ -72,11 +63,5 @@ def _write(surveys, shared, out, console):
         (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     for found in surveys:
         if not draw_sheet(found, out / f"{found.domain.name}.png"):
-            console.print(
-                f"{found.domain.name}: no image of those picked decodes, so there is no contact sheet",
-                markup=False,
-                soft_wrap=True,
-            )
-    console.print(
-        f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", markup=False, soft_wrap=True
-    )
+            console.print(f"{found.domain.name}: no image of those picked decodes, so there is no contact sheet")
+    console.print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

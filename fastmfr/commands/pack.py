@@ -1,13 +1,10 @@
 """python -m fastmfr pack SOURCE... OUT: class folders, lists, tar and Parquet files into one RecordIO folder."""
 
 import argparse
-import sys
 from collections import Counter
 
-from rich.console import Console
-
 from fastmfr.pack.build import pack
-from fastmfr.progress import progress_of
+from fastmfr.progress import new_console, progress_of
 
 SOURCES = """\
 sources (several at once; the same name in two of them is one person)
@@ -18,11 +15,16 @@ sources (several at once; the same name in two of them is one person)
 """
 
 
-def main(argv=None):
-    """Run the command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted."""
-    options = _parser().parse_args(argv)
-    console = Console(highlight=False)
-    console.print(f"listing {len(options.sources):,} source(s)", markup=False)
+def main(arguments: list[str]) -> int:
+    """Run the command line: pack the sources, and print what was packed, refused and left out.
+
+    Raises:
+        ValueError, OSError, ImportError: what went wrong, in a sentence.
+        KeyboardInterrupt: packing was stopped; a note says that there is no train.rec.
+    """
+    options = _parser().parse_args(arguments)
+    console = new_console()
+    console.print(f"listing {len(options.sources):,} source(s)")
     try:
         with progress_of("pack", console) as progress:
             packed = pack(
@@ -34,14 +36,11 @@ def main(argv=None):
                 workers=options.workers,
                 progress=progress,
             )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; {options.out} holds no train.rec", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        stopped.add_note(f"{options.out} holds no train.rec")
+        raise
     for line in _summary(packed, options.min_images):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
     return 0
 
 

@@ -1,24 +1,23 @@
 """python -m fastmfr report RUN...: write a run's report again, or compare several runs on one page."""
 
 import argparse
-import sys
 from datetime import datetime
 
-from fastmfr.report import write_report
-from fastmfr.report.compare import write_comparison
 
+def main(arguments: list[str]) -> int:
+    """Run the command line and print the page's path.
 
-def main(argv=None) -> int:
-    """Run the command line and print the page's path; the exit status is 0, or 1 with a sentence on what went wrong."""
-    options = _parser().parse_args(argv)
-    try:
-        if len(options.runs) == 1 and options.out is None:
-            print(write_report(options.runs[0]))
-        else:
-            print(write_comparison(options.runs, options.out or f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    Raises:
+        ValueError, OSError: what went wrong, in a sentence.
+    """
+    options = _parser().parse_args(arguments)
+    from fastmfr.report import write_report
+    from fastmfr.report.compare import write_comparison
+
+    if len(options.runs) == 1 and options.out is None:
+        print(write_report(options.runs[0]))
+    else:
+        print(write_comparison(options.runs, options.out or f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}"))
     return 0
 
 

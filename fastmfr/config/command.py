@@ -19,7 +19,9 @@ from fastmfr.config.sections import Config, Pretrain
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
 Without arguments: procedural faces, about three minutes on two CPU cores."""
-CHOICE = re.compile(r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$")  # jsonargparse on a wrong one
+CHOICE = re.compile(
+    r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$"
+)  # jsonargparse on a wrong one
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 

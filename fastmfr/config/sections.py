@@ -81,8 +81,8 @@ class Data(Preprocess):
     """procedural faces"""
 
     def __post_init__(self):
+        require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")  # four halvings leave one pixel
         super().__post_init__()
-        require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")
         require(0 < self.holdout < 1, f"want data.holdout above 0 and below 1, got {self.holdout}")
         require_choice("data.single", self.single, Single)
         require_choice("data.decode", self.decode, Decoder)
@@ -190,14 +190,14 @@ class Meta(LossSettings, GradientSettings):
     """on a GPU, record a whole step once and replay it; false runs the step operation by operation, to debug"""
 
     def __post_init__(self):
+        one_split = "want meta.sharing 'none' with meta.method 'mldg': one split a step has nothing to share"
+        require(self.sharing == "none" or self.method != "mldg", one_split)
         LossSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
         _at_least(self, 0, "steps")
         _at_least(self, 2, "batch_identities")
         _at_least(self, 1, "decay_every")
         require_choice("meta.method", self.method, Method)
-        one_split = "want meta.sharing 'none' with meta.method 'mldg': one split a step has nothing to share"
-        require(self.sharing == "none" or self.method != "mldg", one_split)
         self.check(self.alpha, self)
         for name in ("tau_p", "tau_n"):
             value = getattr(self, name)

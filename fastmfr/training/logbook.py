@@ -2,50 +2,53 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from fastmfr.progress import Meter
+from fastmfr.atomic import replacing
+from fastmfr.progress import Meter, new_console
 
 
 class Logbook:
     """Writes one run's records into its folder and shows its progress; usable as a context manager."""
 
     def __init__(self, folder: Path, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+        self.folder, self.console = folder, console or new_console()
         self.path = folder / "metrics.jsonl"
         self._boards_folder, self._boards = folder / "tensorboard", {}
         self._bad_path = folder / "bad_images.tsv"
         lines = self._bad_path.read_text().splitlines() if self._bad_path.exists() else []
         self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
-    def __enter__(self):
+    def __enter__(self) -> "Logbook":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for board in self._boards.values():
             board.close()
 
-    def say(self, text):
-        """One line for the person watching."""
-        self.console.print(text, soft_wrap=True)
+    def say(self, text: str) -> None:
+        """Print a line for the person watching."""
+        self.console.print(text)
 
-    def warn(self, text):
-        """A line that should not be overlooked."""
-        self.console.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
+    def warn(self, text: str) -> None:
+        """Print a line that should not be overlooked."""
+        self.console.print(Text.assemble(("warning:", "bold yellow"), " ", text))
 
-    def note_bad(self, bad):
-        """Appends images that could not be read, {key: reason}, to bad_images.tsv; each once, also over a resume."""
+    def note_bad(self, bad: Mapping[str, str]) -> None:
+        """Append images that cannot be read, {key: reason}, to bad_images.tsv; each once, also over a resume."""
         new = {key: " ".join(reason.split()) for key, reason in bad.items() if key not in self.bad}
         if new:
             self.bad |= new
             with self._bad_path.open("a") as file:
                 file.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
 
-    def record(self, stage, step, **values):
-        """One line of metrics.jsonl and one point a value in TensorBoard. NaN and infinities are written as null."""
+    def record(self, stage: str, step: int, **values: float) -> None:
+        """Write a line of metrics.jsonl and a point of TensorBoard for each value; NaN and infinities are null."""
         plain = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         with self.path.open("a") as file:  # opened each time: a kill -9 costs no line but the one being written
@@ -65,8 +68,8 @@ class Logbook:
             self._boards[stage] = SummaryWriter(str(self._boards_folder / stage), purge_step=purge_step)
         return self._boards[stage]
 
-    def rewind(self, stage, step):
-        """Drops what was recorded of `stage` and `stage/...` from `step` on, so that a resumed run records it once."""
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop the records of `stage` and `stage/...` from `step` on, so that a resumed run records every step once."""
         self._board(stage, purge_step=step)
         if not self.path.exists():
             return
@@ -78,10 +81,9 @@ class Logbook:
                 continue
             if record["stage"].split("/")[0] != stage or record["step"] < step:
                 kept.append(line + "\n")
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            partial.write_text("".join(kept))
 
-    def progress(self, title, first, total):
-        """A Meter over steps first .. total - 1; on a terminal a bar, elsewhere a line at every tenth."""
+    def progress(self, title: str, first: int, total: int) -> Meter:
+        """Return a Meter over the steps first .. total - 1."""
         return Meter(self.console, title, first, total)

@@ -1,0 +1,159 @@
+"""Stage two: MFR. Every meta-batch leaves each source domain out once and takes one optimizer step.
+
+Shape suffixes: B = pairs, H W = image.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastmfr.config import LossSettings
+from fastmfr.losses import LOSSES, MfrLosses
+from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
+from fastmfr.results import META
+from fastmfr.runtime import peak_bytes, to_device
+from fastmfr.training.data import images_of
+from fastmfr.training.errors import NonFiniteLoss
+from fastmfr.training.optim import meta_rates, sgd
+from fastmfr.training.run import Run
+
+SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
+ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method
+FIRST_STEPS = 5  # after which the balance of the losses is looked at
+
+
+def mfr_trainer(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> MetaTrainer:
+    """The MetaTrainer that the run's settings name; the logbook says which engine it has and why."""
+    settings = run.config.meta
+    how = {part.name: getattr(settings, part.name) for part in fields(MetaSettings)}
+    how["order"] = ORDERS[settings.method]
+    trainer = MetaTrainer(backbone, optimizer, MetaSettings(**how), cuda_graph=settings.cuda_graph)
+    run.logbook.say(f"engine {trainer.engine}{f': {trainer.reason}' if trainer.reason else ''}")
+    return trainer
+
+
+def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_trainer) -> None:
+    """Train the backbone, in place, by MFR.
+
+    Training goes on from the newest state in the run's folder, if there is one.
+
+    Args:
+        make_trainer: (run, backbone, optimizer) -> an object with `step` and `graph` as MetaTrainer has them.
+
+    Raises:
+        NonFiniteLoss: a loss or the gradient became NaN or infinite.
+    """
+    settings, splits, logbook = run.config.meta, run.splits(), run.logbook
+    optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
+    states = run.checkpoints(META)
+    first = states.resume(backbone, optimizer)
+    logbook.rewind(META, first)
+    backbone.train()
+    trainer = make_trainer(run, backbone, optimizer)
+    requests = lambda i: images_of(*splits.pairs(i))  # noqa: E731
+    batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step
+    numbers = {"first": first * of_a_step, "last": settings.steps * of_a_step}
+    with (
+        run.open_images(requests, batch_images=batch_images, **numbers) as stream,
+        logbook.progress(META, first, settings.steps) as meter,
+    ):
+        told = _Records(run, splits, meter, stream, first, batch_images * of_a_step)
+        images = iter(stream)
+        for step in range(first, settings.steps):
+            rates = meta_rates(step, **{name: getattr(settings, name) for name in SCHEDULED})
+            result = trainer.step(
+                (_split(image_B3HW, splits.pairs(i)) for i, image_B3HW in islice(images, of_a_step)),
+                alpha=rates.alpha,
+                rate=rates.beta,
+                losses=_losses(settings, rates),
+            )
+            told.add(step, result, rates)
+            if (step + 1) % run.config.save_every == 0:
+                states.save(step + 1, backbone, optimizer)
+            run.score_on_the_way(META, backbone, step + 1)
+    logbook.say(f"meta: {trainer.graph}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
+
+
+def _losses(settings, rates) -> MfrLosses:
+    """The losses with the thresholds that the schedule has reached."""
+    now = {part.name: getattr(settings, part.name) for part in fields(LossSettings)}
+    return MfrLosses(**(now | {"tau_p": rates.tau_p, "tau_n": rates.tau_n}))
+
+
+def _split(image_B3HW, pairs):
+    """(train, test) batches out of the images of one split, laid as `images_of` asked for them."""
+    halves = []
+    for pair, images in zip(pairs, image_B3HW.split([2 * len(pair.domain) for pair in pairs]), strict=True):
+        domain_B = to_device(pair.domain, images.device)
+        gallery_B3HW, probe_B3HW = map(_channels_last, images.chunk(2))
+        halves.append(PairBatch(gallery_B3HW, probe_B3HW, domain_B))
+    return tuple(halves)
+
+
+def _channels_last(image_B3HW):
+    return image_B3HW.contiguous(memory_format=torch.channels_last)
+
+
+class _Records:
+    """Checks, records and shows every meta step."""
+
+    def __init__(self, run: Run, splits, meter, stream, first, images_of_a_step):
+        self._run, self._splits, self._meter, self._stream = run, splits, meter, stream
+        self._first, self._images_of_a_step = first, images_of_a_step
+        self._balance = []
+
+    def add(self, step, result, rates):
+        """Record a step. Raises NonFiniteLoss."""
+        values_by_split, gradient_norm = _to_host(result)
+        of_a_step, domains = self._splits.of_a_step, self._run.sources.domains
+        left_out = [domains[self._splits.left_out(step * of_a_step + i)].name for i in range(of_a_step)]
+        _refuse_non_finite(values_by_split, left_out, step)
+        values = {name: float(np.mean(value)) for name, value in values_by_split.items()}
+        loss, seen = values["total_test"], (step + 1 - self._first) * self._images_of_a_step
+        speed, wait = self._meter.step(step + 1, seen, self._stream.wait_seconds, f"loss {loss:.3f}")
+        rest = {"learning_rate": rates.beta, "images_per_second": speed, "data_wait": wait}
+        self._run.logbook.record(META, step, loss=loss, gradient_norm=gradient_norm, **values, **vars(rates), **rest)
+        if len(self._balance) < FIRST_STEPS:
+            self._balance.append(values)
+            if len(self._balance) == FIRST_STEPS:
+                _warn_of_imbalance(self._balance, rates.alpha, self._run.config.meta, self._run.logbook)
+
+
+def _to_host(result):
+    """({name: its values by split}, gradient norm): the step's one synchronisation, after all of its work is queued."""
+    named = {**result.losses, **result.norms}
+    table = torch.stack([value.double() for value in named.values()]).cpu().numpy()
+    return dict(zip(named, table, strict=True)), result.gradient_norm.item()
+
+
+def _refuse_non_finite(values_by_split, left_out, step):
+    """Raises NonFiniteLoss for the first split and loss that is NaN or infinite, or whose gradient is."""
+    for name, value_by_split in values_by_split.items():
+        for domain, value in zip(left_out, value_by_split, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"{name} is not finite at meta step {step}, in the split that leaves out {domain}; the state "
+                    "before is in checkpoints/. Lower meta.alpha and meta.beta, or the largest loss's weight"
+                )
+
+
+def _warn_of_imbalance(records, alpha, settings, logbook):
+    """Warn if one loss supplies nearly all of the gradient, or if alpha makes H v overwhelm v."""
+    for name in LOSSES:
+        part = float(np.mean([record[f"share_{name}"] for record in records]))
+        if part > 0.95:
+            logbook.warn(
+                f"{name} supplies {100 * part:.0f} % of the gradient, the other losses next to nothing; lower "
+                f"--meta.{name} (now {getattr(settings, name):g})"
+            )
+    ratio = float(np.mean([record["alpha_hv_over_v"] for record in records]))
+    if ratio > 1:
+        logbook.warn(
+            f"the second-order term is {ratio:.1f} times the first-order one, so the look-ahead is no small step; "
+            f"lower --meta.alpha (now {alpha:g}) until alpha |Hv| / |v| is about 0.1 to 0.3"
+        )

@@ -1,0 +1,140 @@
+"""Stage one: margin softmax over all identities of all source domains.
+
+Shape suffixes: B = images of a batch, H W = image.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastmfr.fused import AS_IT_IS, fused
+from fastmfr.head import MarginHead, make_margin
+from fastmfr.results import PRETRAIN
+from fastmfr.runtime import peak_bytes, to_device
+from fastmfr.training.data import images_of
+from fastmfr.training.errors import NonFiniteLoss
+from fastmfr.training.optim import pretrain_rate, set_rate, sgd
+from fastmfr.training.pretraining_step import PretrainingStep, to_host
+from fastmfr.training.run import Run
+
+KEPT_BACK = {"cuda": 1}  # losses that are not read before the next step is queued, by device
+
+
+def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
+    """Train the backbone, in place, to tell all identities of all source domains apart.
+
+    Training goes on from the newest state in the run's folder, if there is one.
+
+    Returns:
+        The classifier, as trained.
+
+    Raises:
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    settings, logbook = run.config.pretrain, run.logbook
+    sampler = run.batch_sampler(settings.batch_identities)
+    head = _new_head(run, backbone)
+    both = nn.ModuleDict({"backbone": backbone, "head": head})
+    optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
+    states = run.checkpoints(PRETRAIN)
+    first = states.resume(both, optimizer)
+    if first >= settings.steps:
+        return head
+    logbook.rewind(PRETRAIN, first)
+    both.train()
+    step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
+    requests = lambda step: images_of(sampler.batch(step))  # noqa: E731
+    with (
+        run.open_images(
+            requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps
+        ) as images,
+        logbook.progress(PRETRAIN, first, settings.steps) as meter,
+    ):
+        losses = _Losses(partial(_record, run, meter, images, first), run.device)
+        for step, image_B3HW in images:
+            pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
+            label_B = to_device(np.tile(run.sources.label(pairs.domain, pairs.identity), 2), run.device)
+            rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
+            set_rate(optimizer, rate)
+            loss_B = step_of(image_B3HW, label_B, step)
+            optimizer.step()
+            head.update(rate, settings.momentum, settings.weight_decay)
+            losses.add(loss_B, step, pairs, rate)
+            if (step + 1) % run.config.save_every == 0:
+                losses.read()
+                states.save(step + 1, both, optimizer)
+            run.score_on_the_way(PRETRAIN, backbone, step + 1)
+        losses.read()
+    optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
+    logbook.say(f"pretrain: {step_of.state}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
+    return head
+
+
+def _new_head(run, backbone):
+    """The classifier with fresh weights, on the run's device."""
+    settings = run.config.pretrain
+    head = MarginHead(
+        backbone.embedding,
+        run.sources.identities,
+        make_margin(settings.margin, settings.margin_values),
+        settings.scale,
+        sample_rate=settings.sample_rate,
+        seed=run.config.seed,
+    )
+    return head.to(run.device)
+
+
+def _network(run, backbone):
+    """What runs in place of the backbone and shares its parameters and buffers; on the CPU the backbone itself."""
+    if run.device.type != "cuda":
+        return backbone
+    wanted = run.config.pretrain.fused
+    network, sentence = fused(backbone) if wanted else (backbone, f"{AS_IT_IS}, as was asked for")
+    run.logbook.say(f"pretrain: {sentence}")
+    return network
+
+
+class _Losses:
+    """Records each step's losses in order: on the CPU at once, on a GPU when the next step is queued.
+
+    Reading a loss waits for its step, the only wait in a step. Read one step late, the GPU has work meanwhile.
+    """
+
+    def __init__(self, record: Callable, device: torch.device):
+        self._record, self._waiting, self._kept_back = record, deque(), KEPT_BACK.get(device.type, 0)
+
+    def add(self, loss_B: Tensor, *what):
+        self._waiting.append((to_host(loss_B), *what))
+        self.read(self._kept_back)
+
+    def read(self, kept_back: int = 0):
+        """Record all losses but the last `kept_back`. Before a state is saved none may wait: one may not be finite."""
+        while len(self._waiting) > kept_back:
+            read, *what = self._waiting.popleft()
+            self._record(read(), *what)
+
+
+def _record(run, meter, images, first, loss_B, step, pairs, rate):
+    """Records a step of pretraining. Raises NonFiniteLoss."""
+    loss = loss_B.mean().item()
+    if not math.isfinite(loss):
+        raise NonFiniteLoss(_blame_rows(loss_B, pairs, run.sources, step))
+    seen = (step + 1 - first) * len(loss_B)
+    speed, wait = meter.step(step + 1, seen, images.wait_seconds, f"loss {loss:.3f}")
+    run.logbook.record(PRETRAIN, step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
+
+
+def _blame_rows(loss_B, pairs, sources, step):
+    """The sentence for a pretraining loss that is not finite."""
+    bad = (~torch.isfinite(loss_B.detach())).cpu().numpy()
+    guilty = np.unique(np.tile(pairs.domain, 2)[bad] if bad.any() else pairs.domain)
+    names = ", ".join(sources.domains[number].name for number in guilty)
+    return (
+        f"the margin-softmax loss is not finite at pretraining step {step}, on images of {names}; the state before is "
+        "in checkpoints/. Lower pretrain.learning_rate or lengthen pretrain.warmup, and look at that domain's images"
+    )

@@ -1,0 +1,178 @@
+"""One run: its settings, folder, device, data and records in one room, which every stage is handed as a whole."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmfr.atomic import write_text
+from fastmfr.backbone import build_backbone
+from fastmfr.config import Config
+from fastmfr.decode import Preprocess, checked_decoder
+from fastmfr.domains import Domain, Joint
+from fastmfr.evaluate import embed_and_score
+from fastmfr.head import make_margin
+from fastmfr.precision import check_precision
+from fastmfr.results import Scores
+from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
+from fastmfr.training.checkpoint import Checkpoints
+from fastmfr.training.data import (
+    Splits,
+    Target,
+    batch_sampler,
+    check_batches,
+    choose_decoding,
+    image_opener,
+    open_protocol,
+    preprocess,
+)
+from fastmfr.training.logbook import Logbook
+from fastmfr.weights import load_weights
+
+
+def new_folder(parent: Path, recipe: str) -> Path:
+    """Return a path below `parent` named after the recipe and the time, which no other run has; nothing is made yet."""
+    stem = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = parent / stem, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{stem}-{number}"
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the stages of one run share. `Run.open` makes one; `dataclasses.replace` varies it.
+
+    Attributes:
+        config: the settings, with the decoder that was chosen.
+        folder: where all that the run writes goes.
+        device: the CPU, or a CUDA device.
+        logbook: says and records what happens, in `folder`.
+        sources: the domains to train on, joined under one set of labels.
+        targets: the domains to score on, by name.
+        decoding: threads, decoder, vet and verdicts, as ImageStream takes them.
+        seconds: how long each part of the run has taken so far.
+    """
+
+    config: Config
+    folder: Path
+    device: torch.device
+    logbook: Logbook
+    sources: Joint
+    targets: Mapping[str, Target]
+    decoding: Mapping[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: Config, logbook: Logbook) -> "Run":
+        """Check the settings, open the domains and begin the run in the folder of `logbook`.
+
+        The folder is made after all checks: settings that cannot work leave nothing behind.
+
+        Raises:
+            ValueError: a setting, a domain or a batch size that cannot work.
+            OSError: a path that is not there, or a folder that cannot be written to.
+        """
+        device = device_for(config.device)
+        _check_machine(config, device)
+        seed_and_set_threads(config.seed, config.threads)
+        seconds = {}
+        with _timed(seconds, "data"):
+            sources, targets = open_protocol(config, logbook)
+            check_batches(sources, config)
+            domains = [*sources.domains, *(target.domain for target in targets.values())]
+            decoder, decoding = choose_decoding(config, domains, device, logbook)
+        # The settings keep the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
+        config = replace(config, data=replace(config.data, decode=decoder))
+        logbook.folder.mkdir(parents=True, exist_ok=True)
+        write_text(logbook.folder / "config.yaml", config.to_yaml())
+        write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
+        return cls(config, logbook.folder, device, logbook, sources, targets, decoding, seconds)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What is done to every training image."""
+        return preprocess(self.config.data)
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """All domains by name; of one that is source and target, the people held out."""
+        scored = {name: target.domain for name, target in self.targets.items()}
+        return {domain.name: domain for domain in self.sources.domains} | scored
+
+    @cached_property
+    def open_images(self) -> Callable:
+        """open(requests, batch_images=, first=, last=) -> a stream of training images.
+
+        The first use decodes all images if data.cache selects a cache.
+        """
+        return image_opener(self.sources, self.config, self.device, self.decoding, self.logbook)
+
+    def batch_sampler(self, batch_identities: int) -> Any:
+        """The sampler of batches of `batch_identities` people from all source domains."""
+        return batch_sampler(self.sources, self.config, batch_identities)
+
+    def splits(self) -> Splits:
+        """The splits of all meta steps."""
+        return Splits(self.sources, self.config)
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """The states of a stage."""
+        return Checkpoints(self.folder / "checkpoints", stage)
+
+    def new_backbone(self) -> nn.Module:
+        """A backbone as the settings say, on the run's device: fresh weights, or those of model.weights."""
+        backbone = build_backbone(self.config)
+        if self.config.model.weights:
+            load_weights(backbone, self.config.model.weights)
+        return to_channels_last(backbone, self.device)
+
+    def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
+        """Yield (target, scores, embedding_ND, bad images) for one target after the other."""
+        evaluate = self.config.evaluate
+        settings = {"far": evaluate.far, "batch_images": evaluate.batch_images, **self.decoding}
+        for name, target in self.targets.items():
+            scored = embed_and_score(backbone, target.domain, target.pairs, self.preprocess, self.device, **settings)
+            yield name, *scored
+
+    def score_on_the_way(self, stage: str, backbone: nn.Module, steps: int) -> None:
+        """Score the targets and record the scores if evaluate.every says so after `steps` steps of a stage."""
+        every = self.config.evaluate.every
+        if not every or steps % every:
+            return
+        for name, scores, *_ in self.score(backbone):
+            tar = {f"tar_at_far_{far}": at.tar for far, at in scores.tar_at_far.items() if at.tar is not None}
+            rates = {"rank1": scores.rank1, "auc": scores.auc}
+            found = {rate: value for rate, value in rates.items() if value is not None}
+            self.logbook.record(f"{stage}/{name}", steps - 1, **found, **tar)
+
+    def timed(self, part: str) -> AbstractContextManager[None]:
+        """A block whose seconds are added to those of a part of the run."""
+        return _timed(self.seconds, part)
+
+
+@contextmanager
+def _timed(seconds, part):
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
+
+
+def _check_machine(config, device):
+    """Raises ValueError for a setting that this device or the classifier cannot serve."""
+    for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
+        check_precision(precision, device)
+    make_margin(config.pretrain.margin, config.pretrain.margin_values)
+    if config.data.decode != "auto":
+        checked_decoder(config.data.decode, device)

@@ -1,0 +1,173 @@
+"""Weights of backbones: saved, loaded, and opened as a model that embeds images.
+
+Shape suffixes: N images, D embedding.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fastmfr.atomic import replacing
+from fastmfr.backbone import build_backbone
+from fastmfr.config import Config, load_config
+from fastmfr.config.choices import Device, Mirror
+from fastmfr.decode import Preprocess
+from fastmfr.decode.preprocess import fitted, upright_rgb
+from fastmfr.evaluate import embed
+from fastmfr.results import BASE, MFR
+from fastmfr.runtime import device_for, to_channels_last
+
+EMBEDDED_AT_ONCE = 256  # images
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the network's parameters and buffers as safetensors; the file is complete or not there at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with replacing(path) as partial:
+        safetensors.torch.save_file(tensors, partial)
+
+
+def load_weights(network: nn.Module, path: Path | str) -> None:
+    """Fill the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's.
+
+    Nothing that is pickled in the file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file's names or shapes are not the network's; the sentence lists them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights at {path}; model.weights wants a .safetensors, .pt or .pth file")
+    if path.suffix == ".safetensors":
+        state = safetensors.torch.load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the weights in {path} are not of this backbone; check model.name and its options: {reason}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained backbone and what it was trained to see.
+
+    Attributes:
+        backbone: image_B3HW, normalised -> embedding_BD.
+        preprocess: the size and the grey levels of its images.
+        config: the settings it was trained with.
+        weights: the file it came from.
+        device: where it is.
+    """
+
+    backbone: nn.Module
+    preprocess: Preprocess
+    config: Config
+    weights: Path
+    device: torch.device
+
+    def embed(self, images: Sequence[bytes | Path | str | np.ndarray], *, mirror: Mirror = "concat") -> Tensor:
+        """Embed aligned face crops.
+
+        Args:
+            images: each an encoded JPEG or PNG as bytes, a path, or RGB pixels, uint8 (height, width, 3). The shorter
+                side is resized to the model's size and the centre is cropped.
+            mirror: "concat" puts the embedding of the mirror image beside each embedding, "sum" adds it, "none" leaves
+                it out.
+
+        Returns:
+            Unit rows, float32 (N, D), or (N, 2 D) with "concat", on the model's device.
+
+        Raises:
+            ValueError: an image cannot be decoded, or there is none.
+        """
+        return embed(self.backbone, self._batches(images), self.device, mirror=mirror)
+
+    def _batches(self, images) -> Iterable[Tensor]:
+        look = self.preprocess
+        for start in range(0, len(images), EMBEDDED_AT_ONCE):
+            pixel_NHW3 = np.stack([_pixels(image, look.size) for image in images[start : start + EMBEDDED_AT_ONCE]])
+            image_N3HW = torch.from_numpy(pixel_NHW3).permute(0, 3, 1, 2).float()
+            yield (image_N3HW - look.mean) / look.std
+
+
+def _pixels(image, size) -> np.ndarray:
+    """uint8 (size, size, 3), RGB."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"want pixels as uint8 (height, width, 3), got {image.dtype} {image.shape}")
+        return fitted(Image.fromarray(image), size)
+    encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
+    try:
+        return fitted(upright_rgb(encoded), size)
+    except ValueError as error:
+        name = f"these {len(encoded)} bytes" if isinstance(image, bytes) else image
+        raise ValueError(f"{name} cannot be decoded as JPEG or PNG: {error}") from error
+
+
+def weights_of(run_or_file: Path | str) -> Path:
+    """The file of weights: the path itself, or what a run left in its folder, MFR's before the base's.
+
+    Raises:
+        FileNotFoundError: the path is neither a file nor a folder with weights.
+    """
+    path = Path(run_or_file)
+    if path.is_file():
+        return path
+    names = [f"{model}.safetensors" for model in (MFR, BASE)]
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path} is neither a file of weights nor a run folder with {' or '.join(names)} in it")
+
+
+def open_model(
+    run_or_file: Path | str, config: Config | None = None, *, device: torch.device | Device = "auto"
+) -> Model:
+    """Open a trained model.
+
+    Args:
+        run_or_file: a run folder, or a .safetensors, .pt or .pth file.
+        config: the settings of the model; None reads the config.yaml beside the weights.
+        device: "auto" takes a GPU if there is one.
+
+    Returns:
+        The model, with `.backbone`, `.preprocess` and `.embed(images)`.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: no settings lie beside the weights, or the weights are of another backbone.
+    """
+    weights = weights_of(run_or_file)
+    config = config or load_config(settings_beside(weights))
+    where = device_for(device) if isinstance(device, str) else device
+    backbone = build_backbone(config)
+    load_weights(backbone, weights)
+    data = config.data
+    look = Preprocess(size=data.size, mean=data.mean, std=data.std)
+    return Model(to_channels_last(backbone, where).eval(), look.plain(), config, weights, where)
+
+
+def settings_beside(weights: Path) -> Path:
+    """The config.yaml in the folder of the weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    beside = weights.parent / "config.yaml"
+    if not beside.is_file():
+        raise ValueError(
+            f"no config.yaml lies beside {weights}; name the model's settings by --config RECIPE, for "
+            "InsightFace's for instance --config mfr --model.name iresnet50 --data.size 112 --data.std 127.5"
+        )
+    return beside
