@@ -7,7 +7,6 @@ started again, the command does what is missing. The tables are printed and kept
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,32 +16,34 @@ from proof.rows import Rows, Task
 from proof.settings import FIRST_SEED, POOLS, SCALES, changed, config_of, targets_of
 from proof.table import report
 
+from fastmfr.commands.frame import status_of
 from fastmfr.domains import open_domain
 from fastmfr.runtime import environment
-from fastmfr.training.stages import NonFiniteLoss
+from fastmfr.training import NonFiniteLoss
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command line; the exit status is 0, 1 with a sentence on what went wrong, or 130 when interrupted."""
     options = _parser().parse_args(argv)
+    return status_of(lambda: _prove(options))
+
+
+def _prove(options):
+    settings = changed(SCALES[options.scale], options.set)
+    targets = targets_of(settings, options.pool, options.targets)
+    arms = [name for name in ARMS if name == "base" or name in (options.arms or ARMS)]
+    seeds = range(FIRST_SEED[options.pool], FIRST_SEED[options.pool] + options.seeds)
+    tasks = [Task(seed, target, arm) for seed in seeds for target in targets for arm in arms]
+    real = _real(options.real, options.pool)
+    rows = Rows(options.folder, asdict(settings) | {"pool": options.pool, "real": real})
+    if options.dry_run:
+        _tell(tasks, rows, settings)
+        return 0
     try:
-        settings = changed(SCALES[options.scale], options.set)
-        targets = targets_of(settings, options.pool, options.targets)
-        arms = [name for name in ARMS if name == "base" or name in (options.arms or ARMS)]
-        seeds = range(FIRST_SEED[options.pool], FIRST_SEED[options.pool] + options.seeds)
-        tasks = [Task(seed, target, arm) for seed in seeds for target in targets for arm in arms]
-        real = _real(options.real, options.pool)
-        rows = Rows(options.folder, asdict(settings) | {"pool": options.pool, "real": real})
-        if options.dry_run:
-            _tell(tasks, rows, settings)
-            return 0
         _run(tasks, rows, settings, options, real)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        stopped.add_note("the same command goes on from here")
+        raise
     wanted = set(tasks)
     text = report({task: row for task, row in rows.by_task.items() if task in wanted}, arms)
     (options.folder / "table.md").write_text(text + "\n")
@@ -112,7 +113,7 @@ def _run(tasks, rows, settings, options, real):
             print(f"{options.minutes:g} minutes are over; the same command goes on from here")
             return
         folder = options.folder / f"{task.seed}-{task.left_out}"
-        if cell is None or cell.folder != folder:
+        if cell is None or cell.folder.parent != folder:
             cell = None  # its images make room first
             config = config_of(settings, options.pool, task.seed, task.left_out, real, options.folder / "faces")
             cell = open_cell(replace(config, threads=options.threads), folder)

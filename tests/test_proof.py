@@ -13,13 +13,14 @@ import torch
 
 from fastmfr import synthetic
 from fastmfr.evaluate import identification, verification
+from fastmfr.meta import PairBatch
 from fastmfr.protocols import gallery_probe
-from fastmfr.training.stages import Splits
+from fastmfr.training.data import Splits, images_of
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))
 
-from proof.arms import ARMS, images_of, settings_of  # noqa: E402
+from proof.arms import ARMS, pooled_images, settings_of  # noqa: E402
 from proof.rows import Rows, Task  # noqa: E402
 from proof.scores import FIGURES, by_person  # noqa: E402
 from proof.settings import FIRST_SEED, POOLS, SCALES, changed, config_of, targets_of  # noqa: E402
@@ -90,22 +91,21 @@ def test_every_arm_is_matched_in_steps_and_images(tmp_path):
     offsets = np.arange(0, 2001, 10)
     sources = SimpleNamespace(domains=[SimpleNamespace(name=name, offsets=offsets) for name in config.data.sources])
     for name, arm in ARMS.items():
-        settings = settings_of(arm, config)
+        settings = settings_of(arm, config, 0.005)
         splits = Splits(sources, settings)
-        images = sum(len(images_of(splits.pairs(i))[0]) for i in range(splits.of_a_step))
+        images = sum(len(images_of(*splits.pairs(i))[0]) for i in range(splits.of_a_step))
         assert (settings.meta.steps, images) == (config.meta.steps, 384), name
 
 
-def test_pooled_arms_see_the_images_of_the_splits(tmp_path):
-    config = config_of(TOY, "reported", 101, "nir", None, tmp_path)
-    offsets = np.arange(0, 97, 4)
-    sources = SimpleNamespace(domains=[SimpleNamespace(name=name, offsets=offsets) for name in config.data.sources])
-    train, test = Splits(sources, config).pairs(1)
-    domain_B, image_B = images_of((train, test))
-    gallery, probe = np.split(image_B, 2)
-    assert gallery.tolist() == [*train.gallery, *test.gallery]
-    assert probe.tolist() == [*train.probe, *test.probe]
-    assert domain_B.tolist() == [*train.domain, *test.domain] * 2
+def test_pooled_arms_see_the_images_of_the_splits():
+    halves = []
+    for first in (0, 10):
+        gallery, probe = (
+            torch.arange(start, start + 3.0).view(3, 1, 1, 1).expand(3, 3, 2, 2) for start in (first, first + 5)
+        )
+        halves.append(PairBatch(gallery, probe, torch.zeros(3, dtype=torch.int64)))
+    seen = pooled_images(*halves)[:, 0, 0, 0].tolist()
+    assert seen == [0, 1, 2, 10, 11, 12, 5, 6, 7, 15, 16, 17]  # galleries, then probes: chunk(2) makes pairs of them
 
 
 def test_interval_of_the_same_difference_everywhere_is_that_difference():

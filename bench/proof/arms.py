@@ -1,32 +1,26 @@
 """What is compared, and how each arm goes on from the base it shares with the others, matched in steps and images."""
 
 import json
-import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 
-from fastmfr.backbone import build_backbone
-from fastmfr.config import Config
-from fastmfr.decode import Verdicts, choose_decoder
-from fastmfr.domains import Joint
+from fastmfr.config import Config, LossSettings
 from fastmfr.evaluate import embed_domain
-from fastmfr.head import MarginHead, make_margin
+from fastmfr.head import MarginHead
 from fastmfr.losses import MfrLosses
-from fastmfr.protocols import Protocol
-from fastmfr.runtime import device_for, seed_and_set_threads, to_channels_last
-from fastmfr.sampler import Pairs
-from fastmfr.train import open_protocol
-from fastmfr.training.checkpoint import Checkpoints
-from fastmfr.training.logbook import Logbook
-from fastmfr.training.optim import set_rate, sgd
-from fastmfr.training.stages import Splits, check_batches, image_opener, meta_train, preprocess, pretrain
+from fastmfr.meta import MetaStep, PairBatch
+from fastmfr.progress import new_console
+from fastmfr.runtime import seed_and_set_threads
+from fastmfr.training import Logbook, Run
+from fastmfr.training.meta import meta_train, mfr_trainer
+from fastmfr.training.optim import set_rate
+from fastmfr.training.pretrain import pretrain
 
 from .scores import by_person
 
@@ -59,135 +53,105 @@ ARMS = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One seed and one domain left out: its data, opened once for all arms, and the folder of its base."""
-
-    config: Config
-    folder: Path
-    sources: Joint
-    targets: dict
-    device: torch.device
-    decoding: dict
-    open_images: partial
+@contextmanager
+def _logbook(folder) -> Iterator[Logbook]:
+    """A logbook with metrics.jsonl in `folder`, and in said.txt what a run would have printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "said.txt").open("a") as file, Logbook(folder, new_console(file, width=120)) as logbook:
+        yield logbook
 
 
 @contextmanager
-def _logbook(folder):
-    """A logbook with metrics.jsonl in `folder`, and in said.txt what a run would have printed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "said.txt").open("a") as file:
-        console = Console(file=file, highlight=False, width=120)
-        with Logbook(folder, console) as logbook:
-            yield logbook
+def _beside(cell: Run, name: str, config: Config) -> Iterator[Run]:
+    """The cell's run in a folder of its own beside the cell's data: one arm, or the base."""
+    with _logbook(cell.folder.parent / name) as logbook:
+        yield replace(cell, config=config, folder=logbook.folder, logbook=logbook)
 
 
-def open_cell(config: Config, folder: Path) -> Cell:
-    """Makes faces where they are missing, opens the domains and decodes the images to train on."""
-    device = device_for(config.device)
-    seed_and_set_threads(config.seed, config.threads)
+def open_cell(config: Config, folder: Path) -> Run:
+    """The run of one seed and one domain left out: its data, opened once for all arms, in folder/data."""
     with _logbook(folder / "data") as logbook:
-        sources, targets = open_protocol(Protocol(config.data.sources, config.data.targets), config, logbook)
-        check_batches(sources, config)
-        domains = [*sources.domains, *(target.domain for target in targets.values())]
-        data = config.data
-        decoder, sentence = choose_decoder(data.decode, domains, preprocess(data), device, data.threads)
-        logbook.say(sentence)
-        decoding = {"decoder": decoder, "threads": data.threads, "vet": data.vet, "verdicts": Verdicts()}
-        open_images = image_opener(sources, config, device, decoding, logbook)
-    return Cell(config, folder, sources, targets, device, decoding, open_images)
+        cell = Run.open(config, logbook)
+        cell.images.prepare()  # while this logbook is open
+        return cell
 
 
-def base_of(cell: Cell) -> tuple[nn.Module, MarginHead]:
+def base_of(cell: Run) -> tuple[nn.Module, MarginHead]:
     """The pretrained backbone and its classifier; trained at the first call, found in the cell's folder afterwards."""
-    config, settings = cell.config, cell.config.pretrain
-    margin = make_margin(settings.margin, settings.margin_values)
-    states = Checkpoints(cell.folder / "base", "pretrain")
-    seed_and_set_threads(config.seed, config.threads)
-    backbone = to_channels_last(build_backbone(config), cell.device)
-    head = MarginHead(backbone.embedding, cell.sources.identities, margin, settings.scale).to(cell.device)
-    both = nn.ModuleDict({"backbone": backbone, "head": head})
-    optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
-    if not states.resume(both, optimizer):
-        with _logbook(cell.folder / "base") as logbook:
-            pretrain(backbone, cell.sources, config, cell.open_images, cell.device, logbook, states)
-        states.resume(both, optimizer)  # the classifier, which pretraining made for itself
-    return backbone, head
+    seed_and_set_threads(cell.config.seed, cell.config.threads)
+    backbone = cell.new_backbone()
+    with _beside(cell, "base", cell.config) as run:
+        return backbone, pretrain(run, backbone)
 
 
-def train_arm(cell: Cell, name: str, agg_rate: float) -> tuple[nn.Module, dict]:
+def train_arm(cell: Run, name: str, agg_rate: float) -> tuple[nn.Module, dict]:
     """(backbone, facts for the row) of an arm, trained from the cell's base. `agg_rate`: of more CosFace."""
     arm, (backbone, head) = ARMS[name], base_of(cell)
     if arm.kind == "base":
         return backbone, {}
-    with _logbook(cell.folder / name) as logbook:
-        if arm.kind == "meta":
-            _meta(cell, settings_of(arm, cell.config), backbone, logbook)
-        else:
-            _pooled(cell, arm.kind, backbone, head, agg_rate, logbook)
-    return backbone, _facts(cell.folder / name / "metrics.jsonl")
+
+    def pooled(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> PooledTrainer:
+        return PooledTrainer(run, backbone, optimizer, head, arm.kind)
+
+    with _beside(cell, name, settings_of(arm, cell.config, agg_rate)) as run:
+        meta_train(run, backbone, mfr_trainer if arm.kind == "meta" else pooled)
+        return backbone, _facts(run.logbook.path)
 
 
-def settings_of(arm: Arm, config: Config) -> Config:
+def settings_of(arm: Arm, config: Config, agg_rate: float) -> Config:
     """The run's settings as the arm has them. MLDG's one split a step is as large as the others' splits together."""
     meta = replace(config.meta, **arm.meta)
     if meta.method == "mldg":
         meta = replace(meta, batch_identities=meta.batch_identities * len(config.data.sources))
+    if arm.kind == "cosface":
+        meta = replace(meta, beta=agg_rate)
     return replace(config, meta=meta)
 
 
-def _meta(cell, config, backbone, logbook):
-    with tempfile.TemporaryDirectory() as nowhere:  # an arm is short: interrupted, it starts again from the base
-        states = Checkpoints(Path(nowhere), "meta")
-        meta_train(backbone, cell.sources, config, cell.open_images, cell.device, logbook, states)
-
-
-def _pooled(cell, kind, backbone, head, agg_rate, logbook):
+class PooledTrainer:
     """Ordinary training on the splits of the meta arms, the halves of each put together; a step takes the same ones."""
-    settings, splits = cell.config.meta, Splits(cell.sources, cell.config)
-    rate = agg_rate if kind == "cosface" else settings.beta
-    optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
-    head.momentum_CD.zero_()  # the classifier starts anew as the backbone does
-    backbone.train(kind == "cosface" or settings.batch_norm != "frozen")  # CosFace goes on as it did before
-    set_rate(optimizer, rate)
-    logbook.rewind("meta", 0)
-    images = 4 * settings.batch_identities
-    numbers = {"batch_images": images, "last": settings.steps * splits.of_a_step}
-    with cell.open_images(lambda i: images_of(splits.pairs(i)), **numbers) as stream:
-        for i, image_B3HW in stream:
-            step, place = divmod(i, splits.of_a_step)
-            if not place:
-                optimizer.zero_grad()
-            loss = _loss(kind, backbone, head, cell, splits.pairs(i), image_B3HW)
-            (loss / splits.of_a_step).backward()
-            if place + 1 < splits.of_a_step:
-                continue
-            optimizer.step()
-            if kind == "cosface":
-                head.update(rate, settings.momentum, settings.weight_decay)
-            logbook.record("meta", step, loss=loss.item(), learning_rate=rate)
+
+    graph = "steps run operation by operation, as ordinary training"
+
+    def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead, kind: str):
+        self._run, self._backbone, self._optimizer, self._head, self._kind = run, backbone, optimizer, head, kind
+        self._splits, self._number = run.splits(), 0
+        head.momentum_CD.zero_()  # the classifier begins without momentum, as the backbone does
+        backbone.train(kind == "cosface" or run.config.meta.batch_norm != "frozen")  # CosFace goes on as it did before
+
+    def step(self, splits: Iterable, *, alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
+        """One meta-batch as MetaTrainer.step takes it, without a look-ahead: `alpha` has no part in it."""
+        values = []
+        self._optimizer.zero_grad()
+        for train, test in splits:
+            values.append(self._loss(pooled_images(train, test)))
+            (values[-1] / self._splits.of_a_step).backward()
+            self._number += 1
+        gradients = [value.grad for value in self._backbone.parameters() if value.grad is not None]
+        set_rate(self._optimizer, rate)
+        self._optimizer.step()
+        if self._kind == "cosface":
+            meta = self._run.config.meta
+            self._head.update(rate, meta.momentum, meta.weight_decay)
+        return MetaStep({"total_test": torch.stack(values).detach()}, {}, torch.nn.utils.get_total_norm(gradients))
+
+    def _loss(self, image_B3HW):
+        embedding_BD = self._backbone(image_B3HW)
+        if self._kind == "cosface":
+            pairs = self._splits.pairs(self._number)
+            domain_B, identity_B = (
+                np.concatenate([getattr(half, name) for half in pairs]) for name in ("domain", "identity")
+            )
+            label_B = torch.from_numpy(self._run.sources.label(domain_B, identity_B)).repeat(2)
+            return self._head(embedding_BD, label_B.to(embedding_BD.device)).mean()
+        shared = {part.name: getattr(self._run.config.meta, part.name) for part in fields(LossSettings)}
+        return MfrLosses(**shared)(*embedding_BD.chunk(2)).hard_pair
 
 
-def images_of(pairs: tuple[Pairs, Pairs]) -> tuple[np.ndarray, np.ndarray]:
-    """(domain_B, image_B) of the galleries of both halves of a split, then of their probes."""
-    domain_B, image_B = (
-        np.concatenate([getattr(half, name) for name in names for half in pairs])
-        for names in (("domain", "domain"), ("gallery", "probe"))
-    )
-    return domain_B, image_B
-
-
-def _loss(kind, backbone, head, cell, pairs, image_B3HW):
-    settings = cell.config.meta
-    embedding_BD = backbone(image_B3HW.contiguous(memory_format=torch.channels_last))
-    if kind == "cosface":
-        domain_B, identity_B = (
-            np.concatenate([getattr(half, name) for half in pairs]) for name in ("domain", "identity")
-        )
-        label_B = torch.from_numpy(cell.sources.label(domain_B, identity_B)).repeat(2).to(cell.device)
-        return head(embedding_BD, label_B).mean()
-    shared = {name: getattr(settings, name) for name in ("tau_p", "tau_n", "mining", "share_p", "share_n")}
-    return MfrLosses(**shared)(*embedding_BD.chunk(2)).hard_pair
+def pooled_images(train: PairBatch, test: PairBatch) -> torch.Tensor:
+    """image_B3HW: the galleries of both halves of a split, then their probes."""
+    image_B3HW = torch.cat([train.gallery_B3HW, test.gallery_B3HW, train.probe_B3HW, test.probe_B3HW])
+    return image_B3HW.contiguous(memory_format=torch.channels_last)
 
 
 def _facts(path):
@@ -198,14 +162,14 @@ def _facts(path):
     return facts | ({"alpha_hv_over_v": round(float(np.mean(ratios)), 4)} if any(ratios) else {})
 
 
-def score_arm(cell: Cell, backbone: nn.Module) -> dict[str, dict]:
+def score_arm(cell: Run, backbone: nn.Module) -> dict[str, dict]:
     """{target name: figures by person}."""
     evaluate, scores = cell.config.evaluate, {}
     for name, target in cell.targets.items():
         embedding_ND, bad = embed_domain(
             backbone,
             target.domain,
-            preprocess(cell.config.data),
+            cell.preprocess,
             cell.device,
             batch_images=evaluate.batch_images,
             **cell.decoding,

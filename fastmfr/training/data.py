@@ -5,7 +5,7 @@ Shape suffix: B = images of a batch.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,40 +118,56 @@ def choose_decoding(
     return decoder, {"decoder": decoder, "threads": data.threads, "vet": data.vet, "verdicts": verdicts}
 
 
-def image_opener(
-    sources: Joint, config: Config, device: torch.device, decoding: Mapping[str, Any], logbook: Logbook
-) -> Callable:
-    """Return open(requests, batch_images=, first=, last=) -> a stream of training images, for both stages.
+class TrainingImages:
+    """The images of both stages. If data.cache selects a cache, the first stream has all source images decoded."""
 
-    If data.cache selects a cache, all source images are decoded here, and the choice is logged. `decoding` is what
-    `choose_decoding` returns.
-    """
-    pairs = config.pretrain.steps * config.pretrain.batch_identities
-    pairs += config.meta.steps * config.meta.batch_identities * 2 * len(sources.domains)
-    look = preprocess(config.data)
-    place, sentence = choose_cache(config.data.cache, sources.domains, look, 2 * pairs, device)
-    logbook.say(sentence)
-    cache = "none"
-    if place != "none":
-        images = sum(domain.images for domain in sources.domains)
-        with logbook.progress("decoding", 0, images) as meter:
-            cache = DecodedCache(
-                sources.domains,
-                look,
-                place=place,
-                device=device,
-                **decoding,
-                progress=lambda done, _: meter.step(done, done),
-            )
-    return partial(
-        open_stream,
-        sources.domains,
-        preprocess=look,
-        cache=cache,
-        seed=config.seed,
-        device=str(device),
-        **decoding,
-    )
+    def __init__(
+        self, sources: Joint, config: Config, device: torch.device, decoding: Mapping[str, Any], logbook: Logbook
+    ):
+        self._sources, self._config, self._device, self._logbook = sources, config, device, logbook
+        self._decoding = decoding  # what `choose_decoding` returns
+
+    def open(
+        self, requests: Callable[[int], tuple[np.ndarray, np.ndarray]], *, batch_images: int, first: int, last: int
+    ) -> Any:
+        """Open a stream of the batches `first` .. `last` - 1: (number, image_B3HW), as open_stream yields them.
+
+        Args:
+            requests: the (domain_B, image_B) of a batch, by its number.
+            batch_images: images in a batch.
+        """
+        numbers = {"batch_images": batch_images, "first": first, "last": last}
+        return self._open(requests, **numbers)
+
+    def prepare(self) -> None:
+        """Do now what the first stream would do."""
+        self._open  # noqa: B018
+
+    @cached_property
+    def _open(self) -> Callable[..., Any]:
+        return partial(
+            open_stream,
+            self._sources.domains,
+            preprocess=preprocess(self._config.data),
+            cache=self._cache(),
+            seed=self._config.seed,
+            device=str(self._device),
+            **self._decoding,
+        )
+
+    def _cache(self) -> Any:
+        """The decoded images, or "none"; the logbook says which and why."""
+        config, domains = self._config, self._sources.domains
+        pairs = config.pretrain.steps * config.pretrain.batch_identities
+        pairs += config.meta.steps * config.meta.batch_identities * 2 * len(domains)
+        look = preprocess(config.data)
+        place, sentence = choose_cache(config.data.cache, domains, look, 2 * pairs, self._device)
+        self._logbook.say(sentence)
+        if place == "none":
+            return place
+        with self._logbook.progress("decoding", 0, sum(domain.images for domain in domains)) as meter:
+            show = lambda done, _: meter.step(done, done)  # noqa: E731
+            return DecodedCache(domains, look, place=place, device=self._device, **self._decoding, progress=show)
 
 
 def batch_sampler(sources: Joint, config: Config, batch_identities: int, **options: Any) -> GroupedDomainSampler:
@@ -173,7 +189,7 @@ def check_batches(sources: Joint, config: Config) -> None:
     domains, meta = sources.domains, config.meta
     if config.pretrain.steps:
         batch_sampler(sources, config, config.pretrain.batch_identities)
-    if meta.steps and len(domains) < 2:
+    if meta.steps and len(domains) == 1:
         raise ValueError(
             "meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
             f"{domains[0].name}. Add sources, or set meta.steps to 0"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmfr.config import LossSettings
+from fastmfr.config import GradientSettings, LossSettings
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
@@ -30,9 +30,9 @@ FIRST_STEPS = 5  # after which the balance of the losses is looked at
 def mfr_trainer(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> MetaTrainer:
     """The MetaTrainer that the run's settings name; the logbook says which engine it has and why."""
     settings = run.config.meta
-    how = {part.name: getattr(settings, part.name) for part in fields(MetaSettings)}
-    how["order"] = ORDERS[settings.method]
-    trainer = MetaTrainer(backbone, optimizer, MetaSettings(**how), cuda_graph=settings.cuda_graph)
+    how = {part.name: getattr(settings, part.name) for part in fields(GradientSettings)}
+    meta_settings = MetaSettings(order=ORDERS[settings.method], **how)
+    trainer = MetaTrainer(backbone, optimizer, meta_settings, cuda_graph=settings.cuda_graph)
     run.logbook.say(f"engine {trainer.engine}{f': {trainer.reason}' if trainer.reason else ''}")
     return trainer
 
@@ -59,7 +59,7 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
     batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step
     numbers = {"first": first * of_a_step, "last": settings.steps * of_a_step}
     with (
-        run.open_images(requests, batch_images=batch_images, **numbers) as stream,
+        run.images.open(requests, batch_images=batch_images, **numbers) as stream,
         logbook.progress(META, first, settings.steps) as meter,
     ):
         told = _Records(run, splits, meter, stream, first, batch_images * of_a_step)
@@ -118,7 +118,7 @@ class _Records:
         speed, wait = self._meter.step(step + 1, seen, self._stream.wait_seconds, f"loss {loss:.3f}")
         rest = {"learning_rate": rates.beta, "images_per_second": speed, "data_wait": wait}
         self._run.logbook.record(META, step, loss=loss, gradient_norm=gradient_norm, **values, **vars(rates), **rest)
-        if len(self._balance) < FIRST_STEPS:
+        if "alpha_hv_over_v" in values and len(self._balance) < FIRST_STEPS:
             self._balance.append(values)
             if len(self._balance) == FIRST_STEPS:
                 _warn_of_imbalance(self._balance, rates.alpha, self._run.config.meta, self._run.logbook)

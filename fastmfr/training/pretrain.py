@@ -50,7 +50,7 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
     step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
     requests = lambda step: images_of(sampler.batch(step))  # noqa: E731
     with (
-        run.open_images(
+        run.images.open(
             requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps
         ) as images,
         logbook.progress(PRETRAIN, first, settings.steps) as meter,

@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,15 @@ from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
 from fastmfr.results import Scores
 from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
+from fastmfr.sampler import GroupedDomainSampler
 from fastmfr.training.checkpoint import Checkpoints
 from fastmfr.training.data import (
     Splits,
     Target,
+    TrainingImages,
     batch_sampler,
     check_batches,
     choose_decoding,
-    image_opener,
     open_protocol,
     preprocess,
 )
@@ -59,6 +59,7 @@ class Run:
         logbook: says and records what happens, in `folder`.
         sources: the domains to train on, joined under one set of labels.
         targets: the domains to score on, by name.
+        images: streams of training images.
         decoding: threads, decoder, vet and verdicts, as ImageStream takes them.
         seconds: how long each part of the run has taken so far.
     """
@@ -69,6 +70,7 @@ class Run:
     logbook: Logbook
     sources: Joint
     targets: Mapping[str, Target]
+    images: TrainingImages
     decoding: Mapping[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -96,7 +98,8 @@ class Run:
         logbook.folder.mkdir(parents=True, exist_ok=True)
         write_text(logbook.folder / "config.yaml", config.to_yaml())
         write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
-        return cls(config, logbook.folder, device, logbook, sources, targets, decoding, seconds)
+        images = TrainingImages(sources, config, device, decoding, logbook)
+        return cls(config, logbook.folder, device, logbook, sources, targets, images, decoding, seconds)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -109,15 +112,7 @@ class Run:
         scored = {name: target.domain for name, target in self.targets.items()}
         return {domain.name: domain for domain in self.sources.domains} | scored
 
-    @cached_property
-    def open_images(self) -> Callable:
-        """open(requests, batch_images=, first=, last=) -> a stream of training images.
-
-        The first use decodes all images if data.cache selects a cache.
-        """
-        return image_opener(self.sources, self.config, self.device, self.decoding, self.logbook)
-
-    def batch_sampler(self, batch_identities: int) -> Any:
+    def batch_sampler(self, batch_identities: int) -> GroupedDomainSampler:
         """The sampler of batches of `batch_identities` people from all source domains."""
         return batch_sampler(self.sources, self.config, batch_identities)
 
