@@ -1,33 +1,54 @@
 """Encoded bytes in, normalised float32 images out: the data path between the sampler and the backbone.
 
-    encoded.py     is this whole JPEG or PNG, and how large? answered from the bytes alone, before they are decoded
-    preprocess.py  what is done to an image, and the same in Pillow: the reference
+    encoded.py     whether bytes are a whole JPEG or PNG, and its size; nothing is decoded
+    preprocess.py  the steps from bytes to the input of the backbone, and their reference in Pillow
     augment.py     which images are changed at random, and how: drawn by (seed, batch number, slot)
     source.py      batch number -> encoded images; bad images replaced
     verdicts.py    which images are good and which are bad, found out once for all streams
-    pipeline.py    encoded images -> pixels of one size, by DALI, or by Pillow where it is not installed
+    pipeline.py    encoded images -> pixels of one size, by DALI, or by Pillow if DALI is not installed
     dali.py        DALI's pipeline
-    pillow.py      what stands in for it: Pillow on threads
-    backend.py     decode on the CPU or the GPU? by a measurement
+    pillow.py      Pillow's pipeline, on threads
+    backend.py     the choice between decoding on the CPU and on the GPU, by a measurement
     batches.py     what all streams of batches share
     stream.py      source -> pipeline -> finish -> (batch number, image_B3HW)
     finish.py      pixels -> changed, normalised images: one fused operation, the same for every stream
-    cache.py       all images decoded once; the same batches out of them, and the choice where to keep them
+    cache.py       all images decoded once, the same batches out of them, and the choice where to keep them
 
-Everything is a pure function of the batch number: a stream that starts at batch k gives, bit for bit, the tail of the
-stream that starts at 0, and a cached one what a decoding one gives. Decoders keep no random state and no
-order of their own.
+Everything is a pure function of the batch number: a stream that starts at batch k returns, bit for bit, the tail of the
+stream that starts at 0, and a stream from a cache returns what a decoding stream returns. Decoders draw nothing.
+
+The names below are imported when first used: most need torch, which takes seconds to import.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from fastmfr.config import Augment, Preprocess
 
-from .augment import Changes, changes, mirror_flags
-from .backend import checked_decoder, choose_decoder
-from .cache import CachedStream, DecodedCache, choose_cache, open_stream
-from .pipeline import dali_installed
-from .preprocess import decode_reference
-from .stream import ImageStream
-from .verdicts import Verdicts
+if TYPE_CHECKING:
+    from .augment import Changes, changes, mirror_flags
+    from .backend import checked_decoder, choose_decoder
+    from .cache import CachedStream, DecodedCache, choose_cache, open_stream
+    from .pipeline import dali_installed
+    from .preprocess import decode_reference
+    from .stream import ImageStream
+    from .verdicts import Verdicts
+
+_HOMES = {  # public name: the module that defines it
+    "CachedStream": "cache",
+    "Changes": "augment",
+    "DecodedCache": "cache",
+    "ImageStream": "stream",
+    "Verdicts": "verdicts",
+    "changes": "augment",
+    "checked_decoder": "backend",
+    "choose_cache": "cache",
+    "choose_decoder": "backend",
+    "dali_installed": "pipeline",
+    "decode_reference": "preprocess",
+    "mirror_flags": "augment",
+    "open_stream": "cache",
+}
 
 __all__ = [
     "Augment",
@@ -46,3 +67,11 @@ __all__ = [
     "mirror_flags",
     "open_stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value  # so that this is asked once
+    return value

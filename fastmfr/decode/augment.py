@@ -1,7 +1,7 @@
-"""Which images of a batch are changed, and how: drawn here, done by fastmfr.kernels.gather_images.
+"""Draw which images of a batch are changed, and how; fastmfr.kernels.gather_images then changes the pixels.
 
-Counter-based (Philox, https://doi.org/10.1145/2063384.2063405): what slot b of batch k gets is a function of the seed,
-k and b alone, so a resumed run draws the same, and switching one change on leaves the draws of the others as they were.
+The draws are counter-based (Philox, https://doi.org/10.1145/2063384.2063405). The changes of slot b of batch k are a
+function of the seed, k and b alone: a resumed run draws the same, and each kind of change has draws of its kind only.
 Shape suffixes: B = images of a batch, 2 = (down, right).
 """
 
@@ -17,7 +17,7 @@ _MIRROR, _DOWN, _RIGHT, _LOW_RESOLUTION, _BLOCK, _BRIGHTNESS, _CONTRAST = range(
 
 
 class Changes(NamedTuple):
-    """What is done to each image of a batch, as gather_images takes it; None where a kind of change is off."""
+    """The changes to each image of a batch, as gather_images takes them; None for a kind of change that is off."""
 
     mirror_B: np.ndarray | None = None  # bool
     shift_B2: np.ndarray | None = None  # int32, pixels
@@ -26,13 +26,13 @@ class Changes(NamedTuple):
     offset_B: np.ndarray | None = None  # float32, grey levels
 
 
-def mirror_flags(seed, number, images, flip):
-    """Which of the `images` slots of batch `number` are mirrored, bool (images,): each with probability `flip`."""
+def mirror_flags(seed: int, number: int, images: int, flip: float) -> np.ndarray:
+    """Draw which of the `images` slots of batch `number` are mirrored, bool (images,): each with probability `flip`."""
     return _uniform(seed, number, images, _MIRROR) < flip
 
 
 def changes(augment: Augment, seed: int, number: int, images: int) -> Changes:
-    """The changes to the `images` slots of batch `number`; each slot's are independent of how many slots there are."""
+    """Draw the changes to the `images` slots of batch `number`; the number of slots does not change a slot's draws."""
 
     def drawn(kind):
         return _uniform(seed, number, images, kind)
@@ -59,7 +59,7 @@ def changes(augment: Augment, seed: int, number: int, images: int) -> Changes:
     return Changes(mirror_B, shift_B2, block_B, gain_B, offset_B)
 
 
-def _uniform(seed, number, images, kind):
+def _uniform(seed: int, number: int, images: int, kind: int) -> np.ndarray:
     """Uniform draws from [0, 1), one for each slot of the batch."""
     # A counter of 256 bits: the lowest 32 count the draws of one kind, the next the kinds, those above 64 the batches.
     counter = (number << 64) + (kind << 32)

@@ -1,32 +1,50 @@
-"""Which decoder: the CPU's or the GPU's (nvJPEG)? Which one is faster depends on the machine and on the images.
+"""Choose the decoder, the CPU's or the GPU's (nvJPEG): the faster one depends on the machine and on the images.
 
-Faces of about 112 pixels are so small that nvJPEG reads their bits on the host as well, and many cores may outrun it;
-so both are measured on a sample of the user's own images. Where DALI is not installed, Pillow decodes, and it is said.
+Faces of about 112 pixels are so small that nvJPEG reads their bits on the host, and many cores may be faster. So both
+decoders are measured on a sample of the user's images. If DALI is not installed, Pillow decodes, and a sentence says
+so.
 """
 
 import statistics
 import time
 from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Literal, cast
 
 import numpy as np
 import torch
+
+from fastmfr.config import Preprocess
+from fastmfr.image_set import ImageSet
 
 from .batches import checked_device
 from .encoded import checked_size
 from .pipeline import PILLOW, Vetting, build_pipeline, dali_installed, pixels
 from .preprocess import needed
 
-DECODERS = ("cpu", "mixed")  # DALI's; mixed is its word for nvJPEG: encoded bytes on the host, pixels on the GPU
+Chosen = Literal["cpu", "mixed", "pillow"]
+DECODERS = ("cpu", "mixed")  # DALI's; "mixed" is DALI's word for nvJPEG: encoded bytes on the host, pixels on the GPU
 SAMPLE = 512  # images
 _BATCH = 64  # images decoded at once
 _ROUNDS = 9
 _INSTALL = "`pip install nvidia-dali-cuda130`"
-_LOOKING, _TIMING = 0.7, 1.0  # seconds that finding good images and timing may take, or little more
+_LOOKING, _TIMING = 0.7, 1.0  # about how many seconds finding good images and timing may take
 
 
-def checked_decoder(decoder, device):
-    """The decoder, "pillow" for "cpu" where DALI is not installed; a ValueError where it cannot be had on `device`."""
+def checked_decoder(decoder: str, device: torch.device) -> Chosen:
+    """Return the decoder that stands for `decoder` on this machine.
+
+    Args:
+        decoder: "cpu", "mixed" or "pillow".
+        device: where the images are wanted.
+
+    Returns:
+        The same decoder; "pillow" for "cpu" if DALI is not installed.
+
+    Raises:
+        ValueError: there is no such decoder, or it cannot decode for `device` or without DALI.
+    """
     if decoder not in (*DECODERS, PILLOW):
         raise ValueError(f"want decoder out of {', '.join(map(repr, (*DECODERS, PILLOW)))}, got {decoder!r}")
     if decoder == "mixed" and device.type != "cuda":
@@ -38,12 +56,30 @@ def checked_decoder(decoder, device):
     return PILLOW
 
 
-def choose_decoder(wanted, domains, preprocess, device, threads, measure=None):
-    """(choice, sentence): "cpu", "mixed" or "pillow", and which it is and why.
+def choose_decoder(
+    wanted: str,
+    domains: Sequence[ImageSet],
+    preprocess: Preprocess | None,
+    device: str | torch.device,
+    threads: int,
+    measure: Callable[..., tuple[dict[str, float | str], int]] | None = None,
+) -> tuple[Chosen, str]:
+    """Choose the decoder.
 
-    `wanted`: one of those, or "auto" for the one that is faster on these images; `measure` defaults to
-    measure_decoders. Without DALI "cpu" and "auto" are "pillow". Raises ValueError where the decoder asked for cannot
-    be had.
+    Args:
+        wanted: "cpu", "mixed", "pillow", or "auto" for the one that is faster on these images. Without DALI, "cpu" and
+            "auto" are "pillow".
+        domains: the images; unused if there is no choice.
+        preprocess: their size; None if there is no choice.
+        device: where the images are wanted.
+        threads: CPU threads that decode.
+        measure: called in place of `measure_decoders`.
+
+    Returns:
+        The choice, and a sentence that says which it is and why.
+
+    Raises:
+        ValueError: the decoder asked for cannot be had.
     """
     device = torch.device(device)
     choice = checked_decoder("cpu" if wanted == "auto" else wanted, device)
@@ -56,31 +92,49 @@ def choose_decoder(wanted, domains, preprocess, device, threads, measure=None):
         return choice, f"decoder {wanted}, as asked for"
     if device.type != "cuda":
         return "cpu", "decoder cpu: there is no CUDA device"
-    found, images = (measure or measure_decoders)(domains, preprocess, device, threads)
-    rates = {decoder: rate for decoder, rate in found.items() if not isinstance(rate, str)}
-    if not rates:
-        return "cpu", "decoder cpu: " + " and ".join(f"{decoder} failed ({why})" for decoder, why in found.items())
-    choice = max(rates, key=lambda decoder: rates[decoder])
-    (other,) = set(DECODERS) - {choice}
-    if other not in rates:
-        return choice, f"decoder {choice}: {other} failed ({found[other]})"
-    return choice, (
-        f"decoder {choice}: {rates[choice]:,.0f} images/s against {rates[other]:,.0f} in {other}, "
-        f"measured on {images:,} images"
-    )
+    return _faster(*(measure or measure_decoders)(domains, cast(Preprocess, preprocess), device, threads))
 
 
-def measure_decoders(domains, preprocess, device, threads, decoders=DECODERS):
-    """({decoder: images a second, or why it failed}, how many images that was measured on).
+def _faster(found: dict[str, float | str], images: int) -> tuple[Chosen, str]:
+    """The faster decoder and why; `found` and `images` are what `measure_decoders` returns."""
+    cpu, mixed = found["cpu"], found["mixed"]
+    if isinstance(cpu, str) and isinstance(mixed, str):
+        return "cpu", f"decoder cpu: cpu failed ({cpu}) and mixed failed ({mixed})"
+    if isinstance(cpu, str):
+        return "mixed", f"decoder mixed: cpu failed ({cpu})"
+    if isinstance(mixed, str):
+        return "cpu", f"decoder cpu: mixed failed ({mixed})"
+    rates = f"{max(cpu, mixed):,.0f} images/s against {min(cpu, mixed):,.0f}"
+    if cpu >= mixed:
+        return "cpu", f"decoder cpu: {rates} in mixed, measured on {images:,} images"
+    return "mixed", f"decoder mixed: {rates} in cpu, measured on {images:,} images"
 
-    All decode the same images in turn, after a turn to warm up; what counts is the median. It takes about two seconds.
+
+def measure_decoders(
+    domains: Sequence[ImageSet],
+    preprocess: Preprocess,
+    device: str | torch.device,
+    threads: int,
+    decoders: Sequence[str] = DECODERS,
+) -> tuple[dict[str, float | str], int]:
+    """Measure decoders on the same images in turn, after one turn to warm up; takes about two seconds.
+
+    Args:
+        domains: the images; at most SAMPLE of them are decoded.
+        preprocess: their size.
+        device: where the images are wanted.
+        threads: CPU threads that decode.
+        decoders: the decoders to measure.
+
+    Returns:
+        {decoder: images a second, by the median, or why the decoder failed}, and the number of images measured on.
     """
-    device, failed = checked_device(device), {}
+    device, failed = checked_device(device), dict[str, str]()
     sample = _sample(domains, {name: Vetting(device, name) for name in decoders}, failed)
     if not sample:
-        return dict.fromkeys(decoders, "no image was decoded by each") | failed, 0
+        return {**dict.fromkeys(decoders, "no image was decoded by each"), **failed}, 0
     turns = {name: _turns(sample, preprocess.size, device, name, threads) for name in decoders if name not in failed}
-    seconds = {name: [] for name in turns}
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     until = time.monotonic() + _TIMING
     for round_ in range(1 + _ROUNDS):
         for name in [name for name in turns if name not in failed]:
@@ -94,11 +148,13 @@ def measure_decoders(domains, preprocess, device, threads, decoders=DECODERS):
     return rates | failed, len(sample)
 
 
-def _sample(domains, vetting, failed):
-    """(encoded, size) of images from all over the domains that each decoder of `vetting`, {name: Vetting}, can decode.
+def _sample(
+    domains: Sequence[ImageSet], vetting: dict[str, Vetting], failed: dict[str, str]
+) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """(encoded, size) of images from all over the domains that every decoder of `vetting` can decode.
 
-    DALI can crash on a batch that holds an image it cannot. A decoder that fails whatever the image gets its reason
-    into `failed`.
+    Other images are left out: DALI can crash on a batch with an image that it cannot decode. The reason of a decoder
+    that fails on every image is put into `failed`.
     """
     looked, decoded, until = [], {name: set() for name in vetting}, time.monotonic() + _LOOKING
     for encoded, size in _images(domains):
@@ -120,8 +176,8 @@ def _sample(domains, vetting, failed):
     return [looked[number] for number in sorted(set.intersection(*working))] if working else []
 
 
-def _images(domains):
-    """(encoded, (width, height)) of at most SAMPLE images, evenly out of all, in a mixed order; bad files left out."""
+def _images(domains: Sequence[ImageSet]) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """(encoded, (width, height)) of at most SAMPLE images, evenly out of all, in a mixed order, without bad files."""
     *starts, images = accumulate((domain.images for domain in domains), initial=0)
     numbers = np.linspace(0, images - 1, min(images, SAMPLE)).astype(np.int64)
     for number in np.random.default_rng(0).permutation(numbers).tolist():
@@ -134,8 +190,10 @@ def _images(domains):
         yield encoded, size
 
 
-def _turns(sample, size, device, decoder, threads):
-    """Without end: the seconds that decoding the sample took."""
+def _turns(
+    sample: list[tuple[np.ndarray, tuple[int, int]]], size: int, device: torch.device, decoder: str, threads: int
+) -> Iterator[float]:
+    """The seconds that decoding the sample takes, without end."""
     images = min(_BATCH, len(sample))
     runs = []
     for start in range(0, len(sample), images):
@@ -145,7 +203,7 @@ def _turns(sample, size, device, decoder, threads):
         lambda k: runs[k % len(runs)], size, device, decoder, images=images, threads=threads, prefetch=2
     )
     while True:
-        pixels(pipeline)  # not timed: meanwhile the batch that the other decoder has begun ahead comes to its end
+        pixels(pipeline)  # not timed: meanwhile the batch that the other decoder began ahead is finished
         _wait_for(device)
         start = time.perf_counter()
         for _ in runs:
@@ -154,10 +212,10 @@ def _turns(sample, size, device, decoder, threads):
         yield (time.perf_counter() - start) * len(sample) / (len(runs) * images)
 
 
-def _wait_for(device):
+def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -1,19 +1,32 @@
 """What all streams of batches share: iteration in order, the time spent waiting, closing, the check of arguments."""
 
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+
+from fastmfr.image_set import ImageSet
+
+Requests = Callable[[int], tuple[np.ndarray, np.ndarray]]  # batch number -> (domain_B, image_B)
+Runs = Callable[[int], tuple[list[np.ndarray], np.ndarray]]  # run number -> (encoded, need_B), see pipeline.py
 
 
 class Batches:
     """Iterate to get (i, batch i) for i = first, first + 1, ... until `_make(i)` raises StopIteration, or `close()`.
 
-    `wait_seconds`: time spent waiting for data so far. `sentence`: why this kind of stream, where one was chosen.
-    A context manager; a stream that ended has closed itself.
+    A context manager. A stream that ended has closed itself.
+
+    Attributes:
+        wait_seconds: the time spent waiting for data so far.
+        sentence: why this kind of stream was chosen; empty if nothing was chosen.
+        bad: {"domain/key": reason} of every bad image found so far.
     """
 
-    def __init__(self, first):
+    bad: dict[str, str]
+
+    def __init__(self, first: int):
+        """Begin with batch `first`."""
         self.wait_seconds, self.sentence = 0.0, ""
         self._next, self._closed = first, False
 
@@ -40,23 +53,23 @@ class Batches:
     def __exit__(self, *exception):
         self.close()
 
-    def close(self):
-        """Let go of everything. Batches already given out stay valid; iterating on ends at once."""
+    def close(self) -> None:
+        """Release memory and threads. Batches already returned stay valid; further iteration ends at once."""
         self._closed = True
 
-    def _make(self, number):
+    def _make(self, number: int) -> torch.Tensor:
         raise NotImplementedError
 
 
-def check_whole(**least_by_name):
-    """Raises ValueError unless every value is a whole number; each is given as name=(value, least)."""
+def check_whole(**least_by_name: tuple[object, int]) -> None:
+    """Raise ValueError unless every value, passed as name=(value, least), is a whole number of at least `least`."""
     for name, (value, least) in least_by_name.items():
         if not (isinstance(value, int) and value >= least):
             raise ValueError(f"{name.replace('_of_', ' of ')}: want a whole number, at least {least}, got {value!r}")
 
 
-def checked_device(name):
-    """The torch device of this name, a CUDA one with its number; ValueError where there is none."""
+def checked_device(name: str | torch.device) -> torch.device:
+    """Return the torch device of this name, a CUDA device with its number; ValueError if there is no such device."""
     device = torch.device(name)
     if device.type == "cpu":
         return torch.device("cpu")
@@ -65,8 +78,14 @@ def checked_device(name):
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
-def checked_request(domains, requests, number, images):
-    """(domain_B, image_B) that `requests` asks for in batch `number`; ValueError where the domains do not hold that."""
+def checked_request(
+    domains: Sequence[ImageSet], requests: Requests, number: int, images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (domain_B, image_B) of batch `number` of `requests`.
+
+    Raises:
+        ValueError: these are not `images` whole numbers each, or the domains do not hold them.
+    """
     domain_B, image_B = map(np.asarray, requests(number))
     for name, value_B in (("domain", domain_B), ("image", image_B)):
         if value_B.shape != (images,) or value_B.dtype.kind not in "iu":

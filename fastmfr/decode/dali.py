@@ -5,16 +5,22 @@
 # DALI's type stubs know neither its enumerations nor an `if` over images.
 
 import warnings
+from typing import Any
 
+import numpy as np
+import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from .batches import Runs
 from .preprocess import AS_IS, CROP
 
 _PADDING = 1 << 20  # bytes of each GPU decoding buffer; DALI's 16 MiB a thread are meant for large photographs
 
 
-def build_pipeline(source, size, device, decoder, *, images, threads, prefetch):
-    """What pipeline.build_pipeline wants of DALI: a built pipeline; `decoder` is "cpu" or "mixed"."""
+def build_pipeline(
+    source: Runs, size: int, device: torch.device, decoder: str, *, images: int, threads: int, prefetch: int
+) -> Any:
+    """Build DALI's pipeline; the arguments are those of `pipeline.build_pipeline`, `decoder` is "cpu" or "mixed"."""
 
     # exec_dynamic: without it the first image that cannot be decoded ends the pipeline, and outputs are overwritten.
     @pipeline_def(
@@ -39,19 +45,22 @@ def build_pipeline(source, size, device, decoder, *, images, threads, prefetch):
         return image.gpu() if device.type == "cuda" else image
 
     with warnings.catch_warnings():
-        # DALI reads the `if` through gast, which trips over Python 3.13's deprecations; where warnings are errors, as
-        # in tests, the reading would fail and the pipeline with it.
+        # DALI reads the `if` through gast, which warns of Python 3.13's deprecations; if warnings are errors, as in
+        # tests, the pipeline would fail.
         warnings.simplefilter("ignore", DeprecationWarning)
         pipeline = decode()
     pipeline.build()
     return pipeline
 
 
-def build_vetting(run, device, decoder):
-    """A pipeline that decodes what the list `run` holds. Were that a Vetting, DALI's graph would keep it for ever."""
+def build_vetting(run: list[np.ndarray], device: torch.device, decoder: str) -> Any:
+    """Build a pipeline that decodes the one image in the list `run`, which the caller replaces before each run.
+
+    `run` is a plain list, since DALI's graph keeps whatever it reads from.
+    """
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=device.index, prefetch_queue_depth=1, exec_dynamic=True)
-    def decode():  # and no more: a resize and a crop that do nothing take as long as half a decode
+    def decode():  # decoding only: a resize and a crop that do nothing take half as long as a decode
         encoded = fn.external_source(source=lambda _: run, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
         return _decoded(encoded, decoder)
 

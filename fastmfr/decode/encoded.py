@@ -1,11 +1,13 @@
-"""Is this a whole JPEG or PNG, and how large? Read from the markers; no pixel is decoded.
+"""Is this a whole JPEG or PNG, and how large? The markers answer; no pixel is decoded.
 
-It finds what bad data sets are full of: empty records, other formats, files cut short, absurd sizes. It cannot find a
-flipped bit inside the compressed pixels: decoders report some of those (PNG has checksums), and decode the rest to a
-wrong picture in silence.
+The check finds what bad data sets are full of: empty records, other formats, files cut short, absurd sizes. The check
+cannot find a flipped bit inside the compressed pixels: decoders report some of those (PNG has checksums), and decode
+the rest to a wrong picture in silence.
 """
 
 import struct
+
+import numpy as np
 
 MAX_SIDE = 8192  # pixels; 8192 x 8192 x 3 bytes are 200 MB, already far beyond any picture of one face
 MAX_RATIO = 16  # longer / shorter side; a strip 8192 x 1 would be resized to a picture of gigabytes
@@ -17,10 +19,16 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those thre
 _START_OF_SCAN = 0xDA
 
 
-def checked_size(encoded):
-    """(width, height) in pixels, as stored, of an encoded image (bytes or uint8 array); ValueError says why it is bad.
+def checked_size(encoded: bytes | np.ndarray) -> tuple[int, int]:
+    """Return (width, height) in pixels, as stored, of an encoded image.
 
-    Bytes after the end marker are allowed: cameras and record writers leave them there, and decoders skip them.
+    Bytes after the end marker are allowed: cameras and record writers leave such bytes, and decoders skip them.
+
+    Args:
+        encoded: the bytes of the image, or a uint8 array of them.
+
+    Raises:
+        ValueError: the image is bad; the message is the reason.
     """
     data = bytes(encoded)
     if not data:
@@ -37,7 +45,7 @@ def checked_size(encoded):
     return width, height
 
 
-def _jpeg_size(data):
+def _jpeg_size(data: bytes) -> tuple[int, int]:
     at, end = 2, len(data) - 9  # a frame header is at least marker, length, precision, height and width: 9 bytes
     while at <= end and data[at] == 0xFF:
         marker = data[at + 1]
@@ -53,9 +61,10 @@ def _jpeg_size(data):
     raise ValueError("JPEG without a frame header")
 
 
-def _png_size(data):
+def _png_size(data: bytes) -> tuple[int, int]:
     if data[12:16] != b"IHDR":
         raise ValueError("PNG without a header")
     if data.rfind(_PNG_END) < 0:
         raise ValueError("PNG cut short: no end chunk")
-    return struct.unpack_from(">II", data, 16)
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height

@@ -1,6 +1,6 @@
-"""What stands in for DALI where it is not installed: Pillow on a pool of threads, which let go of the GIL to decode.
+"""Decode by Pillow if DALI is not installed, on a pool of threads, which release the GIL while they decode.
 
-The pixels are those of preprocess.py's reference, to the bit. Shape suffixes: B = images of a batch, 3 = RGB,
+The pixels equal the reference of preprocess.py bit for bit. Shape suffixes: B = images of a batch, 3 = RGB,
 H W = preprocess.size.
 """
 
@@ -9,12 +9,14 @@ import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
+from .batches import Runs
 from .preprocess import fitted, upright_rgb
 
 _NAME = "fastmfr-decode"  # of the threads
-_TASK = 8  # images decoded by one task: a task of one image would cost a tenth of its time in hand-overs
+_TASK = 8  # images decoded by one task: handing over a task of one image would cost a tenth of its time
 
 
 class Undecodable(RuntimeError):
@@ -22,9 +24,19 @@ class Undecodable(RuntimeError):
 
 
 class PillowPipeline:
-    """Runs of decoded images in order, `prefetch` of them begun; the arguments are pipeline.build_pipeline's."""
+    """Runs of decoded images in order, `prefetch` of them begun ahead."""
 
-    def __init__(self, source, size, device, *, images, threads, prefetch):
+    def __init__(
+        self,
+        source: Runs,
+        size: int,
+        device: torch.device,
+        *,
+        images: int,
+        threads: int,
+        prefetch: int,
+    ):
+        """Start the threads; the arguments are those of `pipeline.build_pipeline`."""
         self._source, self._size, self._device = source, size, device
         self._images, self._prefetch = images, prefetch
         self._calls, self._ended, self._begun = 0, False, deque()
@@ -32,10 +44,12 @@ class PillowPipeline:
         self._stop = weakref.finalize(self, _join, self._pool)  # a pipeline may also be dropped without being closed
         self._stop.atexit = False
 
-    def run(self):
-        """The next run's images, uint8 (B, H, W, 3), on the device; StopIteration after the last one.
+    def run(self) -> torch.Tensor:
+        """Return the next run's images, uint8 (B, H, W, 3), on the device.
 
-        Raises Undecodable if one of its images cannot be decoded; the next call gives the next run all the same.
+        Raises:
+            StopIteration: there is no further run.
+            Undecodable: an image of the run cannot be decoded; the next call returns the next run.
         """
         while not self._ended and len(self._begun) < self._prefetch:
             self._begin()
@@ -44,10 +58,10 @@ class PillowPipeline:
         pixel_BHW3, tasks = self._begun.popleft()
         for task in tasks:
             task.result()
-        # torch gives pinned memory to nobody else until the copies queued from it are done, though this drops it here.
+        # torch does not reuse pinned memory until the copies queued from it are done, so it may be dropped here.
         return pixel_BHW3.to(self._device, non_blocking=True)
 
-    def close(self):
+    def close(self) -> None:
         """Stop the threads and wait for them; runs begun are dropped."""
         self._ended = True
         self._begun.clear()
@@ -55,7 +69,7 @@ class PillowPipeline:
 
     def _begin(self):
         try:
-            encoded, _ = self._source(self._calls)  # what the sizes lack, Pillow sees for itself
+            encoded, _ = self._source(self._calls)  # Pillow sees the sizes itself
         except StopIteration:
             self._ended = True
             return
@@ -69,7 +83,7 @@ class PillowPipeline:
         self._begun.append((pixel_BHW3, tasks))
 
 
-def _decode(encoded, pixel_BHW3):
+def _decode(encoded: list[np.ndarray], pixel_BHW3: np.ndarray) -> None:
     """Decodes images into `pixel_BHW3`."""
     for one, pixel_HW3 in zip(encoded, pixel_BHW3, strict=True):
         try:
@@ -79,6 +93,6 @@ def _decode(encoded, pixel_BHW3):
         pixel_HW3[:] = fitted(image, len(pixel_HW3))
 
 
-def _join(pool):
+def _join(pool: ThreadPoolExecutor) -> None:
     # The garbage collector may drop a pipeline in any thread, and a thread cannot wait for itself.
     pool.shutdown(wait=not threading.current_thread().name.startswith(_NAME), cancel_futures=True)

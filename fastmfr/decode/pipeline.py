@@ -1,32 +1,43 @@
-"""Encoded bytes in, uint8 images (B, H, W, 3) of one size out: by DALI, or by Pillow where it is not installed."""
+"""Encoded bytes in, uint8 images (B, H, W, 3) of one size out: by DALI, or by Pillow if DALI is not installed."""
 
 from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import torch
 
+from .batches import Runs
 from .pillow import PillowPipeline, Undecodable
 from .preprocess import upright_rgb
 
 PILLOW = "pillow"  # the decoder that needs no DALI
 
 
-def dali_installed():
-    """Whether DALI can be imported; it is looked for and not imported."""
+def dali_installed() -> bool:
+    """Tell whether DALI can be imported, without importing DALI."""
     try:
         found = find_spec("nvidia.dali")
     except ModuleNotFoundError:  # there is not even a package `nvidia`
         return False
-    return found is not None and found.origin is not None  # a folder that an uninstallation left has no origin
+    return found is not None and found.origin is not None  # a folder left by an uninstallation has no origin
 
 
-def build_pipeline(source, size, device, decoder, *, images, threads, prefetch):
-    """A built pipeline that decodes, resizes and crops where needed, `images` images a run to `size` pixels a side.
+def build_pipeline(
+    source: Runs, size: int, device: torch.device, decoder: str, *, images: int, threads: int, prefetch: int
+) -> Any:
+    """Build a pipeline that decodes images, and resizes and crops those that need it.
 
-    `source(k)` gives run k: a list of `images` uint8 arrays, and what `needed` says of them. It is called up to
-    `prefetch` runs ahead; a StopIteration ends the runs. The arrays are read in place, so they must outlive the run. A
-    run whose images cannot all be decoded raises RuntimeError and names none of them; the runs after it come as if
-    nothing had happened. `decoder`: "cpu", or "mixed" for nvJPEG and the resize on a CUDA device, or "pillow"; the
-    images come out on `device` with each.
+    A run with an image that cannot be decoded raises RuntimeError, which names no image; later runs are not affected.
+
+    Args:
+        source: source(k) returns run k, or raises StopIteration to end the runs: a list of `images` uint8 arrays, and
+            `needed` of their sizes. The arrays are read in place, so they must outlive the run.
+        size: pixels a side of the decoded images.
+        device: where the decoded images are put, whatever decodes them.
+        decoder: "cpu"; "mixed" for nvJPEG, with the resize on a CUDA device; or "pillow".
+        images: how many images a run has.
+        threads: how many CPU threads decode.
+        prefetch: how many runs ahead `source` is called.
     """
     if decoder == PILLOW:
         return PillowPipeline(source, size, device, images=images, threads=threads, prefetch=prefetch)
@@ -35,33 +46,33 @@ def build_pipeline(source, size, device, decoder, *, images, threads, prefetch):
     return dali.build_pipeline(source, size, device, decoder, images=images, threads=threads, prefetch=prefetch)
 
 
-def close_pipeline(pipeline):
-    """Stops Pillow's threads; DALI's are stopped by dropping the last reference to the pipeline."""
+def close_pipeline(pipeline: Any) -> None:
+    """Stop Pillow's threads; DALI's threads stop when the last reference to the pipeline is dropped."""
     if isinstance(pipeline, PillowPipeline):
         pipeline.close()
 
 
 class Vetting:
-    """Tells whether an image can be decoded; alone in its batch, one that cannot be does no harm to DALI.
+    """Tells whether an image can be decoded. Alone in its batch, a bad image does no harm to DALI."""
 
-    Call with encoded bytes (uint8 array); raises ValueError with the reason where they cannot be decoded.
-    """
-
-    def __init__(self, device, decoder):
+    def __init__(self, device: torch.device, decoder: str):
+        """Prepare to decode on `device` by "cpu", "mixed" or "pillow"."""
         self._device, self._decoder = device, decoder
-        self._run, self._pipeline = [], None  # DALI's
+        self._run: list[np.ndarray] = []  # both are DALI's
+        self._pipeline: Any = None
 
-    def __call__(self, encoded):
+    def __call__(self, encoded: np.ndarray) -> None:
+        """Decode the bytes of one image, uint8; ValueError, with the decoder's reason, if they cannot be decoded."""
         try:
             self._decode(encoded)
         except RuntimeError as error:
             raise ValueError(decoding_failure(error)) from None
 
-    def close(self):
+    def close(self) -> None:
         """Stop DALI's threads; a later call starts them again."""
         self._pipeline = None
 
-    def _decode(self, encoded):
+    def _decode(self, encoded: np.ndarray) -> None:
         if self._decoder == PILLOW:
             try:
                 upright_rgb(encoded)
@@ -69,22 +80,22 @@ class Vetting:
                 raise Undecodable(str(error)) from None
             return
         self._run[:] = [encoded]
-        if self._pipeline is None:  # a stream that is told all verdicts never needs it
+        if self._pipeline is None:  # a stream that finds all verdicts made never needs it
             from . import dali
 
             self._pipeline = dali.build_vetting(self._run, self._device, self._decoder)
-        self._pipeline.run()  # pyright: ignore[reportAttributeAccessIssue]  # the stubs take it for a DataNode
+        self._pipeline.run()
 
 
-def pixels(pipeline):
-    """The next run's images, uint8 (B, H, W, 3), in the pipeline's memory."""
+def pixels(pipeline: Any) -> torch.Tensor:
+    """Return the next run's images, uint8 (B, H, W, 3), in the pipeline's memory."""
     if isinstance(pipeline, PillowPipeline):
         return pipeline.run()
     return torch.from_dlpack(pipeline.run()[0].as_tensor())
 
 
-def decoding_failure(error):
-    """The decoder's reason in one line, if an image could not be decoded; any other error is raised again."""
+def decoding_failure(error: RuntimeError) -> str:
+    """Return the decoder's reason in one line if an image could not be decoded; raise any other error again."""
     if isinstance(error, Undecodable):
         return f"cannot be decoded ({error})"
     operator, _, reason = str(error).partition("encountered:")

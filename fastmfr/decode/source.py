@@ -1,50 +1,72 @@
-"""What DALI is fed: encoded images and what their sizes lack, as a pure function of the batch number.
+"""The decoder's input: encoded images, and whether each must be resized, as a pure function of the batch number.
 
-A bad image never ends a run. It is replaced by the next good image of its identity, else by the next good image of its
-domain, always counted from the image that was asked for; so the replacement depends on the data alone and a resumed
-run makes the same one. (In an identity of two images the substitute is the other one: a pair then shows one photograph
-twice. Such an identity has nothing better to give.)
+A bad image never ends a run. The substitute is the next good image of the identity, else the next good image of the
+domain, counted from the image that was asked for; so the substitute depends on the data alone, and a resumed run takes
+the same one. (In an identity of two images the substitute is the other one: a pair then shows one photograph twice.
+Such an identity has nothing better.)
 Shape suffix: B = images of a batch.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from .batches import checked_request
+from fastmfr.image_set import ImageSet
+
+from .batches import Requests, checked_request
 from .encoded import checked_size
 from .preprocess import needed
-from .verdicts import BAD, UNKNOWN, full_key
+from .verdicts import BAD, UNKNOWN, Verdicts
 
-MAX_TRIES = 1000  # so many bad images in a row are no accident: the domain is not what it claims to be
+MAX_TRIES = 1000  # that many bad images in a row are no accident: the domain's files are broken
 
 
 class Found(NamedTuple):
-    """A good image: its number in its domain, its encoded bytes (uint8 array), what its size lacks."""
+    """A good image."""
 
-    image: int
-    encoded: np.ndarray
-    need: int
+    image: int  # number in its domain
+    encoded: np.ndarray  # bytes, uint8
+    need: int  # what the size needs, see preprocess.needed
 
 
 class Reader:
-    """Encoded images of several domains, bad ones replaced; `bad` maps "domain/key" to the reason, of those met here.
+    """Reads encoded images of several domains and replaces bad images.
 
-    `verdicts`: what other readers found is taken as found, and they learn what is found here. `vet(encoded)`, if given,
-    raises ValueError for an image that cannot be decoded; it is asked where no verdict is known. `size`: the pixels a
-    side that images are to have.
+    Attributes:
+        domains: the domains.
+        bad: {"domain/key": reason} of the bad images that this reader met.
     """
 
-    def __init__(self, domains, verdicts, size, vet=None):
-        self.domains, self.bad = domains, {}
+    def __init__(
+        self,
+        domains: Sequence[ImageSet],
+        verdicts: Verdicts,
+        size: int,
+        vet: Callable[[np.ndarray], None] | None = None,
+    ):
+        """Prepare to read.
+
+        Args:
+            domains: the domains to read from.
+            verdicts: what all readers that share this object found out.
+            size: pixels a side that images will have.
+            vet: called with the encoded bytes of an image without a verdict; raises ValueError if the image cannot be
+                decoded. None trusts the markers of the image.
+        """
+        self.domains, self.bad = domains, dict[str, str]()
         self._verdicts, self._size, self._vet = verdicts, size, vet
-        self._known = [np.zeros(domain.images, np.uint8) for domain in domains]  # what a good image needs, plus 1
+        self._known = [np.zeros(domain.images, np.uint8) for domain in domains]  # Found.need + 1 of good images
 
-    def read(self, domain_B, image_B):
-        """(encoded, need_B, found_B) of the images `image_B` of the domains `domain_B`, or of their substitutes.
+    def read(self, domain_B: np.ndarray, image_B: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
+        """Read the images `image_B` of the domains `domain_B`, or their substitutes.
 
-        Raises ValueError where a thousand images in a row are bad.
+        Returns:
+            The encoded bytes of each image, what each size needs (uint8), and the numbers of the images read.
+
+        Raises:
+            ValueError: MAX_TRIES images in a row are bad.
         """
         encoded, need_B, found_B = [None] * len(image_B), np.empty(len(image_B), np.uint8), image_B.copy()
         for domain in np.unique(domain_B).tolist():
@@ -53,24 +75,24 @@ class Reader:
             known = self._known[domain][images] * (self._verdicts.of(self.domains[domain], images) != BAD)
             try:  # in one call, which lets a domain on a slow disk read ahead
                 read = self.domains[domain].jpegs(images)
-            except (ValueError, OSError):  # one of them cannot be read at all, so each for itself
+            except (ValueError, OSError):  # one of them cannot be read at all, so each is read alone
                 read, known = [None] * len(slots), np.zeros_like(known)
             need_B[slots] = known - 1
             for slot, data in zip(slots.tolist(), read, strict=True):
                 encoded[slot] = data
-            for slot in slots[known == 0].tolist():  # met for the first time, or bad
+            for slot in slots[known == 0].tolist():  # never read before, or bad
                 image = int(image_B[slot])
                 found = self._checked(domain, image, encoded[slot]) or self._substitute(domain, image)
                 found_B[slot], encoded[slot], need_B[slot] = found
         return encoded, need_B, found_B
 
-    def reject(self, domain, image, reason):
-        """Never give this image again, and report it."""
+    def reject(self, domain: int, image: int, reason: str) -> None:
+        """Report an image as bad, and never return that image again."""
         self._verdicts.reject(self.domains[domain], image, reason)
         self._meet(self.domains[domain], image)
 
-    def _checked(self, domain, image, encoded=None):
-        """The image if it is good, else None; reads it first where `encoded` is None."""
+    def _checked(self, domain: int, image: int, encoded: np.ndarray | None = None) -> Found | None:
+        """The image if it is good, else None; the image is read first if `encoded` is None."""
         verdict = self._verdicts.of(self.domains[domain], image)
         if verdict == BAD:
             return self._meet(self.domains[domain], image)
@@ -85,23 +107,24 @@ class Reader:
         except (ValueError, OSError) as error:
             return self.reject(domain, image, str(error))
 
-    def _meet(self, domain, image):
-        name = full_key(domain, image)
-        self.bad[name] = self._verdicts.bad[name]
+    def _meet(self, domain: ImageSet, image: int) -> None:
+        label = domain.label_of(image)
+        self.bad[label] = self._verdicts.bad[label]
 
-    def _substitute(self, domain, image):
+    def _substitute(self, domain: int, image: int) -> Found:
         for candidate in islice(self._after(domain, image), MAX_TRIES):
             if found := self._checked(domain, candidate):
                 return found
-        name = full_key(self.domains[domain], image)
+        label = self.domains[domain].label_of(image)
         raise ValueError(
-            f"{name} is bad ({self.bad[name]}), and so are all images tried in its place, up to "
+            f"{label} is bad ({self.bad[label]}), and so are all images tried in its place, up to "
             f"{MAX_TRIES}; check the files of this domain, or pack them again from the images"
         )
 
-    def _after(self, domain, image):
+    def _after(self, domain: int, image: int) -> Iterator[int]:
+        """The images that may replace an image, the best first."""
         offsets, images = self.domains[domain].offsets, self.domains[domain].images
-        identity = np.searchsorted(offsets, image, side="right") - 1
+        identity = int(self.domains[domain].identity_of(image))
         start, end = int(offsets[identity]), int(offsets[identity + 1])
         yield from range(image + 1, end)
         yield from range(start, image)
@@ -110,28 +133,34 @@ class Reader:
 
 
 class Batch(NamedTuple):
-    """One batch as DALI takes it, and where each image was asked for and found."""
+    """One batch as DALI takes it, with the images asked for and the images read."""
 
     encoded: list[np.ndarray]  # uint8, of B lengths
-    need_B: np.ndarray  # what their sizes lack, see preprocess.needed
+    need_B: np.ndarray  # what their sizes need, see preprocess.needed
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
     found_B: np.ndarray  # as read
 
 
 class Source:
-    """DALI's callback: the k-th call gives batch first + k; a StopIteration ends the stream before batch `last`.
+    """DALI's callback: call k returns batch first + k; a StopIteration ends the stream before batch `last`.
 
-    `ahead` keeps the batches DALI has not given back yet, for it reads their bytes in place. `error` is what ended the
-    stream early: DALI calls a few batches ahead of the user, who must get those before the error.
+    Attributes:
+        reader: reads the images.
+        ahead: {number: batch} of the batches that DALI still decodes; DALI reads their bytes in place.
+        error: what ended the stream early. DALI calls a few batches ahead of the user, who must get those batches
+            before the error.
     """
 
-    def __init__(self, reader, requests, *, batch_images, first, last):
-        self.reader, self.ahead, self.error = reader, {}, None
+    def __init__(self, reader: Reader, requests: Requests, *, batch_images: int, first: int, last: int | None):
+        """Prepare to serve the batches `first` up to `last` - 1 of `batch_images` images each; None sets no end."""
+        self.reader, self.ahead = reader, dict[int, Batch]()
+        self.error: Exception | None = None
         self._requests, self._images = requests, batch_images
         self._first, self._last = first, last
 
-    def __call__(self, call):
+    def __call__(self, call: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return (encoded, need_B) of batch first + `call`, or raise StopIteration."""
         number = self._first + call
         if self._last is not None and number >= self._last:
             raise StopIteration
@@ -143,7 +172,7 @@ class Source:
         self.ahead[number] = batch
         return batch[:2]
 
-    def fetch(self, domain_B, image_B):
-        """The batch of these images, bad ones replaced."""
+    def fetch(self, domain_B: np.ndarray, image_B: np.ndarray) -> Batch:
+        """Read the batch of these images, with bad images replaced."""
         encoded, need_B, found_B = self.reader.read(domain_B, image_B)
         return Batch(encoded, need_B, domain_B, image_B, found_B)

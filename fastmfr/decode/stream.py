@@ -1,45 +1,79 @@
-"""From encoded images to batches on the device, in order, whatever the images are like.
+"""From encoded images to batches on the device, in order, even if some images are bad.
 
-DALI, or Pillow in its place, decodes on its own threads, `prefetch` batches ahead. A batch it cannot decode raises an
-error that names no image and is lost to it, while later batches still come in order; that one batch is then decoded
-image by image, its culprits replaced, so the user sees every batch, in order.
+DALI, or Pillow in its place, decodes on its own threads, `prefetch` batches ahead. A batch that the decoder fails on
+raises an error that names no image and is lost to the decoder, while later batches still come in order. The lost batch
+is then decoded image by image, with bad images replaced, so the user sees every batch, in order.
 Shape suffixes: B = images of a batch, 3 = RGB, H W = preprocess.size.
 """
 
 import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 
+from fastmfr.config import Preprocess
+from fastmfr.image_set import ImageSet
+
 from .backend import checked_decoder
-from .batches import Batches, check_whole, checked_device
+from .batches import Batches, Requests, check_whole, checked_device
 from .finish import Finish
 from .pipeline import Vetting, build_pipeline, close_pipeline, decoding_failure, pixels
-from .source import Reader, Source
+from .source import Batch, Reader, Source
 from .verdicts import Verdicts
 
 
-class Decoding(Batches):
-    """Batches of decoded pixels, each handed to `_use`; the arguments, errors and the rest are ImageStream's."""
+class ImageStream(Batches):
+    """Iterate to get (i, image_B3HW) for i = first, first + 1, ... below `last`.
+
+    Each image_B3HW is float32, contiguous, on `device`, and the caller may keep and change it. Use the stream as a
+    context manager, or call close(); a stream that ended or was dropped has closed itself.
+
+    Args:
+        domains: the images, by domain.
+        requests: requests(i) returns two whole-number arrays (batch_images,), domain and image of every slot of batch
+            i. The result must depend on i alone; it is asked for up to `prefetch` batches ahead.
+        preprocess: size, normalisation and changes at random.
+        batch_images: images of a batch.
+        seed: of the changes at random.
+        first: the first batch.
+        last: the batch to end before; None streams without end.
+        device: where the batches are put.
+        threads: CPU threads that decode.
+        decoder: "cpu"; "mixed" to decode and resize on the GPU that `device` is; "pillow" to do without DALI, as "cpu"
+            does if DALI is not installed. `choose_decoder` finds the faster one.
+        prefetch: batches decoded ahead.
+        vet: whether to decode each image alone when it is first met. DALI 2.4 can crash the process on a batch with an
+            image that it cannot decode (32 images or more were enough); a vetted batch has no such image.
+        verdicts: which images are good and bad. Streams with one decoder may share an object, so that each image is
+            vetted once for all.
+
+    Raises:
+        ValueError: an argument is out of range; while iterating, a request is outside the domains, or a domain has no
+            good image.
+    """
 
     def __init__(
         self,
-        domains,
-        requests,
-        preprocess,
+        domains: Sequence[ImageSet],
+        requests: Requests,
+        preprocess: Preprocess,
         *,
-        batch_images,
-        first=0,
-        last=None,
-        device="cpu",
-        threads=2,
-        decoder="cpu",
-        prefetch=2,
-        vet=False,
-        verdicts=None,
+        batch_images: int,
+        seed: int = 0,
+        first: int = 0,
+        last: int | None = None,
+        device: str | torch.device = "cpu",
+        threads: int = 2,
+        decoder: str = "cpu",
+        prefetch: int = 2,
+        vet: bool = False,
+        verdicts: Verdicts | None = None,
     ):
+        """Start to decode."""
         check_whole(
+            seed=(seed, 0),
             batch_images=(batch_images, 1),
             first=(first, 0),
             last=(first if last is None else last, first),
@@ -52,27 +86,28 @@ class Decoding(Batches):
         decoder = checked_decoder(decoder, self._device)
         self._aside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._vetting = Vetting(self._device, decoder)
-        # A stream dropped without being closed: DALI's graph is a cycle, which holds the source, the reader and this.
+        # For a stream dropped without being closed: DALI's graph is a cycle that holds source, reader and vetting.
         weakref.finalize(self, self._vetting.close).atexit = False
         self._reader = Reader(domains, verdicts or Verdicts(), preprocess.size, self._vetting if vet else None)
         self._source = Source(self._reader, requests, batch_images=batch_images, first=first, last=last)
         self.bad = self._reader.bad
         self._build = partial(build_pipeline, size=preprocess.size, device=self._device, decoder=decoder)
         self._pipeline = self._build(self._source, images=batch_images, threads=threads, prefetch=prefetch)
+        self._finish = Finish(preprocess, seed, self._device)
 
-    def close(self):
-        """Stop the decoder's threads. Batches already given out stay valid; iterating on ends at once."""
+    def close(self) -> None:
+        """Stop the decoder's threads. Batches already returned stay valid; further iteration ends at once."""
         super().close()
         close_pipeline(self._pipeline)
         self._pipeline = None  # the only reference, so this runs DALI's destructor, which joins the threads
         self._vetting.close()
         self._source.ahead.clear()
 
-    def _use(self, number, pixel_BHW3):
-        """What batch `number` is given out as: a tensor. The pixels, uint8, are valid during the call only."""
-        raise NotImplementedError
+    def _use(self, number: int, pixel_BHW3: torch.Tensor) -> torch.Tensor:
+        """The result of batch `number`. The pixels, uint8, are valid during the call only."""
+        return self._finish(number, pixel_BHW3)
 
-    def _make(self, number):
+    def _make(self, number: int) -> torch.Tensor:
         with self._borrowing():
             try:
                 pixel_BHW3 = pixels(self._pipeline)
@@ -89,10 +124,11 @@ class Decoding(Batches):
         del self._source.ahead[number]
         return batch
 
-    def _one_by_one(self, batch):
-        """Decode a batch the decoder refused, each image alone, replacing those that fail."""
-        images, run = [], []
-        pipeline = self._build(lambda _: run, images=1, threads=1, prefetch=1)
+    def _one_by_one(self, batch: Batch) -> torch.Tensor:
+        """Decode a batch that the decoder failed on, each image alone, with bad images replaced."""
+        images: list[torch.Tensor] = []
+        run: list = []  # (encoded, need_B) of the image to decode
+        pipeline = self._build(lambda _: (run[0], run[1]), images=1, threads=1, prefetch=1)
         for slot in range(len(batch.encoded)):
             one = slice(slot, slot + 1)
             while len(images) == slot:
@@ -107,11 +143,11 @@ class Decoding(Batches):
         return torch.cat(images)
 
     @contextmanager
-    def _borrowing(self):
-        """While it lasts DALI leaves its output alone; it may write to it again as soon as the tensor is dropped.
+    def _borrowing(self) -> Iterator[None]:
+        """Keep DALI from writing to its output: DALI may do so as soon as the output's tensor is dropped.
 
-        On a GPU that could be before the kernels that read it have run. They therefore get a stream apart, which is
-        waited for: that does not wait for the training step.
+        On a GPU that could happen before the kernels that read the output have run. These kernels run on a separate
+        CUDA stream, and this waits for that stream, not for the training step.
         """
         if self._aside is None:
             yield
@@ -119,59 +155,3 @@ class Decoding(Batches):
         with torch.cuda.stream(self._aside):
             yield
         self._aside.synchronize()
-
-
-class ImageStream(Decoding):
-    """Iterate to get (i, image_B3HW) for i = first, first + 1, ... below `last` (None: for ever).
-
-    `domains`: objects with .name .images .offsets .jpeg(i) .jpegs(image_B) .key(i), like fastmfr.domains.Domain.
-    `requests(i)`: two whole-number arrays (batch_images,), domain and image of every slot; must be pure in i, and is
-    called up to `prefetch` batches ahead. Each image_B3HW is float32, contiguous, on `device`, and the caller's own.
-    `decoder`: "cpu", or "mixed" to decode and resize on the GPU that `device` is; choose_decoder finds the faster one.
-    "pillow" does without DALI, and is what "cpu" means where DALI is not installed.
-    `wait_seconds`: time spent waiting for data so far. `bad`: "domain/key" -> reason, of every bad image met so far.
-    `vet`: decode each image alone when it is first met. DALI 2.4 can crash the process on a batch that holds an image
-    it cannot decode (32 images or more were enough); vetted, it never sees one.
-    `verdicts`: a Verdicts that several streams of one decoder share, so that an image is first met once for them all.
-    Use as a context manager, or call close(); a stream that ended or was dropped has closed itself.
-
-    Raises ValueError for arguments out of range; when its turn comes, for a request outside the domains or a domain
-    without a good image.
-    """
-
-    def __init__(
-        self,
-        domains,
-        requests,
-        preprocess,
-        *,
-        batch_images,
-        seed=0,
-        first=0,
-        last=None,
-        device="cpu",
-        threads=2,
-        decoder="cpu",
-        prefetch=2,
-        vet=False,
-        verdicts=None,
-    ):
-        check_whole(seed=(seed, 0))
-        super().__init__(
-            domains,
-            requests,
-            preprocess,
-            batch_images=batch_images,
-            first=first,
-            last=last,
-            device=device,
-            threads=threads,
-            decoder=decoder,
-            prefetch=prefetch,
-            vet=vet,
-            verdicts=verdicts,
-        )
-        self._finish = Finish(preprocess, seed, self._device)
-
-    def _use(self, number, pixel_BHW3):
-        return self._finish(number, pixel_BHW3)
