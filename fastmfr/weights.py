@@ -44,7 +44,7 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there are no weights at {path}; model.weights wants a .safetensors, .pt or .pth file")
+        raise FileNotFoundError(f"there are no weights at {path}; want a .safetensors, .pt or .pth file")
     if path.suffix == ".safetensors":
         state = safetensors.torch.load_file(path)
     else:
@@ -128,7 +128,10 @@ def weights_of(run_or_file: Path | str) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f"{path} is neither a file of weights nor a run folder with {' or '.join(names)} in it")
+    raise FileNotFoundError(
+        f"there are no weights at {path}; want a .safetensors, .pt or .pth file, or a run folder with "
+        f"{' or '.join(names)} in it"
+    )
 
 
 def open_model(

@@ -2,6 +2,8 @@
 
 import torch
 
+from fastmfr.__main__ import main as fastmfr_main
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of kernels: without a GPU they run in Triton's interpreter
 
 
@@ -11,3 +13,12 @@ def assert_as_accurate(got, ref, truth, floor, slack=2.0):
     assert torch.isfinite(got).all()
     miss, allowed = (got - truth).abs().max(), slack * (ref - truth).abs().max() + floor
     assert miss <= allowed, f"misses float64 by {miss:.2e}, allowed {allowed:.2e}"
+
+
+def command(name):
+    """main(argv) -> exit status of `python -m fastmfr NAME`."""
+
+    def main(argv):
+        return fastmfr_main([name, *argv])
+
+    return main

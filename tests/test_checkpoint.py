@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from fastmfr.backbone import build
-from fastmfr.training.checkpoint import Checkpoints, load_weights, save_weights
+from fastmfr.training.checkpoint import Checkpoints
 from fastmfr.training.optim import set_rate, sgd
+from fastmfr.weights import load_weights, save_weights
 
 
 def trained(steps, seed=0):

@@ -1,10 +1,14 @@
 import inspect
+import math
+import subprocess
+import sys
 
 import pytest
 
-from fastmfr.config import Config, Data, Meta, Pretrain, parse
-from fastmfr.config.margins import MARGINS
+from fastmfr.config import Config, Data, Evaluate, Meta, Pretrain, load_config, parse
+from fastmfr.config.margins import MARGINS, checked_values
 from fastmfr.head import MARGINS as HEAD_MARGINS
+from fastmfr.head import make_margin
 
 
 def sentence(capsys, *argv):
@@ -125,7 +129,13 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     [
         (["--meta.method", "maml"], "want meta.method out of 'mfr', 'first_order', 'no_meta', 'mldg', got 'maml'"),
         (["--meta.steps", "x"], 'the option "meta.steps": Expected a int. Got value: x'),
-        (["--meta.sharing", "per_domain"], "want meta.batch_norm 'per_domain' or 'frozen' and meta.domain_alignment 0"),
+        (["--meta.sharing", "per_domain"], "want meta.batch_norm 'per_domain' or 'frozen'"),
+        (
+            ["--meta.sharing=per_domain", "--meta.batch_norm=frozen"],
+            "want the weight meta.domain_alignment 0, got 0.004, or meta.sharing 'none'",
+        ),
+        (["--meta.curvature", "fp8"], "want meta.curvature out of 'fp32', 'tf32', 'bf16', got 'fp8'"),
+        (["--device", "gpu"], "want device out of 'auto', 'cpu', 'cuda', got 'gpu'"),
         (["--meta.sharing", "per_domain", "--meta.method", "mldg"], "one split a step has nothing to share"),
         (["--pretrain.margin", "sphere"], "want pretrain.margin out of 'cosface', 'arcface', "),
         (["--pretrain.margin_values", "[0.3, 0.2]"], "'cosface' has 1 number, (m): want pretrain.margin_values [0.35]"),
@@ -161,3 +171,84 @@ def test_settings_are_checked_when_made_from_python_too():
         Meta(gamma=2)
     with pytest.raises(ValueError, match=r"holdout above 0 and below 1, got 1"):
         Data(holdout=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("pretrain.learning_rate=-0.1", ">= 0 and finite"),
+        ("pretrain.learning_rate=.inf", ">= 0 and finite"),
+        ("pretrain.momentum=1.5", "at least 0 and below 1"),
+        ("pretrain.warmup=-3", ">= 0, as a whole number"),
+        ("pretrain.weight_decay=-1", ">= 0 and finite"),
+        ("pretrain.scale=-1", "> 0 and finite"),
+        ("meta.momentum=1", "at least 0 and below 1"),
+        ("meta.beta=.nan", ">= 0 and finite"),
+        ("meta.tau_p=5", "in [-1, 1]"),
+        ("meta.tau_n=-1.5", "in [-1, 1]"),
+        ("meta.scale=0", "> 0"),
+        ("meta.hard_pair=-1", ">= 0 and finite"),
+        ("meta.decay_every=0", ">= 1, as a whole number"),
+        ("evaluate.every=-1", ">= 0, as a whole number"),
+        ("evaluate.probes_per_identity=0", ">= 1, as a whole number"),
+        ("evaluate.far=0", "in (0, 1)"),
+        ("data.flip=1.1", "in [0, 1]"),
+        ("data.contrast=1", "at least 0 and below 1"),
+        ("data.threads=0", ">= 1, as a whole number"),
+        ("data.synthetic.images=1", ">= 2, as a whole number"),
+        ("model.width=0", "of at least 1/64"),
+        ("model.embedding=0", ">= 1, as a whole number"),
+        ("model.dropout=1", "at least 0 and below 1"),
+        ("save_every=0", ">= 1, as a whole number"),
+        ("threads=-1", ">= 0, as a whole number"),
+        ("recipe=a/b", "part of a folder's"),
+    ],
+)
+def test_every_number_has_its_range(capsys, option, wanted):
+    said = sentence(capsys, f"--{option}")
+    assert option.partition("=")[0] in said
+    assert wanted in said
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_margins_have_the_ranges_of_the_kernels(name):
+    for number, own in MARGINS[name].items():
+        for value in (-0.1, 0.0, own, 1.9, 2.0, math.pi - 1e-6, math.pi, 28.6, math.inf, math.nan):
+            values = tuple((MARGINS[name] | {number: value}).values())
+            try:
+                checked_values(name, values)
+            except ValueError:
+                with pytest.raises(ValueError, match="want"):
+                    make_margin(name, values)
+
+
+def test_one_number_serves_where_several_may_stand(tmp_path):
+    assert parse(["--evaluate.far", "0.01"])[0].evaluate.far == (0.01,)
+    assert parse(["--evaluate.far=0.01,0.001"])[0].evaluate.far == (0.01, 0.001)
+    assert parse(["--pretrain.margin_values=0.4"])[0].pretrain.margin_values == (0.4,)
+    assert parse(["--pretrain.margin_values", "null"])[0].pretrain.margin_values == (0.3,)
+    (tmp_path / "mine.yaml").write_text("evaluate: {far: 0.1}\npretrain: {margin_values: 0.2}")
+    config = load_config(tmp_path / "mine.yaml")
+    assert (config.evaluate.far, config.pretrain.margin_values) == ((0.1,), (0.2,))
+    assert Evaluate(far=0.5).far == (0.5,)
+
+
+def test_a_recipe_is_loaded_or_refused_with_a_sentence(tmp_path):
+    assert load_config("quickstart") == parse([])[0]
+    (tmp_path / "bad.yaml").write_text("meta: {method: maml}")
+    with pytest.raises(ValueError, match=r"bad\.yaml: want meta\.method out of .*, got 'maml'"):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_help_lists_the_choices_and_needs_no_torch():
+    program = """
+import sys
+from fastmfr.__main__ import main
+try:
+    main(["train", "--help"])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "{mfr,first_order,no_meta,mldg}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,7 +1,5 @@
 """What a run tells beside its scores, of domains that are small, damaged or alone."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,10 @@ from fastmfr.config import parse
 from fastmfr.domains import join, open_domain
 from fastmfr.evaluate import embed_and_score
 from fastmfr.protocols import gallery_probe
+from fastmfr.results import TargetResult
+from fastmfr.training.data import Target, preprocess
 from fastmfr.training.diagnose import Diagnosis
-from fastmfr.training.stages import preprocess
+from fastmfr.training.run import Run
 
 
 class Pixels(torch.nn.Module):
@@ -31,8 +31,10 @@ def diagnosis(tmp_path):
         domains = [open_domain(tmp_path / name) for name in sources]
         scored = open_domain(tmp_path / target)
         pairs = gallery_probe(scored.offsets)
-        targets = {target: SimpleNamespace(domain=scored, pairs=pairs, unseen=target not in sources)}
-        return Diagnosis(join(domains), targets, config, "cpu", {"vet": True}), scored, pairs, preprocess(config.data)
+        targets = {target: Target(scored, pairs, unseen=target not in sources)}
+        parts = {"sources": join(domains), "targets": targets, "images": None, "decoding": {"vet": True}}
+        run = Run(config, tmp_path, torch.device("cpu"), None, **parts)
+        return Diagnosis(run), scored, pairs, preprocess(config.data)
 
     return make
 
@@ -48,8 +50,8 @@ def test_a_damaged_image_of_a_source_is_left_out_of_the_gap(diagnosis, tmp_path)
     class_folder(tmp_path / "b", people=5)
     (tmp_path / "a" / "p03" / "1.jpg").write_bytes(b"no picture")
     found = gap_of(*diagnosis("a", target="b"))
-    assert (found["domains"], found["unseen"]) == (["a", "b"], [False, True])
-    assert (found["people"], found["images"]) == ([12, 5], [35, 15])
+    assert (found.domains, found.unseen) == (["a", "b"], [False, True])
+    assert (found.people, found.images) == ([12, 5], [35, 15])
 
 
 def test_domains_of_few_people_are_drawn_with_those_there_are(diagnosis, tmp_path):
@@ -63,9 +65,9 @@ def test_a_domain_of_one_person_has_no_place_in_the_gap_and_one_domain_has_none(
     class_folder(tmp_path / "a")
     class_folder(tmp_path / "b", people=5)
     class_folder(tmp_path / "alone", people=1)
-    assert gap_of(*diagnosis("a", "alone", target="b"))["domains"] == ["a", "b"]
-    assert gap_of(*diagnosis("alone", target="b")) == {}
-    assert gap_of(*diagnosis("b", target="b")) == {}
+    assert gap_of(*diagnosis("a", "alone", target="b")).domains == ["a", "b"]
+    assert gap_of(*diagnosis("alone", target="b")) is None
+    assert gap_of(*diagnosis("b", target="b")) is None
 
 
 def test_a_wrong_label_comes_first_and_is_named_and_drawn(diagnosis, tmp_path):
@@ -75,11 +77,11 @@ def test_a_wrong_label_comes_first_and_is_named_and_drawn(diagnosis, tmp_path):
     found, scored, pairs, look = diagnosis("a", target="b")
     scores, embedding_ND, bad = embed_and_score(Pixels(), scored, pairs, look, "cpu", vet=True)
     hardest = found.of_target("b", "mfr", embedding_ND, bad)
-    genuine, impostor = hardest["genuine"][0], hardest["impostor"][0]
-    assert "p03/1.jpg" in (genuine["gallery_key"], genuine["probe_key"])
-    assert {impostor["gallery_identity"], impostor["probe_identity"]} == {"p03", "p07"}
-    assert impostor["cosine"] > 0.9
-    found.draw_hardest({"b": {"models": {"mfr": scores}, "hardest": hardest}}, tmp_path / "hardest.png")
+    genuine, impostor = hardest.genuine[0], hardest.impostor[0]
+    assert "p03/1.jpg" in (genuine.gallery_key, genuine.probe_key)
+    assert {impostor.gallery_identity, impostor.probe_identity} == {"p03", "p07"}
+    assert impostor.cosine > 0.9
+    found.draw_hardest({"b": TargetResult(models={"mfr": scores}, hardest=hardest)}, tmp_path / "hardest.png")
     assert (tmp_path / "hardest.png").stat().st_size > 10_000
 
 

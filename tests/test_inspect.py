@@ -4,14 +4,16 @@ import io
 
 import numpy as np
 import pytest
+from helpers import command
 from pack_fakes import folder, picture
 from PIL import Image
 
-from fastmfr.commands.inspect import main
 from fastmfr.domains import open_domain
 from fastmfr.inspect import overlap, survey
 from fastmfr.inspect.overlap import MOST_PEOPLE
 from fastmfr.pack.build import pack
+
+main = command("inspect")
 
 
 def domain(path, faces):

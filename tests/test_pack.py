@@ -7,14 +7,16 @@ import tarfile
 
 import numpy as np
 import pytest
+from helpers import command
 from pack_fakes import FACES, folder, hugging_face, listing, parquet, picture, plain_parquet, shards, tar
 from PIL import Image
 
-from fastmfr.commands.pack import main
 from fastmfr.domains import open_domain
 from fastmfr.pack.build import pack
 from fastmfr.pack.images import ordered_map
 from fastmfr.pack.writer import RecordWriter
+
+main = command("pack")
 
 
 def packed_twice(path):

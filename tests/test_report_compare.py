@@ -4,13 +4,15 @@ import re
 import numpy as np
 import pytest
 import yaml
+from helpers import command
 from PIL import Image
 
-from fastmfr.commands.report import main
 from fastmfr.evaluate import verification
 from fastmfr.report.compare import compare, markdown_table, write_comparison
 from fastmfr.report.compare.plots import COLOURS
 from fastmfr.report.compare.table import rows, told_apart
+
+main = command("report")
 
 CONFIG = {"folder": "runs", "seed": 1, "data": {"sources": {"studio": "synthetic:studio"}}, "meta": {"alpha": 0.3}}
 

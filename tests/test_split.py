@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 from evaluation_fakes import class_folder
+from helpers import command
 
-from fastmfr.commands.split import main
 from fastmfr.domains import open_domain
 from fastmfr.pack import RecordWriter
 from fastmfr.protocols import read_folds
 from fastmfr.protocols.drawing import Settings, draw, write_lists
+
+main = command("split")
 
 
 def rows(path):

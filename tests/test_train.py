@@ -1,23 +1,27 @@
 """Whole runs at a small size: learning, resuming, people held out, and what a user is told when something is wrong."""
 
 import json
+import os
 import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import command
 from PIL import Image
 
 from fastmfr import synthetic
 from fastmfr.config import parse
 from fastmfr.decode.pipeline import Vetting
 from fastmfr.domains import open_domain
-from fastmfr.train import main
-from fastmfr.training.logbook import Logbook
-from fastmfr.training.stages import NonFiniteLoss, Splits
+from fastmfr.training import Logbook, NonFiniteLoss
+from fastmfr.training.data import Splits
+from fastmfr.training.run import new_folder
 
 DOMAINS = ("studio", "street", "nir")
+main = command("train")
 
 
 @pytest.fixture(scope="module")
@@ -256,18 +260,21 @@ def test_warns_when_one_loss_does_nearly_all_the_pulling(small, tmp_path, capsys
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_domain_loss_and_step(small, tmp_path, capsys, monkeypatch):
     assert main([*small, "--meta.beta=1e30"]) == 1
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().err.split())
     assert "is not finite at meta step 1, in the split that leaves out studio" in text
     assert main([*small, "--pretrain.learning_rate=1e30", "--pretrain.warmup=0"]) == 1
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().err.split())
     assert "the margin-softmax loss is not finite at pretraining step" in text
     assert issubclass(NonFiniteLoss, RuntimeError)
 
 
 def test_a_margin_out_of_range_is_told_before_any_data_is_touched(tmp_path, capsys):
     nowhere = [f"--folder={tmp_path / 'runs'}", "--data.sources.a=/nowhere", "--data.targets.b=/nowhere_either"]
-    assert main([*nowhere, "--pretrain.margin=arcface", "--pretrain.margin_values=[28.6]"]) == 1
-    assert "got 28.6, which looks like degrees" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="2"):
+        main([*nowhere, "--pretrain.margin=arcface", "--pretrain.margin_values=[28.6]"])
+    assert "m 28.6, which looks like degrees" in " ".join(capsys.readouterr().err.split())
+    assert main([*nowhere, "--pretrain.margin=combined", "--pretrain.margin_values=[0.5, 0, 0]"]) == 1
+    assert "Combined wants m1 of at least 1" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_stage_can_be_left_out_and_weights_brought_along(small, tmp_path):
@@ -310,40 +317,47 @@ def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, ca
 
 
 @pytest.mark.parametrize("batch", ["--pretrain.batch_identities=100", "--meta.batch_identities=100"])
-def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_trained(small, tmp_path, capsys, batch):
+def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_made(small, tmp_path, capsys, batch):
     assert main([*small, batch]) == 1
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().err.split())
     assert "domain 'studio' has 40 identities" in text
     assert "lower batch_identities" in text
-    assert not (only_run(tmp_path) / "metrics.jsonl").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--data.targets.x=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data.targets.[x]=/nowhere/[/x]"], "/nowhere/[/x]"),
         (["--data.sources.studio=synthetic:studo"], "no synthetic domain 'studo'"),
-        (["--model.name=resnet"], "got 'resnet'"),
         (["--device=cpu", "--data.decode=mixed"], "decodes on a CUDA device, but the device is cpu; want cpu or auto"),
+        (["--model.weights=/nowhere.pth"], "there are no weights at /nowhere.pth"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_sentence(small, capsys, argv, words):
+def test_what_is_wrong_is_told_in_a_sentence_and_leaves_no_folder(small, tmp_path, capsys, argv, words):
     assert main([*small, *argv]) == 1
-    text = " ".join(capsys.readouterr().out.split())
-    assert "error:" in text
-    assert words in text
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert words in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_with_brackets_are_names_and_no_markup(small, faces, tmp_path, capsys):
+    assert main([*small, "--meta.steps=0", "--data.targets.a[/b]", str(faces["nir"]), "--pretrain.steps=1"]) == 0
+    assert "score on  a[/b]: 40 people" in capsys.readouterr().out
 
 
 def test_one_source_domain_is_too_few_for_the_meta_stage(small, faces, tmp_path, capsys):
     argv = [word for word in small if "street" not in word]
     assert main(argv) == 1
-    assert "it needs two or more; there is one, studio" in " ".join(capsys.readouterr().out.split())
+    assert "it needs two or more; there is one, studio" in " ".join(capsys.readouterr().err.split())
 
 
 def test_asking_for_a_gpu_that_is_not_there_is_answered(small, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([*small, "--device=cuda"]) == 1
-    assert "torch sees no CUDA device" in " ".join(capsys.readouterr().out.split())
+    assert "torch sees no CUDA device" in " ".join(capsys.readouterr().err.split())
 
 
 def test_refuses_to_be_started_several_times_for_one_run(monkeypatch, tmp_path, capsys):
@@ -352,3 +366,24 @@ def test_refuses_to_be_started_several_times_for_one_run(monkeypatch, tmp_path, 
     assert main([]) == 1
     assert "runs as one process, and torchrun started 8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path):
+    names = []
+    for _ in range(3):
+        names.append(new_folder(tmp_path, "mine"))
+        names[-1].mkdir()
+    assert len(set(names)) == 3
+
+
+def test_sigterm_ends_a_run_with_its_status_and_how_to_go_on(small, tmp_path, capsys, monkeypatch):
+    record = Logbook.record
+
+    def terminated(self, stage, step, **values):
+        record(self, stage, step, **values)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Logbook, "record", terminated)
+    assert main(small) == 143
+    assert f"stopped; go on with: python -m fastmfr.train --resume {only_run(tmp_path)}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -105,7 +105,7 @@ class Model:
     dropout: float = 0.0
     """dropout before the last layer of an iResNet"""
     weights: str | None = None
-    """start from this file: .safetensors, or a .pt/.pth state dict such as InsightFace's"""
+    """start from this file, .safetensors or a .pt/.pth state dict such as InsightFace's, or from a run folder"""
 
     def __post_init__(self):
         require_choice("model.name", self.name, Backbone)

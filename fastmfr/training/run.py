@@ -35,7 +35,7 @@ from fastmfr.training.data import (
     preprocess,
 )
 from fastmfr.training.logbook import Logbook
-from fastmfr.weights import load_weights
+from fastmfr.weights import load_weights, weights_of
 
 
 def new_folder(parent: Path, recipe: str) -> Path:
@@ -85,7 +85,7 @@ class Run:
             OSError: a path that is not there, or a folder that cannot be written to.
         """
         device = device_for(config.device)
-        _check_machine(config, device)
+        _check_before_data(config, device)
         seed_and_set_threads(config.seed, config.threads)
         seconds = {}
         with _timed(seconds, "data"):
@@ -128,7 +128,7 @@ class Run:
         """A backbone as the settings say, on the run's device: fresh weights, or those of model.weights."""
         backbone = build_backbone(self.config)
         if self.config.model.weights:
-            load_weights(backbone, self.config.model.weights)
+            load_weights(backbone, weights_of(self.config.model.weights))
         return to_channels_last(backbone, self.device)
 
     def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
@@ -164,10 +164,12 @@ def _timed(seconds, part):
         seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
 
 
-def _check_machine(config, device):
-    """Raises ValueError for a setting that this device or the classifier cannot serve."""
+def _check_before_data(config, device):
+    """Raises a sentence for a setting that cannot work here: by the device, the margin, or missing weights."""
     for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
         check_precision(precision, device)
     make_margin(config.pretrain.margin, config.pretrain.margin_values)
     if config.data.decode != "auto":
         checked_decoder(config.data.decode, device)
+    if config.model.weights:
+        weights_of(config.model.weights)
