@@ -12,7 +12,7 @@ from fastmfr.__main__ import main
 from fastmfr.backbone import build
 from fastmfr.config import parse
 from fastmfr.domains import open_domain
-from fastmfr.protocols.drawing import Settings, write_lists
+from fastmfr.protocols.drawing import ListSettings, write_lists
 from fastmfr.training.checkpoint import save_weights
 
 SMALL = ["--model.width=0.0625", "--data.size=16", "--device=cpu", "--threads=1", "--evaluate.far=[0.1,0.01]"]
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 
 
 def test_scores_a_runs_model_on_every_set_that_is_there(run, tmp_path, capsys):
-    write_lists(open_domain(class_folder(tmp_path / "faces")), Settings(scored=6), tmp_path / "lists")
+    write_lists(open_domain(class_folder(tmp_path / "faces")), ListSettings(scored=6), tmp_path / "lists")
     lfw_bin(tmp_path / "lfw.bin")
     (tmp_path / "sets.yaml").write_text("lfw: lfw.bin\nlists: lists\ngone: nowhere\n")
     out = tmp_path / "found.json"
@@ -75,7 +75,7 @@ def test_weights_alone_take_their_settings_from_a_recipe_and_options(run, tmp_pa
 
 
 def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_path, capsys):
-    write_lists(open_domain(class_folder(tmp_path / "faces")), Settings(scored=6), tmp_path / "lists")
+    write_lists(open_domain(class_folder(tmp_path / "faces")), ListSettings(scored=6), tmp_path / "lists")
     out = tmp_path / "found.json"
     assert (
         main(

@@ -12,7 +12,7 @@ from fastmfr.domains import open_domain
 from fastmfr.evaluate import embed, embed_domain, open_sets, score, score_domain, score_pairs, score_set
 from fastmfr.evaluate.score import template_embeddings
 from fastmfr.protocols import PairList, TemplateSet, gallery_probe, read_bin, read_pairs
-from fastmfr.protocols.drawing import Settings, write_lists
+from fastmfr.protocols.drawing import ListSettings, write_lists
 from fastmfr.results import Scores, from_json, to_json
 
 LOOK = Preprocess(size=16)
@@ -97,8 +97,8 @@ def test_a_class_folder_is_scored_with_one_drawn_image_a_person_enrolled(tmp_pat
 
 def test_lists_that_split_wrote_are_scored_alone_and_in_folds(tmp_path):
     domain = open_domain(class_folder(tmp_path / "faces"))
-    write_lists(domain, Settings(scored=8), tmp_path / "one")
-    write_lists(domain, Settings(scored=8, folds=3), tmp_path / "three")
+    write_lists(domain, ListSettings(scored=8), tmp_path / "one")
+    write_lists(domain, ListSettings(scored=8, folds=3), tmp_path / "three")
     one = score_set(Pixels(), only("one", tmp_path / "one"), LOOK, "cpu", far=(0.1, 1e-3))
     assert (one.gallery, one.probes) == (8, 16)
     assert one.tar_at_far["0.1"].tar > 0.9
@@ -117,7 +117,7 @@ def test_lists_that_split_wrote_are_scored_alone_and_in_folds(tmp_path):
 def test_a_folder_with_lists_and_pairs_is_two_sets(tmp_path):
     """As CACD-VS: gallery and probe, and 4000 pairs with accuracy and AUC."""
     class_folder(tmp_path)
-    write_lists(open_domain(tmp_path), Settings(scored=6), tmp_path)
+    write_lists(open_domain(tmp_path), ListSettings(scored=6), tmp_path)
     (tmp_path / "pairs.txt").write_text("p00/0.jpg p00/1.jpg 1\np00/0.jpg p01/1.jpg 0\n")
     lists, pairs = open_sets("cacd-vs", tmp_path)
     assert (lists.name, len(lists.folds), pairs.name) == ("cacd-vs", 1, "cacd-vs/pairs")

@@ -69,7 +69,7 @@ def test_held_out_people_are_scored_and_not_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("identities", "share", "message"),
+    ("identities", "fraction", "message"),
     [
         (10, 0.1, "trains on 9 and scores 1"),
         (10, 0.9, "trains on 1 and scores 9"),
@@ -78,9 +78,9 @@ def test_held_out_people_are_scored_and_not_trained_on():
         (10, 1.0, "above 0 and below 1"),
     ],
 )
-def test_hold_out_refuses_with_a_sentence(identities, share, message):
+def test_hold_out_refuses_with_a_sentence(identities, fraction, message):
     with pytest.raises(ValueError, match=message):
-        hold_out(identities, share, seed=0)
+        hold_out(identities, fraction, seed=0)
 
 
 def test_leaves_one_domain_out():

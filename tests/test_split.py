@@ -6,7 +6,7 @@ from helpers import command
 from fastmfr.domains import open_domain
 from fastmfr.pack import RecordWriter
 from fastmfr.protocols import read_folds
-from fastmfr.protocols.drawing import Settings, draw, write_lists
+from fastmfr.protocols.drawing import ListSettings, draw_lists, write_lists
 
 main = command("split")
 
@@ -25,7 +25,7 @@ def faces(tmp_path):
 
 
 def test_no_one_is_on_both_sides_and_every_image_of_the_trained_is_listed(faces, tmp_path):
-    write_lists(open_domain(faces), Settings(scored=4, gallery=1), tmp_path / "lists")
+    write_lists(open_domain(faces), ListSettings(scored=4, gallery=1), tmp_path / "lists")
     train, gallery, probe = (rows(tmp_path / "lists" / f"{kind}.txt") for kind in ("train", "gallery", "probe"))
     trained, enrolled, looked_up = ({person for _, person in listed} for listed in (train, gallery, probe))
     assert (len(trained), len(enrolled)) == (6, 4)
@@ -38,16 +38,16 @@ def test_no_one_is_on_both_sides_and_every_image_of_the_trained_is_listed(faces,
 
 def test_what_is_drawn_depends_on_seed_and_names_only(faces, tmp_path):
     domain = open_domain(faces)
-    assert draw(domain, Settings()) == draw(domain, Settings())
-    assert draw(domain, Settings(seed=1)) != draw(domain, Settings())
-    whole = write_lists(domain, Settings(scored=0.3), tmp_path / "a")
+    assert draw_lists(domain, ListSettings()) == draw_lists(domain, ListSettings())
+    assert draw_lists(domain, ListSettings(seed=1)) != draw_lists(domain, ListSettings())
+    whole = write_lists(domain, ListSettings(scored=0.3), tmp_path / "a")
     reordered = open_domain(faces).people(np.random.default_rng(0).permutation(10))
     assert [len(images) for images in whole[0].images.values()] == [21, 3, 6]
-    write_lists(reordered, Settings(scored=0.3), tmp_path / "b")
+    write_lists(reordered, ListSettings(scored=0.3), tmp_path / "b")
     assert texts(tmp_path / "a") == texts(tmp_path / "b")
-    write_lists(domain, Settings(scored=0.3), tmp_path / "a")  # once more, over the same lists
+    write_lists(domain, ListSettings(scored=0.3), tmp_path / "a")  # once more, over the same lists
     with pytest.raises(ValueError, match="is there and holds something else"):
-        write_lists(domain, Settings(scored=0.3, seed=5), tmp_path / "a")
+        write_lists(domain, ListSettings(scored=0.3, seed=5), tmp_path / "a")
     assert texts(tmp_path / "a") == texts(tmp_path / "b")
 
 
@@ -69,7 +69,7 @@ def test_a_header_says_how_a_list_was_made_and_evaluation_reads_the_lists(faces,
 def test_gallery_and_probe_by_patterns_of_names(tmp_path):
     class_folder(tmp_path / "faces", people=4, images=2, form="p{person}/vis-{image}.jpg")
     class_folder(tmp_path / "faces", people=5, images=3, form="p{person}/nir-{image}.jpg")
-    settings = Settings(scored=4, gallery=2, gallery_like="vis-*", probe_like="nir-*")
+    settings = ListSettings(scored=4, gallery=2, gallery_like="vis-*", probe_like="nir-*")
     write_lists(open_domain(tmp_path / "faces"), settings, tmp_path / "lists")
     gallery, probe = (rows(tmp_path / "lists" / f"{kind}.txt") for kind in ("gallery", "probe"))
     assert sorted(path.split("/")[-1] for path, _ in gallery) == ["vis-0.jpg"] * 4 + ["vis-1.jpg"] * 4
@@ -94,7 +94,7 @@ def test_gallery_and_probe_by_patterns_of_names(tmp_path):
 )
 def test_refuses_what_cannot_be_split_with_a_sentence(faces, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        write_lists(open_domain(faces), Settings(**settings), tmp_path / "lists")
+        write_lists(open_domain(faces), ListSettings(**settings), tmp_path / "lists")
     assert not (tmp_path / "lists").exists()
 
 
@@ -107,4 +107,4 @@ def test_refuses_records_and_names_that_cannot_stand_in_a_list(faces, tmp_path, 
     assert "is a RecordIO folder" in capsys.readouterr().err
     (faces / "p00" / "0.jpg").rename(faces / "p00" / "a\tb.jpg")
     with pytest.raises(ValueError, match="cannot stand in a list"):
-        write_lists(open_domain(faces), Settings(scored=9), tmp_path / "lists")
+        write_lists(open_domain(faces), ListSettings(scored=9), tmp_path / "lists")

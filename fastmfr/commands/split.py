@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from fastmfr.domains import open_domain
-from fastmfr.protocols.drawing import Settings, write_lists
+from fastmfr.protocols.drawing import ListSettings, write_lists
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     """
     options = vars(_parser().parse_args(arguments))
     folder, out = options.pop("folder"), Path(options.pop("out"))
-    splits = write_lists(open_domain(folder), Settings(**options), out)
+    splits = write_lists(open_domain(folder), ListSettings(**options), out)
     for number, split in enumerate(splits, start=1):
         sizes = "; ".join(
             f"{kind} {split.people[kind]:,} people, {len(images):,} images" for kind, images in split.images.items()

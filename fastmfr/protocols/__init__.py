@@ -1,14 +1,15 @@
 """Who is trained on and who is scored: source and target domains, gallery and probe, pairs, templates.
 
-sides.py      source and target domains; people held out; every domain left out once
+source_target.py  source and target domains; people held out; every domain left out once
 gallery.py    gallery and probe images drawn from a domain's people
-paper.py      GFR-R I to IV and GFR-V: which domains, and how many people and images the paper has of each
-files.py      files that somebody else named: regular ones only, text of any Unicode encoding
+drawing.py    the people of a folder divided into train, gallery and probe lists
+paper.py      GFR-R I to IV and GFR-V: their domains, and how many people and images the paper has of each
+files.py      files that a stranger named: regular files only, text of any Unicode encoding
 images.py     the images that lists name: files, or the encoded images of a .bin
-lists.py      gallery.txt and probe.txt, by folds too; pairs.txt, plain or as LFW and RFW write it
-bins.py       LFW-type .bin: pairs of encoded images
+lists.py      gallery.txt and probe.txt, also in folds; pairs.txt, plain or as LFW and RFW write it
+lfw_bin.py    LFW-type .bin: pairs of encoded images
 unpickle.py   pickles from anyone, read without running anything
-named.py      the calls that Python's and NumPy's picklers write, understood without making them
+named.py      the calls that the picklers of Python and NumPy write, understood without calling anything
 templates.py  IJB-style templates and the pairs of them
 """
 

@@ -1,8 +1,8 @@
-"""People shared out into train, gallery and probe lists, always the same.
+"""Divide the people of a domain at random into train, gallery and probe lists; the same settings draw the same lists.
 
-Who goes where is decided by a hash of (seed, fold, name): neither the order of files on disk nor the machine plays a
-part. No one is on both sides. The lists are text files of lines `path<TAB>identity`, paths relative to the list, below
-a header that says how they were made.
+A hash of (seed, fold, name) decides about each person and image: neither the order of files on disk nor the machine
+matters. Nobody who is trained on is looked up. The lists are text files of lines `path<TAB>identity`, with paths
+relative to the list, below a header that says how the lists were made.
 """
 
 import os
@@ -16,12 +16,21 @@ from fastmfr.domains import Domain
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How people and their images are shared out; checked when made.
+class ListSettings:
+    """How people and their images are drawn into lists.
 
-    `scored`: people to look up, below 1 as a share of all, else their number. `gallery`: images of each that are
-    enrolled; `probes`: at most so many looked up, None for all others. `gallery_like`, `probe_like`: patterns such as
-    "*VIS*" that the images' names must match. `folds`: 0 for one split, else so many, each drawn anew.
+    Attributes:
+        scored: the people to look up; a fraction of all people if below 1, else their number. All others are trained
+            on.
+        gallery: how many images of each person looked up are enrolled.
+        probes: the most images of each person that are looked up; None looks up all images not enrolled.
+        gallery_like: a pattern such as "*VIS*" that the file names of gallery images match.
+        probe_like: a pattern that the file names of probe images match.
+        folds: how many times the lists are drawn, each time independently; 0 draws them once, without a fold number.
+        seed: another seed draws other lists.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     scored: float = 0.5
@@ -34,44 +43,53 @@ class Settings:
 
     def __post_init__(self):
         if self.scored <= 0 or (self.scored >= 1 and self.scored != int(self.scored)):
-            raise ValueError(f"want scored as a share below 1 or a whole number of people, got {self.scored:g}")
+            raise ValueError(f"want scored as a fraction below 1 or a whole number of people, got {self.scored:g}")
         for name, value, least in (("gallery", self.gallery, 1), ("probes", self.probes, 1), ("folds", self.folds, 0)):
             if value is not None and value < least:
                 raise ValueError(f"want {name} of at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
-class Split:
-    """Image numbers of one fold, by list, and how many people are trained on and looked up."""
+class DrawnLists:
+    """The lists of one fold.
 
-    images: dict[str, list[int]]  # train, gallery, probe
+    Attributes:
+        images: the image numbers of each list, by its name: train, gallery, probe.
+        people: the number of people in each list.
+    """
+
+    images: dict[str, list[int]]
     people: dict[str, int]
 
 
-def draw(domain: Domain, settings: Settings, fold: int = 0) -> Split:
-    """One split of a domain's people. Raises ValueError where it does not have the people or the images asked for."""
+def draw_lists(domain: Domain, settings: ListSettings, fold: int = 0) -> DrawnLists:
+    """Draw the lists of one fold.
+
+    Raises:
+        ValueError: the domain has too few people with the images asked for.
+    """
     names = {domain.identity_name(person): person for person in range(domain.identities)}
-    shares = {name: _shares(domain, person, settings, fold) for name, person in names.items()}
-    fit = [name for name, (gallery, probe) in shares.items() if gallery and probe]
+    drawn = {name: _gallery_and_probes(domain, person, settings, fold) for name, person in names.items()}
+    fit = [name for name, (gallery, probe) in drawn.items() if gallery and probe]
     wanted = round(settings.scored * domain.identities) if settings.scored < 1 else int(settings.scored)
     if not 2 <= wanted <= len(fit):
         raise ValueError(
             f"{wanted:,} of the {domain.identities:,} people of {domain.path} were to be scored, and "
             f"{len(fit):,} have {_needs(settings)}; ask for 2 to {len(fit):,} by --scored"
         )
-    scored = sorted(sorted(fit, key=lambda name: _drawn(settings, fold, name))[:wanted])
+    scored = sorted(sorted(fit, key=lambda name: _drawn_rank(settings, fold, name))[:wanted])
     train = [name for name in sorted(names) if name not in set(scored)]
     images = {"train": [image for name in train for image in _images(domain, names[name])]}
     for place, kind in enumerate(("gallery", "probe")):
-        images[kind] = [image for name in scored for image in shares[name][place]]
-    return Split(images, {"train": len(train), "gallery": len(scored), "probe": len(scored)})
+        images[kind] = [image for name in scored for image in drawn[name][place]]
+    return DrawnLists(images, {"train": len(train), "gallery": len(scored), "probe": len(scored)})
 
 
-def _shares(domain, person, settings, fold):
-    """(gallery, probe) image numbers of a person, sorted; empty ones where the person has too few."""
+def _gallery_and_probes(domain: Domain, person: int, settings: ListSettings, fold: int) -> tuple[list[int], list[int]]:
+    """(gallery, probe) image numbers of a person, sorted; a list is empty if the person has too few images."""
     name = domain.identity_name(person)
     keys = {image: domain.key(image) for image in _images(domain, person)}
-    drawn = sorted(keys, key=lambda image: _drawn(settings, fold, name, keys[image]))
+    drawn = sorted(keys, key=lambda image: _drawn_rank(settings, fold, name, keys[image]))
     like = lambda image, pattern: fnmatch(keys[image].rpartition("/")[2], pattern)  # noqa: E731
     gallery = [image for image in drawn if like(image, settings.gallery_like)][: settings.gallery]
     if len(gallery) < settings.gallery:
@@ -80,16 +98,16 @@ def _shares(domain, person, settings, fold):
     return sorted(gallery), sorted(others[: settings.probes])
 
 
-def _images(domain, person):
+def _images(domain: Domain, person: int) -> range:
     return range(int(domain.offsets[person]), int(domain.offsets[person + 1]))
 
 
-def _drawn(settings, fold, *names):
-    """What a name is sorted by: it depends on the seed, the fold and the name, and on nothing else."""
+def _drawn_rank(settings: ListSettings, fold: int, *names: str) -> bytes:
+    """The bytes that a name is sorted by, a function of the seed, the fold and the name alone."""
     return sha256("\0".join([str(settings.seed), str(fold), *names]).encode(errors="surrogateescape")).digest()
 
 
-def _needs(settings):
+def _needs(settings: ListSettings) -> str:
     images = {"gallery": (settings.gallery, settings.gallery_like), "probe": (1, settings.probe_like)}
     return " and ".join(
         f"{count} {kind} image{'s'[: count > 1]}{'' if like == '*' else ' like ' + like}"
@@ -97,30 +115,37 @@ def _needs(settings):
     )
 
 
-def write_lists(domain: Domain, settings: Settings, out: Path) -> list[Split]:
+def write_lists(domain: Domain, settings: ListSettings, out: Path) -> list[DrawnLists]:
     """Write train.txt, gallery.txt and probe.txt, or train_1.txt ... of each fold, into the folder `out`.
 
-    Lists that are there already and equal these are left alone. Raises ValueError where they differ, where a file's
-    name cannot stand in a list, or as `draw` does.
+    Lists that are there already with the same content are kept.
+
+    Returns:
+        The lists of each fold.
+
+    Raises:
+        ValueError: a list is there with other content, the name of a file cannot stand in a list, the domain is a
+            RecordIO folder, or too few people have the images asked for.
     """
     if (domain.path / "train.rec").is_file():
         raise ValueError(f"{domain.path} is a RecordIO folder, and lists name files; give the one it was packed from")
-    splits = [draw(domain, settings, fold) for fold in range(1, settings.folds + 1)] or [draw(domain, settings)]
+    folds = range(1, settings.folds + 1) or (0,)
+    drawn = [draw_lists(domain, settings, fold) for fold in folds]
     files = {}
-    for number, split in enumerate(splits, start=1):
-        for kind, images in split.images.items():
+    for number, lists in enumerate(drawn, start=1):
+        for kind, images in lists.images.items():
             path = out / (f"{kind}_{number}.txt" if settings.folds else f"{kind}.txt")
-            files[path] = _header(domain, settings, kind, split, number) + _lines(domain, images, out)
+            files[path] = _header(domain, settings, kind, lists, number) + _lines(domain, images, out)
     other = [path for path, text in files.items() if path.exists() and path.read_text(encoding="utf-8") != text]
     if other:
         raise ValueError(f"{other[0]} is there and holds something else; remove it, or name another folder by --out")
     out.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")
-    return splits
+    return drawn
 
 
-def _header(domain, settings, kind, split, number):
+def _header(domain: Domain, settings: ListSettings, kind: str, lists: DrawnLists, number: int) -> str:
     options = {
         "scored": f"{settings.scored:g}",
         "gallery": settings.gallery,
@@ -134,12 +159,12 @@ def _header(domain, settings, kind, split, number):
     typed = [word for name, value in given.items() for word in (f"--{name}", value)]
     fold = f", fold {number} of {settings.folds}" if settings.folds else ""
     return (
-        f"# {kind}{fold}: {split.people[kind]:,} people, {len(split.images[kind]):,} images; path<TAB>identity\n"
+        f"# {kind}{fold}: {lists.people[kind]:,} people, {len(lists.images[kind]):,} images; path<TAB>identity\n"
         f"# python -m fastmfr split {shlex.join([str(domain.path), *typed])}\n"
     )
 
 
-def _lines(domain, images, out):
+def _lines(domain: Domain, images: list[int], out: Path) -> str:
     root = os.path.relpath(domain.path.resolve(), out.resolve())
     text = []
     for image in images:

@@ -1,7 +1,7 @@
 """Gallery and probe: which image of each person is enrolled, and which are looked up.
 
-A domain's people are numbered 0 .. identities - 1 and their images lie in one row, person after person: `offsets`
-(identities + 1, int64) says where each person starts, so person i owns the images offsets[i] .. offsets[i + 1] - 1.
+The people of a domain are numbered 0 .. identities - 1 and their images lie in one row, person after person:
+person i has the images offsets[i] .. offsets[i + 1] - 1, with `offsets` int64 (identities + 1,).
 Shape suffixes: G gallery, P probes.
 """
 
@@ -13,7 +13,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class GalleryProbe:
-    """Images enrolled and images looked up: image numbers and the identity of each, int64 (G,) and (P,)."""
+    """Images enrolled and images looked up.
+
+    Attributes:
+        gallery: int64 (G,), numbers of the images enrolled.
+        gallery_id: int64 (G,), the identity of each.
+        probe: int64 (P,), numbers of the images looked up.
+        probe_id: int64 (P,), the identity of each.
+    """
 
     gallery: np.ndarray
     gallery_id: np.ndarray
@@ -21,7 +28,7 @@ class GalleryProbe:
     probe_id: np.ndarray
 
     def without(self, images: Collection[int]) -> "GalleryProbe":
-        """The lists without these image numbers, such as those that could not be decoded."""
+        """Return the lists without these image numbers, such as images that could not be decoded."""
         gone = np.fromiter(images, np.int64, len(images))
         enrolled, looked_up = ~np.isin(self.gallery, gone), ~np.isin(self.probe, gone)
         return GalleryProbe(
@@ -30,12 +37,18 @@ class GalleryProbe:
 
 
 def gallery_probe(offsets: np.ndarray, *, seed: int = 0, probes_per_identity: int | None = None) -> GalleryProbe:
-    """One gallery image for each person, drawn by `seed`; the person's other images are probes.
+    """Draw one gallery image of each person; the person's other images are probes.
 
-    `offsets` (identities + 1,) as said at the top of this file; `probes_per_identity` keeps at most that many probes of
-    each, also drawn. What is drawn for a person depends on the seed, the person's number and how many images the
-    person has, so a larger domain leaves the choice as it was. People with one image are in the gallery only.
-    Raises ValueError if no person has a second image.
+    The draw for a person depends on the seed, the person's number and the number of the person's images, so people
+    added to a domain leave the draws of the others as they were. People with one image are in the gallery only.
+
+    Args:
+        offsets: int64 (identities + 1,), see the top of this file.
+        seed: of the draw.
+        probes_per_identity: the most probes of each person, also drawn; None keeps all.
+
+    Raises:
+        ValueError: no person has a second image, or an argument is out of range.
     """
     offsets = _checked_offsets(offsets)
     if probes_per_identity is not None and probes_per_identity < 1:
@@ -66,8 +79,8 @@ def _checked_offsets(offsets: np.ndarray) -> np.ndarray:
 
 
 def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): a number that depends on its input alone, 64 bits to 64."""
-    with np.errstate(over="ignore"):  # wrapping is the arithmetic meant
+    """SplitMix64's finaliser (Steele, Lea, Flood, 2014): a hash from 64 bits to 64 bits."""
+    with np.errstate(over="ignore"):  # the arithmetic wraps on purpose
         x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

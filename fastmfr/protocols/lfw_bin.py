@@ -1,10 +1,11 @@
 """LFW-type .bin files (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW): a pickle of (2 N encoded images, N flags same or not).
 
-Unpickling a stranger's file runs what it says, so it is read by `unpickle.py`, which runs nothing. The images stay
+Python's unpickler runs what a stranger's file names, so `unpickle.py` reads the file and runs nothing. The images stay
 encoded, some 60 MB for 12,000.
 Shape suffix: N pairs.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ from .unpickle import read_plain
 _ADVICE = "a .bin is a pickle of (encoded images, flags), as InsightFace's tools write it: fetch or make it anew"
 
 
-def read_bin(path, name: str | None = None) -> tuple[EncodedImages, PairList]:
-    """(images, pairs) of the .bin file at `path`; images 2 k and 2 k + 1 are pair k, and there are ten folds in order.
+def read_bin(path: str | os.PathLike, name: str | None = None) -> tuple[EncodedImages, PairList]:
+    """Read the images and pairs of a .bin file; images 2 k and 2 k + 1 are pair k, and there are ten folds in order.
 
-    Raises FileNotFoundError where there is no file, and ValueError where it is damaged, holds something else, or names
-    anything that would have to be run.
+    Args:
+        path: the file.
+        name: what reports call the set; by default the name of the file without .bin.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: the file is damaged, holds something else, or names anything that would have to be run.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,7 +48,7 @@ def read_bin(path, name: str | None = None) -> tuple[EncodedImages, PairList]:
 
 
 def _images_and_flags(content: Any) -> tuple[list[bytes], np.ndarray]:
-    """The two lists that a .bin holds; ValueError where it is anything else."""
+    """The two lists in a .bin; ValueError if `content` is anything else."""
     if not (isinstance(content, tuple | list) and len(content) == 2):
         raise ValueError(f"should hold (images, flags), but it holds {_kind(content)}")
     images, flags = content
@@ -72,7 +78,7 @@ def _flag(flag: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for a message; a stranger's values themselves are not shown, but for numbers."""
+    """The kind of a value, for a message, which shows no stranger's value but numbers."""
     if isinstance(value, Array):
         return f"an array of {value.dtype or 'nothing'}"
     if isinstance(value, int | float):

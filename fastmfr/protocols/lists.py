@@ -4,11 +4,12 @@
     gallery_1.txt, probe_1.txt   the same in folds; also vis_gallery_1.txt with nir_probe_1.txt (CASIA NIR-VIS 2.0)
     pairs.txt, *_pairs.txt       path path 0|1 [fold]; or name number number, and name number name number (LFW, RFW)
 
-Columns are apart by tabs or, where a line has none, by spaces. Paths are relative to the list, or to a folder
-above it where only that holds its first images.
+Columns are separated by tabs or, in a line without a tab, by spaces. Paths are relative to the list's folder, or to a
+folder above if only that folder holds the first images.
 Shape suffix: N pairs.
 """
 
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -23,9 +24,14 @@ from .images import ImageFiles, find_image
 
 @dataclass(frozen=True)
 class PairList:
-    """Pairs of images, by number: first and second int64 (N,), is_mate bool (N,).
+    """Pairs of images.
 
-    `fold`: int64 (N,), or None for ten folds in order. `people`: int64 (2, N), both persons, where they are known.
+    Attributes:
+        first: int64 (N,), the number of each pair's first image.
+        second: int64 (N,), the number of each pair's second image.
+        is_mate: bool (N,), whether both images show one person.
+        fold: int64 (N,), the fold of each pair; None for ten folds in order.
+        people: int64 (2, N), the persons of both images; None if unknown.
     """
 
     first: np.ndarray
@@ -35,7 +41,7 @@ class PairList:
     people: np.ndarray | None = None
 
     def without(self, images: Collection[int]) -> "PairList":
-        """The list without the pairs that hold one of these images, such as those that could not be decoded."""
+        """Return the list without the pairs of these images, such as images that could not be decoded."""
         gone = np.fromiter(images, np.int64, len(images))
         kept = ~(np.isin(self.first, gone) | np.isin(self.second, gone))
         return PairList(
@@ -48,17 +54,25 @@ class PairList:
 
 
 class Numbers(dict):
-    """Numbers for names, in the order in which they are first met."""
+    """Numbers for names, in the order in which names are first met."""
 
-    def __missing__(self, name):
+    def __missing__(self, name: object) -> int:
         self[name] = len(self)
         return self[name]
 
 
-def read_folds(folder, name: str | None = None) -> tuple[ImageFiles, tuple[GalleryProbe, ...]]:
-    """(images, folds) of the gallery and probe lists in `folder`, or in its folder `protocols`; one fold if unnumbered.
+def read_folds(folder: str | os.PathLike, name: str | None = None) -> tuple[ImageFiles, tuple[GalleryProbe, ...]]:
+    """Read the gallery and probe lists in `folder`, or in its folder `protocols`.
 
-    Raises ValueError where a list has no partner, names no image, or names a gallery and no probe.
+    Args:
+        folder: the folder.
+        name: what reports call the set; by default the name of the folder.
+
+    Returns:
+        The images of all lists, and the gallery and probe of each fold; lists without a number are one fold.
+
+    Raises:
+        ValueError: there is no list, or a list has no partner or names no image.
     """
     folder = Path(folder)
     lists = folder_lists(folder)
@@ -74,7 +88,7 @@ def read_folds(folder, name: str | None = None) -> tuple[ImageFiles, tuple[Galle
 
 
 def folder_lists(folder: Path) -> list[tuple[Path, Path]]:
-    """The (gallery, probe) lists of a folder, by fold; empty where there are none."""
+    """Find the (gallery, probe) lists of a folder, in the order of folds; ValueError if a list has no partner."""
     for place in (folder, folder / "protocols"):
         by_fold: dict[int, dict[str, Path]] = {}
         for path in sorted(place.glob("*.txt")):
@@ -91,7 +105,7 @@ def folder_lists(folder: Path) -> list[tuple[Path, Path]]:
     return []
 
 
-def _read_listed(path, people, images):
+def _read_listed(path: Path, people: Numbers, images: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """(image numbers, identity numbers), int64, of a list of `path [identity]`."""
     rows = []
     for number, line in lines(path):
@@ -112,7 +126,7 @@ def _read_listed(path, people, images):
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line that is neither empty nor a comment; ValueError where the file is no text."""
+    """Yield (number, text) of each line that is neither empty nor a comment; ValueError if the file is no text."""
     try:
         text = list_text(path)
     except UnicodeDecodeError as error:
@@ -123,36 +137,35 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def image_root(listing: Path, entries: list[str]) -> Path:
-    """The folder that a list's entries are relative to: the list's own, or one of two above that holds any of ten."""
+    """Find the folder that a list's entries are relative to.
+
+    That is the first folder that holds one of the first ten entries: the list's folder or one of the two above. If none
+    does, it is the list's folder.
+    """
     folder = listing.resolve().parent
     above = (folder, *folder.parents[:2])
     return next((root for root in above if any(find_image(root, entry) for entry in entries[:10])), folder)
 
 
-def read_pairs(path, name: str | None = None, root=None) -> tuple[ImageFiles, PairList]:
-    """(images, pairs) of the list of pairs at `path`; images lie below `root`, by default as the module says.
+def read_pairs(
+    path: str | os.PathLike, name: str | None = None, root: str | os.PathLike | None = None
+) -> tuple[ImageFiles, PairList]:
+    """Read a list of pairs.
 
-    Raises ValueError with the line that is not as wanted, or where there is no line.
+    Args:
+        path: the list.
+        name: what reports call the set; by default the name of the list without its suffix.
+        root: the folder that paths are relative to; by default `image_root` finds the folder.
+
+    Returns:
+        The images, and the pairs.
+
+    Raises:
+        FileNotFoundError: there is no list.
+        ValueError: a line is no pair (the message shows the line), or there is no line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no list of pairs {path}")
-    images, rows, folds = Numbers(), [], 0
-    for number, line in lines(path):
-        columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
-        if not rows and len(columns) <= 2 and all(column.isdecimal() for column in columns):
-            folds = int(columns[0]) if len(columns) == 2 else 0  # LFW's header: folds, and pairs of each kind in one
-            continue
-        try:
-            first, second, is_mate, fold = _pair(columns)
-        except (ValueError, IndexError):
-            raise ValueError(
-                f"line {number} of {path} is no pair: want `path path 0|1 [fold]`, `name number number` "
-                f"or `name number name number`, got {line[:100]!r}"
-            ) from None
-        rows.append((images[first], images[second], is_mate, fold))
-    if not rows:
-        raise ValueError(f"{path} names no pair")
+    images, rows, folds = _read_pair_lines(path)
     first_N, second_N, is_mate_N, fold_N = np.array(rows, np.int64).T
     if folds:
         fold_N = np.arange(len(rows)) * folds // len(rows)
@@ -167,7 +180,30 @@ def read_pairs(path, name: str | None = None, root=None) -> tuple[ImageFiles, Pa
     return ImageFiles(name or path.stem, Path(root) if root else image_root(path, entries), entries), pairs
 
 
-def _pair(columns):
+def _read_pair_lines(path: Path) -> tuple[Numbers, list[tuple[int, int, bool, int]], int]:
+    """The images, (first, second, whether of one person, fold or -1) of each line, and LFW's number of folds or 0."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no list of pairs {path}")
+    images, rows, folds = Numbers(), [], 0
+    for number, line in lines(path):
+        columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
+        if not rows and len(columns) <= 2 and all(column.isdecimal() for column in columns):
+            folds = int(columns[0]) if len(columns) == 2 else 0  # LFW's header: folds, and pairs of each kind in a fold
+            continue
+        try:
+            first, second, is_mate, fold = _pair(columns)
+        except (ValueError, IndexError):
+            raise ValueError(
+                f"line {number} of {path} is no pair: want `path path 0|1 [fold]`, `name number number` "
+                f"or `name number name number`, got {line[:100]!r}"
+            ) from None
+        rows.append((images[first], images[second], is_mate, fold))
+    if not rows:
+        raise ValueError(f"{path} names no pair")
+    return images, rows, folds
+
+
+def _pair(columns: list[str]) -> tuple[str, str, bool, int]:
     """(first path, second path, whether of one person, fold or -1) of a line's columns."""
     if len(columns) in (3, 4) and columns[1].isdecimal():
         name, other = columns[0], columns[0] if len(columns) == 3 else columns[2]
@@ -179,8 +215,8 @@ def _pair(columns):
     return entry_path(first), entry_path(second), flag == "1", int(fold[0]) if fold else -1
 
 
-def _people(entries, first_N, second_N, is_mate_N):
-    """Both persons of each pair, int64 (2, N), where the images' folders are people; None where they are not."""
+def _people(entries: list[str], first_N: np.ndarray, second_N: np.ndarray, is_mate_N: np.ndarray) -> np.ndarray | None:
+    """Both persons of each pair, int64 (2, N), if the folders of the images are people; else None."""
     people = Numbers()
     person = np.array([people[str(Path(entry).parent)] for entry in entries], np.int64)
     people_2N = np.stack([person[first_N], person[second_N]])

@@ -1,7 +1,7 @@
-"""What the picklers of Python and NumPy call, understood without calling it: only as they write it, nothing else.
+"""The calls that the picklers of Python and NumPy write, understood without calling anything; all else is refused.
 
-A name out of a file is looked up in a table and stays a name. An array is its type, out of another table, and just as
-many bytes as its shape takes.
+A name in a file is looked up in a table and stays a name. An array is a type out of another table, and exactly as many
+bytes as its shape takes.
 """
 
 import math
@@ -23,16 +23,17 @@ _LATIN_NAMES = ("latin1", "latin-1")
 
 
 class Array:
-    """A NumPy array of numbers or bools as the file has it, with at most one side that is not 1."""
+    """A NumPy array of numbers or bools as stored in the file, with at most one side that is not 1."""
 
     __slots__ = ("dtype", "raw")
 
     def __init__(self):
+        """Make an array without content, as a pickle does first."""
         self.dtype = ""
         self.raw: bytes | None = None  # both are filled in when the bytes come
 
     def numpy(self) -> np.ndarray:
-        """The numbers, in one dimension, read-only."""
+        """Return the numbers, in one dimension, read-only; ValueError if the array has no content or no real bools."""
         if self.raw is None:
             raise ValueError("it has an array without content")
         if self.dtype == "|b1" and self.raw.translate(None, delete=b"\0\1"):
@@ -41,30 +42,32 @@ class Array:
 
 
 class Name:
-    """One of NAMES, where it is named; there is nothing behind it."""
+    """One of NAMES in a file; it stands for nothing that could be called."""
 
     __slots__ = ("name",)
 
     def __init__(self, name: str):
+        """Keep the name."""
         self.name = name
 
 
 class DType:
-    """A dtype in the making: its letter and size, and its byte order once that has come."""
+    """A dtype: its letter and size, and its byte order once the file has stated that."""
 
     __slots__ = ("built", "code", "order")
 
     def __init__(self, code: str):
+        """Keep the letter and size, such as "f4"."""
         self.code, self.order, self.built = code, "=", False
 
 
 def make(name: str, given: tuple) -> Any:
-    """What the pickler meant by calling `name`; None where it is no such call as NumPy or Python writes."""
+    """Return the result of calling `name` with the arguments `given`; None if neither NumPy nor Python writes that."""
     match name, given:
         case (("bytes" | "bytearray"), ()):
             return b""
         case (("bytes" | "bytearray"), (bytes() as raw,)):
-            return raw  # nobody writes to it, so that no copy is needed
+            return raw  # nobody writes to the bytes, so no copy is needed
         case (("encode" | "bytearray"), (str() as text, (str() | bytes()) as coding)) if word(coding) in _LATIN_NAMES:
             return text.encode("latin1")
         case "dtype", (code, int(), int()):
@@ -81,7 +84,7 @@ def make(name: str, given: tuple) -> Any:
 
 
 def build(target: Any, state: Any) -> bool:
-    """Gives an array or a dtype the state that follows it; False where NumPy writes no such state."""
+    """Give an array or a dtype its state; return False if NumPy writes no such state."""
     if type(state) is not tuple:
         return False
     if type(target) is DType and not target.built and len(state) == 8 and word(state[1]) in ("<", ">", "|", "="):
@@ -94,7 +97,7 @@ def build(target: Any, state: Any) -> bool:
 
 
 def fill(array: Array, shape: Any, dtype: Any, raw: Any) -> Array:
-    """`array`, after its bytes; ValueError unless they are just what the shape takes."""
+    """Give an array its bytes and return the array; ValueError unless the shape takes exactly these bytes."""
     if type(dtype) is not DType or type(raw) is not bytes or type(shape) is not tuple or len(shape) > 4:
         raise ValueError("it has an array of something else; want one row of numbers or bools")
     if any(type(side) is not int or side < 0 for side in shape) or sum(side != 1 for side in shape) > 1:
@@ -107,11 +110,11 @@ def fill(array: Array, shape: Any, dtype: Any, raw: Any) -> Array:
 
 
 def word(value: Any) -> Any:
-    """A short string as text, whichever Python wrote it; None where it is none."""
+    """Return a short string as text, from Python 2 or 3; None if `value` is no short string."""
     value = value.decode("latin1") if type(value) is bytes and len(value) < 16 else value
     return value if type(value) is str and len(value) < 16 else None
 
 
 def shown(text: Any) -> str:
-    """A stranger's text, fit for a message."""
+    """Return a stranger's text for a message: at most 80 characters, all printable."""
     return "".join(c if c.isprintable() else "?" for c in str(text)[:80])

@@ -1,7 +1,7 @@
-"""The protocols of Meta Face Recognition (arXiv 2003.07733): which domains, and how large.
+"""The protocols of Meta Face Recognition (arXiv 2003.07733): their domains, and the sizes of these.
 
-GFR-R leaves each of four races out in turn; GFR-V learns from all four and is scored on five other kinds of faces. The
-authors' lists were never released: `python -m fastmfr split` draws lists of these sizes, by people, from any folder.
+GFR-R leaves each of four races out in turn. GFR-V learns from all four races and is scored on five other kinds of
+faces. The authors never released their lists: `python -m fastmfr split` draws lists of these sizes from any folder.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from .source_target import Protocol
 RACES = ("caucasian", "asian", "african", "indian")
 VARIETIES = ("cacd-vs", "casia-nir-vis", "multi-pie", "meglass", "public-ivs")
 TRAIN = {"caucasian": (1957, 6757), "asian": (1492, 5784), "african": (1995, 6938), "indian": (1984, 6857)}
-LOOKED_UP = {  # people and images: gallery, probe
+LOOKED_UP = {  # (people, images) of the gallery, then of the probes
     **dict.fromkeys(RACES, ((1000, 1000), (1000, 1000))),
     "cacd-vs": ((2000, 2000), (2000, 2000)),
     "casia-nir-vis": ((358, 358), (363, 6208)),  # each of its ten folds, about
@@ -24,20 +24,27 @@ LOOKED_UP = {  # people and images: gallery, probe
 
 @dataclass(frozen=True)
 class PaperProtocol:
-    """Names of the source and the target domains, and the false accept rates the paper reports."""
+    """A protocol of the paper.
+
+    Attributes:
+        sources: the names of the source domains.
+        targets: the names of the target domains.
+        far: the false accept rates that the paper reports.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     far: tuple[float, ...]
 
     def missing(self, names: Collection[str]) -> list[str]:
-        """The targets that are not among `names`."""
+        """Return the targets that are not among `names`."""
         return [target for target in self.targets if target not in names]
 
     def over(self, paths: dict[str, str]) -> Protocol:
-        """The protocol over a user's {domain: path}: all sources, and those targets that are there.
+        """Return the protocol over a user's {domain: path}: all sources, and those targets that are there.
 
-        Raises ValueError where a source is missing, or every target.
+        Raises:
+            ValueError: a source is missing, or every target.
         """
         lacking = [name for name in self.sources if name not in paths]
         targets = {name: paths[name] for name in self.targets if name in paths}
@@ -46,7 +53,7 @@ class PaperProtocol:
         return Protocol({name: paths[name] for name in self.sources}, targets)
 
 
-def _left_out(race):
+def _left_out(race: str) -> PaperProtocol:
     return PaperProtocol(tuple(name for name in RACES if name != race), (race,), (1e-2, 1e-3, 1e-4))
 
 
@@ -60,14 +67,23 @@ PROTOCOLS = {
 
 
 def paper_protocol(name: str) -> PaperProtocol:
-    """GFR-R I to IV as gfr-r-1 to gfr-r-4, and gfr-v; ValueError for another name."""
+    """Return the protocol named gfr-r-1 to gfr-r-4 (GFR-R I to IV) or gfr-v; ValueError for another name."""
     if name not in PROTOCOLS:
         raise ValueError(f"there is no protocol {name!r}; want one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
 def unlike_the_paper(name: str, gallery: tuple[int, int], probe: tuple[int, int]) -> str | None:
-    """A sentence where the (people, images) of a domain's lists are not the paper's; None where they are."""
+    """Compare the (people, images) of a domain's lists with the paper's.
+
+    Args:
+        name: the domain.
+        gallery: (people, images) of the gallery.
+        probe: (people, images) of the probes.
+
+    Returns:
+        A sentence if they differ; None if they are equal or the paper has no such domain.
+    """
     wanted = LOOKED_UP.get(name)
     if wanted is None or wanted == (gallery, probe):
         return None

@@ -1,4 +1,4 @@
-"""Who is trained on and who is scored: source and target domains, and people held out of a domain that is both."""
+"""Source domains are trained on, target domains are scored; of a domain that is both, people are held out."""
 
 import os
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ import numpy as np
 class Protocol:
     """Source domains to learn from and target domains to score on, each as {name: path}.
 
-    A name on both sides, with the same path, is held out by people: part of its identities is trained on and the
-    other part scored (see `hold_out`). Every other target is unseen. Raises ValueError where the two sides would mix.
+    People of a domain that is both, with one name and one path, are held out: some identities are trained on and the
+    others scored (see `hold_out`). Every other target is unseen.
+
+    Raises:
+        ValueError: there is no source, or a person would be trained on and scored.
     """
 
     sources: dict[str, str]
@@ -39,12 +42,16 @@ class Protocol:
 
     @property
     def held_out(self) -> list[str]:
-        """Names that are both source and target: their people are split, part trained on, part scored."""
+        """The names of the domains that are both source and target."""
         return [name for name in self.targets if name in self.sources]
 
 
 def leave_one_out(domains: dict[str, str], target: str) -> Protocol:
-    """The protocol that scores on `target`, a name in `domains` {name: path}, and learns from all the others."""
+    """Return the protocol that scores on `target`, a name in `domains` {name: path}, and learns from all others.
+
+    Raises:
+        ValueError: there is no domain of that name, or no other domain.
+    """
     if target not in domains:
         raise ValueError(f"the target {target!r} is none of the domains {', '.join(domains) or '(none given)'}")
     if len(domains) < 2:
@@ -53,23 +60,31 @@ def leave_one_out(domains: dict[str, str], target: str) -> Protocol:
 
 
 def leave_each_out(domains: dict[str, str]) -> dict[str, Protocol]:
-    """Each of `domains` {name: path} left out once: {name of the one scored: its protocol}."""
+    """Leave each of `domains` {name: path} out once; return {name of the target: protocol}."""
     return {name: leave_one_out(domains, name) for name in domains}
 
 
-def hold_out(identities: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split people 0 .. identities - 1 by chance into (train_numbers, scored_numbers), int64, each sorted.
+def hold_out(identities: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the people 0 .. identities - 1 at random into those trained on and those scored.
 
-    `share` in (0, 1) is the part scored. Raises ValueError where a side would have fewer than the two people that
-    an impostor pair takes.
+    Args:
+        identities: the number of people.
+        fraction: of the people to score, in (0, 1).
+        seed: of the draw.
+
+    Returns:
+        (numbers trained on, numbers scored), int64, each sorted.
+
+    Raises:
+        ValueError: the fraction is out of range, or either side has fewer than the two people of an impostor pair.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"want the share of people held out above 0 and below 1, got {share}")
-    scored = round(identities * share)
+    if not 0 < fraction < 1:
+        raise ValueError(f"want the fraction of people held out above 0 and below 1, got {fraction}")
+    scored = round(identities * fraction)
     if min(scored, identities - scored) < 2:
         raise ValueError(
-            f"holding out {share:g} of {identities} people trains on {identities - scored} and scores "
-            f"{scored}; each side needs at least 2: change the share or give a larger domain"
+            f"holding out {fraction:g} of {identities} people trains on {identities - scored} and scores "
+            f"{scored}; each side needs at least 2: change the fraction or give a larger domain"
         )
     order = np.random.default_rng(seed).permutation(identities)
     return np.sort(order[scored:]), np.sort(order[:scored])

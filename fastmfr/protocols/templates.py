@@ -6,7 +6,8 @@ in `loose_crop/`, `images/` or the folder itself.
 Shape suffixes: N images in templates, M media, T templates.
 """
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,15 @@ LISTS = {"images": "*tid_mid.txt", "pairs": "*template_pair_label.txt"}
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """image, medium int64 (N,): the medium of each image listed; template_of_medium int64 (M,); pairs of templates."""
+    """Images of media, media of templates, and pairs of templates.
+
+    Attributes:
+        image: int64 (N,), the number of each image listed.
+        medium: int64 (N,), the medium of each image listed.
+        template_of_medium: int64 (M,), the template of each medium.
+        templates: the number T of templates.
+        pairs: pairs of template numbers.
+    """
 
     image: np.ndarray
     medium: np.ndarray
@@ -30,15 +39,15 @@ class TemplateSet:
     pairs: PairList
 
     def without(self, images: Collection[int]) -> "TemplateSet":
-        """The set without these images, and without the pairs of templates that are left with none."""
+        """Return the set without these images, and without the pairs of templates that then have no image."""
         kept = ~np.isin(self.image, np.fromiter(images, np.int64, len(images)))
         held = np.unique(self.template_of_medium[self.medium[kept]])
         empty = np.setdiff1d(np.arange(self.templates), held)
         return replace(self, image=self.image[kept], medium=self.medium[kept], pairs=self.pairs.without(empty.tolist()))
 
 
-def find_template_lists(folder) -> dict[str, Path] | None:
-    """{"images": path, "pairs": path} of the lists in `folder` or its `meta/`; None where there are none."""
+def find_template_lists(folder: str | os.PathLike) -> dict[str, Path] | None:
+    """Find {"images": path, "pairs": path} of the lists in `folder` or its `meta/`; None if a list is missing."""
     for place in (Path(folder), Path(folder) / "meta"):
         found = {kind: next(iter(sorted(place.glob(pattern))), None) for kind, pattern in LISTS.items()}
         lists = {kind: path for kind, path in found.items() if path}
@@ -47,8 +56,16 @@ def find_template_lists(folder) -> dict[str, Path] | None:
     return None
 
 
-def read_templates(folder, name: str | None = None) -> tuple[ImageFiles, TemplateSet]:
-    """(images, templates) of the folder. Raises ValueError where lists are missing, or a line is not as wanted."""
+def read_templates(folder: str | os.PathLike, name: str | None = None) -> tuple[ImageFiles, TemplateSet]:
+    """Read the images and templates of a folder.
+
+    Args:
+        folder: the folder.
+        name: what reports call the set; by default the name of the folder.
+
+    Raises:
+        ValueError: a list is missing, or a line is not as wanted (the message shows the line).
+    """
     folder = Path(folder)
     found = find_template_lists(folder)
     if not found:
@@ -75,8 +92,8 @@ def read_templates(folder, name: str | None = None) -> tuple[ImageFiles, Templat
     )
 
 
-def _rows(path, wanted):
-    """The three columns of each line; ValueError where there are others, or no line."""
+def _rows(path: Path, wanted: str) -> Iterator[list[str]]:
+    """The three columns of each line; ValueError if a line has others, or there is no line."""
     empty = True
     for number, line in lines(path):
         columns = line.split()

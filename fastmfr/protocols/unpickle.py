@@ -1,9 +1,10 @@
-"""Pickles from anyone: plain values are read out of them, and nothing is imported, called or run.
+"""Read plain values out of pickles from anyone; nothing is imported, called or run.
 
-Python's own unpickler calls what a file names; even if only NumPy's functions may be named, a file can hand them
-addresses and sizes of its choice. Here the opcodes are walked over a plain stack: bytes, text, numbers, lists, tuples.
-The names that NumPy's and Python's picklers write are inert, and only the exact shapes they write are understood.
-No value is larger than the file: lengths are held against what is left of it, and text must be of bytes (Latin-1).
+Python's unpickler calls what a file names; even if a file may name NumPy's functions only, the file can pass them
+addresses and sizes of its choice. Here the opcodes work on a plain stack of bytes, text, numbers, lists and tuples.
+The names that the picklers of NumPy and Python write are inert, and only calls exactly as they write them are
+understood. No value is larger than the file: each length is compared with the bytes left in the file, and text must be
+Latin-1.
 """
 
 import codecs
@@ -17,23 +18,30 @@ import numpy as np
 
 from .named import NAMES, Name, build, make, shown
 
-_LATIN_UTF8 = 0xC3  # in UTF-8 no byte of a character below 256 lies above it
+_LATIN_UTF8 = 0xC3  # in UTF-8, characters below 256 have no byte above this
 _REPR = re.compile(rb"""(?:[^\\]++|\\(?:[\\'"nrt]|x[0-9a-f]{2}))*+""")  # between the quotes, as Python 2 writes it
-_OPCODES, _BYTES_AN_OPCODE = 250_000, 64  # real files have one in 90 bytes or fewer; this many even if they are small
-_MARKS = 16  # lists and tuples begun within each other; real files have 6
+_OPCODES, _BYTES_AN_OPCODE = (
+    250_000,
+    64,
+)  # real files have at most one in 90 bytes; small files may have the first number
+_MARKS = 16  # depth of lists and tuples within each other; real files have 6
 _INT_BYTES = 9  # what a uint64 takes
 
 
 def read_plain(file: BinaryIO) -> Any:
-    """The value pickled in `file`: None, bytes, str, bool, int, float, list, tuple, Array.
+    """Read the value pickled in `file`: None, bytes, str, bool, int, float, list, tuple, Array.
 
-    Raises ValueError, with what was found, where the file is damaged, or holds or would run anything else.
+    Raises:
+        ValueError: the file is damaged, or holds or would run anything else; the message says what was found.
     """
     return _Machine(file).run()
 
 
 class _Machine:
-    """The opcodes of a pickle over a stack; `left` is what is left of the file, `room` of the bytes it may encode."""
+    """Works off the opcodes of a pickle on a stack.
+
+    `left`: bytes of the file not yet read. `room`: how many more bytes the file may encode by calls.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file = file
