@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from fastmfr.commands.frame import status_of
 from fastmfr.config import parse
 
 
@@ -57,6 +58,4 @@ def _say_results(results, folder, page, logbook):
 
 
 if __name__ == "__main__":
-    from fastmfr.__main__ import main as run_command
-
-    raise SystemExit(run_command(["train", *sys.argv[1:]]))
+    raise SystemExit(status_of(lambda: main(sys.argv[1:])))

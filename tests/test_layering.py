@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"config", "distributed", "precision", "progress", "results", "runtime"}
+GROUND = {"atomic", "config", "distributed", "precision", "progress", "results", "runtime"}
 DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
-MATHS = {"backbone", "cuda_graph", "flat", "fused", "head", "losses", "rop", "weights", "kernels"}
-ABOVE = {"meta", "evaluate"}
+MATHS = {"backbone", "cuda_graph", "flat", "fused", "head", "losses", "rop", "kernels"}
+ABOVE = {"meta", "evaluate", "weights"}
 MAY = {
     **{name: GROUND for name in GROUND},
     **{name: GROUND | DATA | {"kernels"} for name in DATA},
@@ -54,7 +54,9 @@ def test_imports_point_down(path):
 
 
 def test_kernels_and_csrc_know_nothing_of_fastmfr():
-    for path in (ROOT / "kernels").rglob("*.py"):
+    kernels = list((ROOT / "kernels").rglob("*.py"))
+    assert len(kernels) > 20
+    for path in kernels:
         assert not [name for name in imported(path) if name != "kernels"], path
     for path in (ROOT / "csrc").iterdir():
         if path.name != "bindings.cpp":
@@ -72,3 +74,47 @@ def test_the_test_would_notice(tmp_path, monkeypatch):
 
 def test_importing_the_package_imports_nothing():
     assert set(imported(ROOT / "fastmfr" / "__init__.py")) == set()
+
+
+def modules_imported(path):
+    """Dotted names of the modules of this repository that a file imports, wherever the import stands."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*above, node.module) if node.module else above)
+            for alias in node.names:
+                inside = ROOT / f"{base}.{alias.name}".replace(".", "/")
+                is_module = inside.with_suffix(".py").is_file() or (inside / "__init__.py").is_file()
+                yield f"{base}.{alias.name}" if is_module else base
+
+
+def circles(root):
+    """Modules that import each other, in a circle of any length; a package's __init__ is the package."""
+    files = [path for folder in ("fastmfr", "kernels") for path in (root / folder).rglob("*.py")]
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in files}
+    graph = {name: set(modules_imported(path)) & set(names.values()) - {name} for path, name in names.items()}
+    reach = {}
+    for name in graph:
+        reach[name], waiting = set(), list(graph[name])
+        while waiting:
+            other = waiting.pop()
+            if other not in reach[name]:
+                reach[name].add(other)
+                waiting.extend(graph[other])
+    return sorted(name for name in graph if name in reach[name])
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(ROOT) == []
+
+
+def test_a_circle_would_be_noticed(tmp_path, monkeypatch):
+    (tmp_path / "fastmfr" / "pack").mkdir(parents=True)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "fastmfr" / "pack" / "a.py").write_text("from .b import f")
+    (tmp_path / "fastmfr" / "pack" / "b.py").write_text("def f():\n    from fastmfr.pack import a")
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    assert circles(tmp_path) == ["fastmfr.pack.a", "fastmfr.pack.b"]
