@@ -86,7 +86,7 @@ def test_a_sample_is_of_whole_people_and_the_same_every_time(tmp_path):
     found = survey(big, most=9)
     assert found.sampled
     assert len(found.image_N) == 9
-    assert np.bincount(found.identity(found.image_N)).tolist().count(3) == 3
+    assert np.bincount(found.domain.identity_of(found.image_N)).tolist().count(3) == 3
     assert survey(big, most=9).image_N.tolist() == found.image_N.tolist()
     assert sum(found.sizes.values()) == 9
     assert not survey(big, most=60).sampled

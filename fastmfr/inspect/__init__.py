@@ -1,9 +1,9 @@
-"""What is in the domains: people, images, sizes, damage, duplicates, people under two labels, contact sheets.
+"""Find out what domains hold: people, images, sizes, damage, duplicates, people under two labels, contact sheets.
 
 survey.py   one domain, image by image
 overlap.py  the same images and the same names within and across domains
 sheet.py    thumbnails of a domain
-command.py  python -m fastmfr inspect
+text.py     surveys and overlaps as tables, sentences and lists
 """
 
 from .overlap import Overlap, overlap

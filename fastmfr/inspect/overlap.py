@@ -1,24 +1,28 @@
-"""The same images and the same names within and across domains: people who may stand under two labels."""
+"""Find the same images and the same names within and across domains: people who may have two labels."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 
-MOST_PEOPLE = 20  # an image that more people share is a placeholder, such as "image not available"
+from .survey import Survey
+
+MOST_PEOPLE = 20  # an image of more people is a placeholder, such as "image not available"
 
 
 @dataclass
 class Overlap:
-    """What domains, numbered as given, have in common. Byte for byte: a picture encoded anew is another image.
+    """What domains, numbered as given, have in common, byte for byte: a picture encoded again is another image.
 
-    repeated: by domain, images that are copies of an earlier one in the same domain
-    groups: lists of (domain, image), each list images of the same bytes
-    images: {(domain, domain): how many different images both hold}
-    people: {((domain, identity), (domain, identity)): how many different images both hold}, within a domain too
-    placeholders: how many of the groups are spread over so many people that they say nothing of any two
-    names: ((domain, identity), (domain, identity)) of the same name in two domains; bare numbers are no names
+    Attributes:
+        repeated: by domain, how many images are copies of an earlier image of the same domain.
+        groups: lists of (domain, image); the images of a list have the same bytes.
+        images: {(domain, domain): how many different images both hold}.
+        people: {((domain, identity), (domain, identity)): how many different images both hold}, also within a domain.
+        placeholders: how many groups have more than MOST_PEOPLE people, so that they say nothing about any two.
+        names: pairs ((domain, identity), (domain, identity)) with one name, in two domains. Bare numbers are no names.
     """
 
     repeated: list[int]
@@ -29,7 +33,7 @@ class Overlap:
     names: list[tuple] = field(default_factory=list)
 
 
-def overlap(surveys):
+def overlap(surveys: Sequence[Survey]) -> Overlap:
     """Compare the images that were read, and the names of all people, of several surveys."""
     found = Overlap([0] * len(surveys))
     for group in _same_digest(surveys):
@@ -38,7 +42,7 @@ def overlap(surveys):
         for domain, count in domains.items():
             found.repeated[domain] += count - 1
         found.images.update(combinations(sorted(domains), 2))
-        people = sorted({(domain, int(surveys[domain].identity(image))) for domain, image in group})
+        people = sorted({(domain, int(surveys[domain].domain.identity_of(image))) for domain, image in group})
         if len(people) <= MOST_PEOPLE:
             found.people.update(combinations(people, 2))
         else:
@@ -48,7 +52,7 @@ def overlap(surveys):
     return found
 
 
-def _same_digest(surveys):
+def _same_digest(surveys: Sequence[Survey]) -> Iterator[list[tuple[int, int]]]:
     """Yield lists of (domain, image) of the same bytes, two or more each."""
     digest_N = np.concatenate([survey.digest_N for survey in surveys])
     image_N = np.concatenate([survey.image_N for survey in surveys])
@@ -61,12 +65,12 @@ def _same_digest(surveys):
         yield list(zip(domain_N[members].tolist(), image_N[members].tolist(), strict=True))
 
 
-def _same_name(surveys):
-    """Yield pairs of people, in two domains, of the same name; a number means someone else in each data set."""
-    holders = {}
+def _same_name(surveys: Sequence[Survey]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Yield pairs of people, in two domains, of one name; a number means someone else in each data set."""
+    holders: dict[str, list[tuple[int, int]]] = {}
     for domain, survey in enumerate(surveys):
         for identity, name in enumerate(survey.names):
             if not name.isdecimal():
                 holders.setdefault(name, []).append((domain, identity))
     for people in holders.values():
-        yield from (pair for pair in combinations(people, 2) if pair[0][0] != pair[1][0])
+        yield from ((one, other) for one, other in combinations(people, 2) if one[0] != other[0])

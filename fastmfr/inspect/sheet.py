@@ -1,19 +1,23 @@
 """Thumbnails of a domain: a row a person, undistorted."""
 
 import io
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from fastmfr.report import contact_sheet
+from fastmfr.domains import Domain
+
+from .survey import Survey
 
 PEOPLE, IMAGES, SIDE = 8, 8, 112  # rows, columns, pixels
 GREY = (127, 127, 127)
 LABEL = 14  # letters that fit beside a row
 
 
-def draw_sheet(survey, path):
-    """Write a PNG of people spread over the domain; False where none has an image that decodes."""
+def draw_sheet(survey: Survey, path: Path | str) -> bool:
+    """Write a PNG of people spread over the domain, a row each; return False if none has an image that decodes."""
+    from fastmfr.report import contact_sheet  # here, since it imports matplotlib
+
     rows = {}
     chosen = np.unique(np.linspace(0, survey.domain.identities - 1, PEOPLE).astype(int))
     for identity in chosen.tolist():
@@ -27,11 +31,13 @@ def draw_sheet(survey, path):
     return bool(rows)
 
 
-def _thumbnail(domain, image):
-    """uint8 (SIDE, SIDE, 3), padded in grey where the image is not square; None where it does not decode."""
+def _thumbnail(domain: Domain, image: int) -> np.ndarray | None:
+    """uint8 (SIDE, SIDE, 3), padded in grey if the image is not square; None if the image does not decode."""
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(io.BytesIO(bytes(domain.jpeg(image)))) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGB")
             return np.asarray(ImageOps.pad(upright, (SIDE, SIDE), color=GREY))
-    except Exception:  # reported by the survey as far as it can be told; a sheet shows what there is to see
+    except Exception:  # the survey reports damage; a sheet shows what can be seen
         return None

@@ -1,8 +1,9 @@
-"""One domain, image by image: sizes, formats, what is broken, and a digest of the bytes of each image."""
+"""Survey one domain, image by image: sizes, formats, what is broken, and a digest of the bytes of each image."""
 
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,15 +15,21 @@ from fastmfr.pack.images import ordered_map
 from fastmfr.pack.sources import known_names
 
 CHUNK = 256  # images handed to a thread at once
-DIGEST_BYTES = 8  # among 50 million different images two share a digest with a probability of 7e-5
+DIGEST_BYTES = 8  # two of 50 million different images have one digest with a probability of 7e-5
 
 
 @dataclass
 class Survey:
-    """What was found in `domain`, whose people are called `names`.
+    """What was found in a domain.
 
-    image_N: the images that were read, ascending, int64; digest_N: of their bytes, uint64, 0 for those that cannot be
-    read. `sizes`: how many of (width, height); `formats`: of "JPEG" and "PNG"; `broken`: (key, reason).
+    Attributes:
+        domain: the domain.
+        names: the name of each person.
+        image_N: int64, the numbers of the images that were read, ascending.
+        digest_N: uint64, a digest of the bytes of each image; 0 for an image that cannot be read.
+        sizes: how many images have each (width, height), in pixels.
+        formats: how many images are "JPEG", and how many "PNG".
+        broken: (key, reason) of every broken image.
     """
 
     domain: Domain
@@ -34,24 +41,32 @@ class Survey:
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     @property
-    def counts(self):
-        """Images of each identity, int64 (identities,)."""
+    def counts(self) -> np.ndarray:
+        """The number of images of each identity, int64 (identities,)."""
         return np.diff(self.domain.offsets)
 
     @property
-    def sampled(self):
-        """Whether a part of the images was left unread."""
+    def sampled(self) -> bool:
+        """Whether some images were left unread."""
         return len(self.image_N) < self.domain.images
 
-    def identity(self, image):
-        """The identity numbers of image numbers."""
-        return np.searchsorted(self.domain.offsets, image, side="right") - 1
 
+def survey(
+    domain: Domain,
+    most: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Survey:
+    """Read the images of a domain.
 
-def survey(domain, most=None, workers=None, progress=None):
-    """Read every image of `domain`, or of a sample of whole people `most` images, and say what they are.
+    Args:
+        domain: the domain.
+        most: how many images to read, of people drawn at random, always the same ones; None reads all.
+        workers: the number of threads; by default one a core.
+        progress: called with (images done, images in all), first with 0 done.
 
-    `workers`: threads (default: the cores); `progress` is called with (images done, images in all), first with 0.
+    Raises:
+        ValueError: `most` is below 1.
     """
     image_N = _sample(domain, most)
     found = Survey(domain, _names(domain), image_N, np.zeros(len(image_N), np.uint64))
@@ -73,8 +88,8 @@ def survey(domain, most=None, workers=None, progress=None):
     return found
 
 
-def _sample(domain, most):
-    """All image numbers, or those of people drawn until there are `most`; the same ones every time."""
+def _sample(domain: Domain, most: int | None) -> np.ndarray:
+    """All image numbers, or `most` of people drawn at random; the same numbers every time."""
     if most is not None and most < 1:
         raise ValueError(f"want a sample of at least 1 image, got {most}")
     if most is None or most >= domain.images:
@@ -82,12 +97,12 @@ def _sample(domain, most):
     drawn = np.random.default_rng(0).permutation(domain.identities)
     counts = np.diff(domain.offsets)[drawn]
     drawn = np.sort(drawn[: np.searchsorted(np.cumsum(counts), most) + 1])
-    images = [np.arange(domain.offsets[k], domain.offsets[k + 1]) for k in drawn]
+    images = [np.arange(int(domain.offsets[k]), int(domain.offsets[k + 1])) for k in drawn]
     return np.concatenate(images)[:most]
 
 
-def _read(domain, images):
-    """(digest, size, format, reason) of each image; a reason says why it is broken."""
+def _read(domain: Domain, images: np.ndarray) -> list[tuple]:
+    """(digest, size, format, reason) of each image; the reason says why an image is broken."""
     results = []
     for image in images:
         digest = 0
@@ -101,8 +116,8 @@ def _read(domain, images):
     return results
 
 
-def _names(domain):
-    """What the people are called: by identities.txt where the domain was packed with one, else by the domain."""
+def _names(domain: Domain) -> list[str]:
+    """The names of the people: those in identities.txt if the domain was packed with it, else the domain's."""
     known = known_names(domain.path)
     labels = (str(domain.identity_name(identity)) for identity in range(domain.identities))
     return [known.get(label, label) for label in labels]

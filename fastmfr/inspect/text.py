@@ -1,22 +1,29 @@
 """Surveys and overlaps in words: a table, sentences, and lists for files."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence, Sized
+
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from .overlap import MOST_PEOPLE
+from .overlap import MOST_PEOPLE, Overlap
+from .survey import Survey
 
-FIRST = 20  # of a list, on the screen
+FIRST = 20  # entries of a list that are shown on the screen
 BAR = 30  # letters of the longest bar
 TAB = "\t"
 
 
-def table(surveys, shared):
-    """A row a domain; people, images and single are of the whole domain, the rest of the images that were read."""
+def table(surveys: Sequence[Survey], common: Overlap) -> Table:
+    """Make a table with a row for each domain.
+
+    People, images and single are those of the whole domain, the other columns those of the images that were read.
+    """
     grid = Table(title="domains (images a person: least / median / most)")
     for head in ("domain", "people", "images", "a person", "single", "JPEG", "broken", "copies"):
         grid.add_column(head, justify="left" if head == "domain" else "right")
-    for found, repeated in zip(surveys, shared.repeated, strict=True):
+    for found, repeated in zip(surveys, common.repeated, strict=True):
         counts, read = found.counts, sum(found.formats.values())
         grid.add_row(
             escape(found.domain.name),
@@ -31,8 +38,8 @@ def table(surveys, shared):
     return grid
 
 
-def of_domain(found):
-    """Lines on one domain: its images a person as a histogram, its sizes, what is broken."""
+def of_domain(found: Survey) -> Iterator[str]:
+    """Yield lines on one domain: a histogram of images a person, sizes, what is broken."""
     name, single = found.domain.name, int((found.counts == 1).sum())
     yield f"\n{name}: people by how many images they have"
     yield from _histogram(found.counts)
@@ -50,54 +57,54 @@ def of_domain(found):
         yield from (f"  {key}: {reason}" for key, reason in found.broken[:FIRST])
 
 
-def of_overlap(surveys, shared):
-    """Lines on what domains share and who may stand under two labels."""
+def of_overlap(surveys: Sequence[Survey], common: Overlap) -> Iterator[str]:
+    """Yield lines on what domains have in common and on people who may have two labels."""
     yield ""
-    for (one, other), count in sorted(shared.images.items()):
+    for (one, other), count in sorted(common.images.items()):
         yield f"images in {surveys[one].domain.name} and in {surveys[other].domain.name}, byte for byte: {count:,}"
-    if shared.placeholders:
-        yield f"images under more than {MOST_PEOPLE} people each, placeholders and not faces: {shared.placeholders:,}"
-    if shared.people:
-        pairs = _by_count(shared.people)
+    if common.placeholders:
+        yield f"images under more than {MOST_PEOPLE} people each, placeholders and not faces: {common.placeholders:,}"
+    if common.people:
+        pairs = _by_count(common.people)
         yield f"pairs of people with the same images, likely one person under two labels: {_number(pairs)}"
         yield from (f"  {_pair(surveys, pair)} ({count:,})" for pair, count in pairs[:FIRST])
-    if shared.names:
-        yield f"names in two domains, likely the same person: {_number(shared.names)}"
-        yield from (f"  {_pair(surveys, pair)}" for pair in shared.names[:FIRST])
-    if len(surveys) > 1 and not (shared.images or shared.names):
+    if common.names:
+        yield f"names in two domains, likely the same person: {_number(common.names)}"
+        yield from (f"  {_pair(surveys, pair)}" for pair in common.names[:FIRST])
+    if len(surveys) > 1 and not (common.images or common.names):
         yield "no image and no name was found in two domains"
     if len(surveys) > 1:
         yield "names that are bare numbers were not compared: they mean someone else in each data set"
 
 
-def lists(surveys, shared):
-    """{file name: its lines}: everything broken, every group of copies, every pair of people; tabs between fields."""
+def lists(surveys: Sequence[Survey], common: Overlap) -> dict[str, list[str]]:
+    """Return {file name: lines} of every broken image, group of copies and pair of people; tabs between fields."""
     return {
         "broken.txt": [f"{found.domain.name}\t{key}\t{reason}" for found in surveys for key, reason in found.broken],
         "copies.txt": [
             "\t".join(f"{surveys[domain].domain.name}:{surveys[domain].domain.key(image)}" for domain, image in group)
-            for group in shared.groups
+            for group in common.groups
         ],
         "people.txt": [
-            f"{_pair(surveys, pair, between=TAB)}\t{count} same images" for pair, count in _by_count(shared.people)
+            f"{_pair(surveys, pair, between=TAB)}\t{count} same images" for pair, count in _by_count(common.people)
         ]
-        + [f"{_pair(surveys, pair, between=TAB)}\tsame name" for pair in shared.names],
+        + [f"{_pair(surveys, pair, between=TAB)}\tsame name" for pair in common.names],
     }
 
 
-def _pair(surveys, pair, between=" = "):
+def _pair(surveys: Sequence[Survey], pair: Sequence[tuple[int, int]], between: str = " = ") -> str:
     return between.join(f"{surveys[domain].domain.name}:{surveys[domain].names[identity]}" for domain, identity in pair)
 
 
-def _by_count(people):
+def _by_count(people: Counter) -> list:
     return sorted(people.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _number(items):
+def _number(items: Sized) -> str:
     return f"{len(items):,}" + (f" (the first {FIRST} below, all of them with --out)" if len(items) > FIRST else "")
 
 
-def _sizes(sizes):
+def _sizes(sizes: Counter) -> str:
     """The range of widths and heights, and the most common sizes."""
     if len(sizes) == 1:
         ((width, height),) = sizes
@@ -107,8 +114,8 @@ def _sizes(sizes):
     return f"{min(widths)}-{max(widths)} x {min(heights)}-{max(heights)}, most often {common}"
 
 
-def _histogram(counts):
-    """A line for 1, 2 to 3, 4 to 7, ... images a person, with how many people have as many."""
+def _histogram(counts: np.ndarray) -> Iterator[str]:
+    """A line for 1, 2 to 3, 4 to 7, ... images a person, with the number of such people."""
     powers = np.floor(np.log2(counts)).astype(int)
     people = np.bincount(powers)
     for power in range(powers.min(), len(people)):

@@ -20,10 +20,7 @@ from .named import NAMES, Name, build, make, shown
 
 _LATIN_UTF8 = 0xC3  # in UTF-8, characters below 256 have no byte above this
 _REPR = re.compile(rb"""(?:[^\\]++|\\(?:[\\'"nrt]|x[0-9a-f]{2}))*+""")  # between the quotes, as Python 2 writes it
-_OPCODES, _BYTES_AN_OPCODE = (
-    250_000,
-    64,
-)  # real files have at most one in 90 bytes; small files may have the first number
+_OPCODES, _BYTES_AN_OPCODE = 250_000, 64  # real files have at most one opcode in 90 bytes
 _MARKS = 16  # depth of lists and tuples within each other; real files have 6
 _INT_BYTES = 9  # what a uint64 takes
 

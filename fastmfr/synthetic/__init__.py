@@ -1,4 +1,4 @@
-"""Procedural faces in several domains: data that anyone can make, for trying, testing and measuring."""
+"""Procedural faces in several domains: data that anyone can make, to try, test and measure with."""
 
 from .domains import DOMAINS
 from .render import render

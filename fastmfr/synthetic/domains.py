@@ -1,4 +1,4 @@
-"""The domains: who is photographed, what colours materials have there, and which camera looks.
+"""The domains: the people photographed, the colours of materials, and the camera.
 
 Colours are linear RGB, float32 (n, 3, 1, 1), of: skin, flush (cheeks), fold, dark (pupils, nostrils), hair, brow,
 sclera, iris, lip, teeth, scene and cloth.
@@ -19,16 +19,16 @@ HAIR = np.array([[0.46, 0.33, 0.17], [0.20, 0.11, 0.05], [0.05, 0.03, 0.018], [0
 IRIS = np.array([[0.05, 0.025, 0.012], [0.15, 0.10, 0.04], [0.10, 0.16, 0.10], [0.14, 0.24, 0.36]], np.float32)
 
 
-def _rgb(*values):
+def _rgb(*values: float) -> np.ndarray:
     return np.array(values, np.float32)[None, :, None, None]
 
 
-def _gray(value):
+def _gray(value: np.ndarray) -> np.ndarray:
     """A gray of brightness (n, 1, 1)."""
     return value[:, None] * _rgb(1, 1, 1)
 
 
-def _between(anchors, t):
+def _between(anchors: np.ndarray, t: np.ndarray) -> np.ndarray:
     """The colour at t (n, 1, 1), clipped to [0, 1], on the line through `anchors` (k, 3)."""
     t = np.clip(t, 0, 1)[:, None] * (len(anchors) - 1)
     at = np.minimum(t.astype(np.intp), len(anchors) - 2)
@@ -36,8 +36,8 @@ def _between(anchors, t):
     return low + (high - low) * (t - at)
 
 
-def natural(face):
-    """Materials in visible light."""
+def natural(face: SimpleNamespace) -> SimpleNamespace:
+    """Return materials in visible light."""
     skin = _between(SKIN, face.skin_dark) * (1 + (face.skin_warm - 0.5)[:, None] * _rgb(0.10, 0.0, -0.16))
     red = np.maximum(face.hair_red - 0.4, 0)[:, None] * _rgb(1.4, 0.1, -0.4)
     hair = _between(HAIR, face.hair_dark) * (1 + red)
@@ -58,8 +58,8 @@ def natural(face):
     )
 
 
-def infrared(face):
-    """Materials under a lamp of about 850 nm: skin bright whatever its tone, hair and iris mid gray, lips like skin."""
+def infrared(face: SimpleNamespace) -> SimpleNamespace:
+    """Return materials at about 850 nm: skin bright in every tone, hair and iris mid gray, lips like skin."""
     skin = _gray(0.72 - 0.10 * np.clip(face.skin_dark, 0, 1))
     return SimpleNamespace(
         skin=skin,
@@ -77,8 +77,8 @@ def infrared(face):
     )
 
 
-def paper(face):
-    """Materials as a pencil values them: skin left white, hair and eyes dark."""
+def paper(face: SimpleNamespace) -> SimpleNamespace:
+    """Return materials as a pencil draws them: skin white, hair and eyes dark."""
     skin = np.broadcast_to(_rgb(0.85, 0.85, 0.85), (len(face.yaw), 3, 1, 1))
     return SimpleNamespace(
         skin=skin,
@@ -98,7 +98,16 @@ def paper(face):
 
 @dataclass(frozen=True)
 class Domain:
-    """A camera, the (mean, spread) in which people and images differ from identity.py, colours, and JPEG quality."""
+    """One kind of photographs.
+
+    Attributes:
+        finish: the camera, finish(face, linear RGB) -> display values.
+        colours: colours(face) -> the colours of materials.
+        traits: (mean, spread) by name, in place of those in identity.TRAITS.
+        conditions: (mean, spread) by name, in place of those in identity.CONDITIONS.
+        glasses: whether everyone wears spectacles.
+        quality: of the JPEGs.
+    """
 
     finish: Callable[[SimpleNamespace, np.ndarray], np.ndarray]
     colours: Callable[[SimpleNamespace], SimpleNamespace] = natural

@@ -1,10 +1,12 @@
-"""Cameras: what becomes of linear RGB (n, 3, size, size); the result has that shape, display values from 0 to 1."""
+"""Cameras: from linear RGB (n, 3, size, size) to display values from 0 to 1 of the same shape."""
+
+from types import SimpleNamespace as Face  # what identity.describe returns
 
 import numpy as np
 
 
-def blur(image, radius):
-    """Box blur over the last two axes, edges repeated; by shifts and sums, whose order no batch changes."""
+def blur(image: np.ndarray, radius: int) -> np.ndarray:
+    """Blur by a box over the last two axes, edges repeated; by shifts and sums in an order that no batch changes."""
     for axis in (-1, -2):
         pad = [(0, 0)] * image.ndim
         pad[axis] = (radius, radius)
@@ -17,12 +19,14 @@ def blur(image, radius):
     return image
 
 
-def noise(face, shape):
-    """Uniform noise (n, *shape) of mean 0 and variance 1, float32, from each image's own generator."""
+def noise(face: Face, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw uniform noise (n, *shape) of mean 0 and variance 1, float32, from each image's own generator."""
     return np.stack([rng.random(shape, np.float32) for rng in face.rng]) * np.float32(12**0.5) - np.float32(3**0.5)
 
 
-def _develop(face, image, gains, grain, lift=0.0, contrast=1.0):
+def _develop(
+    face: Face, image: np.ndarray, gains: tuple[float, ...], grain: float, lift: float = 0.0, contrast: float = 1.0
+) -> np.ndarray:
     """White balance, gamma 2, contrast around mid gray and grain."""
     size = image.shape[-1]
     warm = 1 + face.tint[:, None] * np.array([0.08, 0.0, -0.08], np.float32)[:, None, None]
@@ -33,31 +37,31 @@ def _develop(face, image, gains, grain, lift=0.0, contrast=1.0):
     return out
 
 
-def studio(face, image):
-    """Soft and neutral."""
+def studio(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph softly and neutrally."""
     return _develop(face, image, (0.98, 1.0, 1.04), 0.012)
 
 
-def street(face, image):
-    """Daylight: cool shadows, strong contrast, more noise."""
+def street(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph in daylight: cool shadows, strong contrast, more noise."""
     return _develop(face, image, (0.95, 1.03, 1.12), 0.028, contrast=1.12)
 
 
-def tungsten(face, image):
-    """A warm lamp in a dark room."""
+def tungsten(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph by a warm lamp in a dark room."""
     return _develop(face, image, (1.45, 0.92, 0.42), 0.035)
 
 
-def nir(face, image):
-    """An infrared lamp beside the lens: gray, light falling off to the rim, soft."""
+def nir(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph by an infrared lamp beside the lens: gray, soft, darker towards the rim."""
     size = image.shape[-1]
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1) ** 2
     fall = 1 / (1 + 0.45 * (axis[:, None] + axis[None, :]))
     return _develop(face, np.broadcast_to(blur(image[:, :1], 1), image.shape) * fall, (1.15, 1.15, 1.15), 0.022)
 
 
-def surveillance(face, image):
-    """A far camera: about 38 pixels across, washed out, noisy, enlarged again."""
+def surveillance(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph from afar: about 38 pixels across, washed out, noisy, enlarged again."""
     size = image.shape[-1]
     factor = max(round(size / 38), 1)
     small = blur(image, factor // 2)[:, :, factor // 2 :: factor, factor // 2 :: factor]
@@ -71,8 +75,8 @@ def surveillance(face, image):
     return 0.14 + 0.72 * cast * face.gain[:, None] * blur(wide, max(factor // 3, 1))
 
 
-def sketch(face, image):
-    """Pencil: lines where brightness bends, hatching in the shadows, paper grain."""
+def sketch(face: Face, image: np.ndarray) -> np.ndarray:
+    """Draw in pencil: lines where brightness bends, hatching in the shadows, paper grain."""
     size = image.shape[-1]
     tone = np.sqrt(np.maximum(image[:, 0], 0))
     line = np.clip(1 - 7 * np.maximum(blur(tone, max(size // 40, 1)) - tone - 0.01, 0), 0, 1)
@@ -86,7 +90,7 @@ def sketch(face, image):
     return drawn[:, None] * np.array([1.0, 0.985, 0.95], np.float32)[None, :, None, None]
 
 
-def aged(face, image):
-    """An old print: high contrast, faded to brown."""
+def aged(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph on an old print: high contrast, faded to brown."""
     gray = 0.35 * image[:, :1] + 0.5 * image[:, 1:2] + 0.15 * image[:, 2:]
     return _develop(face, gray + 0.45 * (image - gray), (1.16, 1.0, 0.80), 0.022, lift=0.03, contrast=1.20)

@@ -2,10 +2,11 @@
 
 A face lives in canonical coordinates: u to the right and v down, the face between -1 and 1, the nose ridge at u = 0.
 A trait belongs to an identity and never changes; a condition belongs to one image. Both are drawn as
-mean + spread * normal, the normal clipped to [-2, 2], each from a generator of its own key, so that an image depends on
-nothing but (seed, domain, identity, image).
+mean + spread * normal, the normal clipped to [-2, 2], from generators keyed by seed, domain, identity and, for
+conditions, image, so that an image depends on nothing else.
 """
 
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -111,19 +112,19 @@ CONDITIONS = {  # name: (mean, spread); angles are tangents of the half angle, 0
 }
 
 
-def generator(*key):
-    """A random generator that depends on the non-negative integers of `key` alone."""
+def generator(*key: int) -> np.random.Generator:
+    """Make a random generator that depends on the non-negative integers of `key` alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
-def _draw(table, changes, rng):
-    """One float32 per entry of `table`; `changes` replaces (mean, spread) by name."""
-    mean, spread = np.array(list((table | changes).values())).T
+def _draw(table: dict, changes: Mapping[str, tuple[float, float]], rng: np.random.Generator) -> np.ndarray:
+    """One number per entry of `table`; `changes` replaces (mean, spread) by name."""
+    mean, spread = np.array(list({**table, **changes}.values())).T
     return mean + spread * np.clip(rng.standard_normal(len(table)), -2, 2)
 
 
-def _pigment(rng, traits):
-    """Skin texture of an identity, (TEXELS, TEXELS) float32, above 0 darker than plain: blotches, freckles, moles."""
+def _pigment(rng: np.random.Generator, traits: dict[str, float]) -> np.ndarray:
+    """Skin texture of an identity, (TEXELS, TEXELS) float32; above 0 darker than plain: blotches, freckles, moles."""
     coarse = rng.standard_normal((TEXELS // 4, TEXELS // 4), np.float32)
     texture = 0.05 * traits["blotch"] * np.kron(coarse, np.ones((4, 4), np.float32))
     texture[1:-1] = (texture[:-2] + 2 * texture[1:-1] + texture[2:]) / 4
@@ -137,17 +138,33 @@ def _pigment(rng, traits):
     return texture
 
 
-def _stack(tables):
+def _stack(tables: list[dict[str, float]]) -> dict[str, np.ndarray]:
     """A list of {name: number} as {name: float32 (n, 1, 1)}."""
     values = np.array([list(table.values()) for table in tables], np.float32)
     return {name: values[:, i, None, None] for i, name in enumerate(tables[0])}
 
 
-def describe(seed, domain, identities, images, traits, conditions):
-    """Traits and conditions of n images: `.name` float32 (n, 1, 1), `.pigment` (n, TEXELS, TEXELS), `.streaks`
-    (n, 256) of hair in [-1, 1], and `.rng`, a list of n generators for what else is random in the images.
+def describe(
+    seed: int,
+    domain: int,
+    identities: Sequence[int],
+    images: Sequence[int],
+    traits: Mapping[str, tuple[float, float]],
+    conditions: Mapping[str, tuple[float, float]],
+) -> SimpleNamespace:
+    """Draw the traits and conditions of n images.
 
-    `domain` is the number of the domain; `traits` and `conditions` hold its own (mean, spread) by name.
+    Args:
+        seed: an integer >= 0.
+        domain: the number of the domain.
+        identities: the identity number of each image.
+        images: the number of each image within its identity.
+        traits: (mean, spread) by name, in place of those in TRAITS.
+        conditions: (mean, spread) by name, in place of those in CONDITIONS.
+
+    Returns:
+        Every trait and condition by name, float32 (n, 1, 1); `pigment`, (n, TEXELS, TEXELS); `streaks` of hair in
+        [-1, 1], (n, 256); and `rng`, a list of n generators for the other random parts of the images.
     """
     known, faces, shots, rngs = {}, [], [], []
     for identity, image in zip(identities, images, strict=True):

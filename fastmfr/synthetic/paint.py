@@ -1,9 +1,13 @@
 """Colours on the head: skin, eyes, brows, mouth, hair, spectacles, and what is behind.
 
-A canvas is linear RGB, float32 (n, 3, rows, size), changed in place; a mask is (n, rows, size) in [0, 1], a colour
-(n, 3, 1, 1). Features that exist twice are painted once, in |u|. Folds and dark openings are gathered as masks over
-the whole face, `fold` and `dark`, and laid on together: blending three planes is what painting costs.
+A canvas is linear RGB, float32 (n, 3, rows, size), changed in place; a mask is (n, rows, size) in [0, 1]; a colour
+is (n, 3, 1, 1); u and v are canonical coordinates, (n, rows, size). Features that exist twice are painted once, in |u|.
+Folds and dark openings are collected as masks over the whole face, `fold` and `dark`, and painted together, since
+blending three planes takes most of the time.
 """
+
+from types import SimpleNamespace as Colours  # of materials, see domains.py
+from types import SimpleNamespace as Face  # what identity.describe returns
 
 import numpy as np
 
@@ -11,21 +15,21 @@ from .identity import TEXELS
 from .surface import CHEEKS, EARS, FOREHEAD, LOWER, MOUTH, NECK, band, bump, ramp
 
 
-def blend(canvas, mask, colour):
-    """Lay `colour` over the canvas where `mask` is 1."""
+def blend(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray | np.float32) -> None:
+    """Blend `colour` into the canvas; `mask` is its opacity."""
     change = colour - canvas
     change *= mask[:, None]
     canvas += change
 
 
-def edge(distance, sharp):
-    """Antialiased mask: 1 where `distance` is well above 0."""
+def edge(distance: np.ndarray, sharp: np.ndarray | np.floating | float) -> np.ndarray:
+    """Return an antialiased mask: 1 for a `distance` well above 0, 0 well below."""
     mask = distance * sharp
     mask += 0.5
     return np.clip(mask, 0, 1, out=mask)
 
 
-def _texture(table, u, v):
+def _texture(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Bilinear look-up of a table (n, TEXELS, TEXELS) that covers the canonical square."""
     x, y = (np.clip((w + 1) * ((TEXELS - 1) / 2), 0, TEXELS - 1.01) for w in (u, v))
     column, row = x.astype(np.intp), y.astype(np.intp)
@@ -38,15 +42,15 @@ def _texture(table, u, v):
     return top + y * (low - top)
 
 
-def _strands(face, across):
-    """Hair strands: streaks in [-1, 1] that change along `across` and hold along the hair."""
+def _strands(face: Face, across: np.ndarray) -> np.ndarray:
+    """Hair strands: streaks in [-1, 1] that change along `across` and stay along the hair."""
     at = (across * 46 + 460).astype(np.intp) & 255
     at += (np.arange(len(face.streaks)) * 256)[:, None, None]
     return face.streaks.take(at)
 
 
-def outline(face, u, v):
-    """Below 1 inside the face, 1 on its edge: round skull and cheeks, jaw tapering to the chin."""
+def outline(face: Face, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return values below 1 inside the face and 1 on its edge: round skull and cheeks, jaw tapering to the chin."""
     low = np.maximum(v - face.cheek_y, 0) / (face.chin_y - face.cheek_y)
     high = np.maximum(face.cheek_y - v, 0) / (face.cheek_y + 0.93)
     low, high = low * low, high * high
@@ -54,8 +58,8 @@ def outline(face, u, v):
     return (u / half) ** 2 + low * (1 - face.jaw_square + face.jaw_square * low) + high * high
 
 
-def backdrop(face, colours, x, y, u, v):
-    """What is behind the face, (n, 3, size, size): scene, hair, neck, clothes, ears."""
+def backdrop(face: Face, colours: Colours, x: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Paint what is behind the face, (n, 3, size, size): scene, hair, neck, clothes, ears."""
     sharp = np.float32(x.shape[-1] / 5)
     blob = bump(((x - face.light_x) / 1.3) ** 2 + ((y - 0.5 * face.scene_hue) / 1.5) ** 2)
     canvas = colours.scene * (0.65 + 0.7 * blob)[:, None]
@@ -73,8 +77,8 @@ def backdrop(face, colours, x, y, u, v):
     return canvas
 
 
-def skin(face, colours, u, v):
-    """Albedo of bare skin: the identity's pigment, red of the cheeks and nose, beard."""
+def skin(face: Face, colours: Colours, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Paint the albedo of bare skin: the identity's pigment, red of the cheeks and nose, beard."""
     canvas = colours.skin * (1 - np.clip(_texture(face.pigment, u, v), -0.3, 0.8))[:, None]
     x, y, cheeks = band(CHEEKS, u, v, canvas)
     flush = ((np.abs(x) - 0.36) / 0.27) ** 2, ((y - 0.22) / 0.25) ** 2, (x / 0.13) ** 2, ((y - 0.25) / 0.12) ** 2
@@ -85,8 +89,8 @@ def skin(face, colours, u, v):
     return canvas
 
 
-def wrinkles(face, u, v):
-    """Folds of age and of expression: forehead, between the brows, crow's feet, under the eyes, beside the mouth."""
+def wrinkles(face: Face, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return a mask of folds: forehead, between the brows, crow's feet, under the eyes, beside the mouth."""
     age, m, fold = np.maximum(face.wrinkles, 0), np.abs(u), np.zeros_like(u)
     beside, at, lower = band(LOWER, m, v, fold)
     nasal = beside - face.nose_width - 0.045 - 0.42 * (at - face.nose_tip) * (1 + 0.5 * face.smile)
@@ -107,8 +111,8 @@ def wrinkles(face, u, v):
     return fold
 
 
-def brows(face, colours, u, v, canvas):
-    """Brows: an arch, thick inside and thin outside, raised by expression."""
+def brows(face: Face, colours: Colours, u: np.ndarray, v: np.ndarray, canvas: np.ndarray) -> None:
+    """Paint the brows: an arch, thick inside and thin outside, raised by expression."""
     sharp = np.float32(u.shape[-1] / 2)
     along = (np.abs(u) - face.eye_x - face.brow_gap - 0.01) / face.brow_length
     square = along * along
@@ -118,8 +122,10 @@ def brows(face, colours, u, v, canvas):
     blend(canvas, mask * face.brow_dark * (0.9 + 0.1 * _strands(face, u * 3 + v * 2)), colours.brow)
 
 
-def eyes(face, colours, u, v, canvas, fold, dark):
-    """White and iris of the eyes, with lids, lashes and pupils; returns the lamp's glint, (n, rows, size)."""
+def eyes(
+    face: Face, colours: Colours, u: np.ndarray, v: np.ndarray, canvas: np.ndarray, fold: np.ndarray, dark: np.ndarray
+) -> np.ndarray:
+    """Paint the eyes, with lids, lashes and pupils; return the glint of the lamp, (n, rows, size)."""
     e = np.abs(u) - face.eye_x
     x, y = e / face.eye_width, (v - face.eye_y - face.eye_tilt * e) / face.eye_width
     sharp = u.shape[-1] / 2 * face.eye_width
@@ -144,8 +150,8 @@ def eyes(face, colours, u, v, canvas, fold, dark):
     return opened * bump(glint / 0.035)
 
 
-def nose(face, u, v, fold, dark):
-    """Nostrils, wings, and the shadow under the tip."""
+def nose(face: Face, u: np.ndarray, v: np.ndarray, fold: np.ndarray, dark: np.ndarray) -> None:
+    """Paint the nostrils, the wings, and the shadow under the tip."""
     m = np.abs(u)
     hole = ((m / face.nose_width - 0.52) / 0.36) ** 2 + ((v - face.nose_tip - 0.055 + 0.12 * m) / 0.028) ** 2
     dark += (0.7 + 0.9 * face.nostril) * bump(hole)
@@ -153,8 +159,10 @@ def nose(face, u, v, fold, dark):
     fold += 0.35 * bump(((m - face.nose_width - 0.028) / 0.022) ** 2 + ((v - face.nose_tip - 0.01) / 0.06) ** 2)
 
 
-def mouth(face, colours, u, v, canvas, fold, dark):
-    """Lips on a line that a smile bends and widens, and teeth where they part."""
+def mouth(
+    face: Face, colours: Colours, u: np.ndarray, v: np.ndarray, canvas: np.ndarray, fold: np.ndarray, dark: np.ndarray
+) -> None:
+    """Paint lips on a line that a smile bends and widens, and teeth between parted lips."""
     sharp = np.float32(u.shape[-1] / 2)
     t = u / (face.mouth_width * (1 + 0.14 * face.smile))
     m, square = np.abs(t), t * t
@@ -178,12 +186,12 @@ def mouth(face, colours, u, v, canvas, fold, dark):
     fold += 0.30 * bump((t / 0.6) ** 2 + ((line - low - 0.028) / 0.03) ** 2)
 
 
-def _skull(face, u, v):
+def _skull(face: Face, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (u / (face.face_width + face.hair_volume)) ** 2 + ((v + 0.12) / (0.82 + face.hair_volume)) ** 2
 
 
-def hair_behind(face, u, v):
-    """Mask of the hair around the head: a cap that ends above the ears, or falls beside the face where it is long."""
+def hair_behind(face: Face, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return a mask of the hair around the head: a cap that ends above the ears, or long hair beside the face."""
     length = face.hair_long + face.hair_fall
     width = face.face_width + face.hair_volume * (1 + 0.25 * np.minimum(length, 1))
     end = 0.35 + 0.9 * np.maximum(length, 0)
@@ -193,8 +201,8 @@ def hair_behind(face, u, v):
     return edge(1 - inside, u.shape[-1] / 10)
 
 
-def hair_front(face, u, v):
-    """Mask of the hair over forehead and temples, and its brightness from strand to strand."""
+def hair_front(face: Face, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mask of the hair over forehead and temples, and the brightness of its strands."""
     t = u / face.face_width
     m = np.abs(t)
     away = np.minimum((1.2 * (t - face.hair_part)) ** 2, 1)
@@ -206,8 +214,8 @@ def hair_front(face, u, v):
     return edge(line + 0.03 * streak - v, size / 8) * edge(1 - _skull(face, u, v), size / 10), 0.75 + 0.3 * streak
 
 
-def spectacles(face, u, v, canvas):
-    """Spectacles of an image, not of an identity: frames, bridge, temples, tint and a reflection."""
+def spectacles(face: Face, u: np.ndarray, v: np.ndarray, canvas: np.ndarray) -> None:
+    """Paint the spectacles of an image, not of an identity: frames, bridge, temples, tint and a reflection."""
     size, m = u.shape[-1], np.abs(u)
     x = (m - face.eye_x - 0.005) / (0.205 + 0.012 * face.frame_size)
     y = (v - face.eye_y - 0.03) / (0.150 + 0.018 * face.frame)

@@ -1,6 +1,9 @@
 """From numbers to pixels: `render` is a pure function of (seed, domain, identity, image, size)."""
 
+from types import SimpleNamespace
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import paint
 from .domains import CATALOG, DOMAINS
@@ -10,11 +13,21 @@ from .surface import EYES, MOUTH, NOSE, band, project, relief, shade
 CHUNK_PIXELS = 4 * 112 * 112  # images made together: large enough to hide numpy's overhead, small enough for the cache
 
 
-def render(domain, identities, images, *, size=112, seed=0):
-    """Images (n, size, size, 3) uint8 RGB of identity numbers (n,) and image numbers (n,) of a domain.
+def render(domain: str, identities: ArrayLike, images: ArrayLike, *, size: int = 112, seed: int = 0) -> np.ndarray:
+    """Render faces; the pixels of an image do not depend on the other images of the call.
 
-    Equal arguments give equal pixels whatever else is in the batch. `seed` and the numbers are integers >= 0; the
-    people of one domain are not those of another. Raises ValueError for an unknown domain or a size below 32.
+    Args:
+        domain: a name in DOMAINS. Each domain has other people.
+        identities: identity numbers (n,), integers >= 0.
+        images: image numbers (n,) within the identity, integers >= 0.
+        size: pixels a side, at least 32.
+        seed: an integer >= 0.
+
+    Returns:
+        uint8 RGB (n, size, size, 3).
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     identities, images = np.atleast_1d(np.asarray(identities)), np.atleast_1d(np.asarray(images))
     check(domain, size, seed)
@@ -22,7 +35,7 @@ def render(domain, identities, images, *, size=112, seed=0):
         raise ValueError(f"want as many image numbers as identity numbers, got {identities.shape} and {images.shape}")
     if len(images) and min(identities.min(), images.min()) < 0:
         raise ValueError(f"identity and image numbers count from 0, got {min(identities.min(), images.min())}")
-    np.empty(1 << 24, np.uint8)  # glibc keeps freed blocks up to the largest it saw freed: 1.3 times the images/s
+    np.empty(1 << 24, np.uint8)  # glibc keeps freed blocks up to the largest freed so far: 1.3 times the images/s
     out = np.empty((len(images), size, size, 3), np.uint8)
     step = max(CHUNK_PIXELS // size**2, 1)
     for start in range(0, len(images), step):
@@ -31,7 +44,7 @@ def render(domain, identities, images, *, size=112, seed=0):
     return out
 
 
-def check(domain, size, seed):
+def check(domain: str, size: int, seed: int) -> None:
     """Raise ValueError for a domain that is not known, a size below 32 or a seed below 0."""
     if domain not in CATALOG:
         raise ValueError(f"want a domain of {', '.join(DOMAINS)}, got {domain!r}")
@@ -39,7 +52,7 @@ def check(domain, size, seed):
         raise ValueError(f"want a size of at least 32 pixels and a seed of at least 0, got size {size}, seed {seed}")
 
 
-def _render(name, identities, images, size, seed):
+def _render(name: str, identities: list[int], images: list[int], size: int, seed: int) -> np.ndarray:
     domain = CATALOG[name]
     face = describe(seed, DOMAINS.index(name), identities, images, domain.traits, domain.conditions)
     colours = domain.colours(face)
@@ -55,7 +68,14 @@ def _render(name, identities, images, size, seed):
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _head(face, colours, u, v, light, gloss):
+def _head(
+    face: SimpleNamespace,
+    colours: SimpleNamespace,
+    u: np.ndarray,
+    v: np.ndarray,
+    light: np.ndarray,
+    gloss: np.ndarray,
+) -> np.ndarray:
     """Lit skin with its features, linear RGB (n, 3, size, size)."""
     canvas, fold = paint.skin(face, colours, u, v), paint.wrinkles(face, u, v)
     dark = np.zeros_like(fold)

@@ -1,8 +1,10 @@
-"""The head as a surface: which canonical point a pixel shows, how far it stands out, how light falls on it.
+"""The head as a surface: the canonical point of each pixel, its height, and the light on it.
 
-Every per-pixel operation here and in paint.py is +, -, *, / or sqrt, which IEEE 754 rounds in one way only: an image
-does not depend on the batch it was made in. Arrays are float32 (n, size, size); parameters (n, 1, 1).
+Every operation on pixels here and in paint.py is +, -, *, / or sqrt, which IEEE 754 rounds in one way only, so an image
+does not depend on its batch. Arrays are float32 (n, size, size); parameters of a face (n, 1, 1).
 """
+
+from types import SimpleNamespace as Face  # what identity.describe returns
 
 import numpy as np
 
@@ -13,15 +15,15 @@ EYES, NOSE, MOUTH, EARS = (0.18, 0.70), (0.50, 0.82), (0.52, 1.0), (0.25, 0.82)
 FOREHEAD, CHEEKS, NECK, MIDDLE, LOWER = (0.05, 0.66), (0.38, 0.82), (0.72, 1.0), (0.25, 0.85), (0.45, 0.95)
 
 
-def band(limits, *arrays):
-    """The rows of `limits` of each array, as views."""
+def band(limits: tuple[float, float], *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of `limits` of each array, as views."""
     size = arrays[0].shape[-1]
     rows = slice(int(limits[0] * size), min(int(limits[1] * size) + 1, size))
     return [array[..., rows, :] for array in arrays]
 
 
-def ramp(x):
-    """Smooth step: 0 below 0, 1 above 1."""
+def ramp(x: np.ndarray) -> np.ndarray:
+    """Return a smooth step: 0 below 0, 1 above 1."""
     x = np.clip(x, 0, 1)
     y = 3 - 2 * x
     y *= x
@@ -29,22 +31,26 @@ def ramp(x):
     return y
 
 
-def bump(squared):
-    """Smooth hill of height 1 where the squared distance is 0, and 0 from 1 on."""
+def bump(squared: np.ndarray) -> np.ndarray:
+    """Return a smooth hill of height 1 where the squared distance is 0, and 0 from 1 on."""
     x = 1 - squared
     np.maximum(x, 0, out=x)
     x *= x
     return x
 
 
-def _turn(half_tangent):
-    """Cosine and sine of an angle given as the tangent of its half; no trigonometric function, so exact everywhere."""
+def _turn(half_tangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of an angle from the tangent of half the angle, without a trigonometric function: exact."""
     square = half_tangent * half_tangent
     return (1 - square) / (1 + square), 2 * half_tangent / (1 + square)
 
 
-def project(face, size):
-    """Image coordinates (x, y), level with the head, and the canonical coordinates (u, v) seen there."""
+def project(face: Face, size: int) -> tuple[np.ndarray, ...]:
+    """Find the canonical point of each pixel.
+
+    Returns:
+        Image coordinates (x, y), level with the head; canonical coordinates (u, v); and the depth of the ellipsoid.
+    """
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
     x, y = axis[None, None, :] - face.shift_x, axis[None, :, None] - face.shift_y
     cos, sin = _turn(face.roll)
@@ -66,8 +72,8 @@ def project(face, size):
     return x, y, u, v, depth
 
 
-def relief(face, u, v, depth):
-    """Height of the surface towards the camera, in canonical units."""
+def relief(face: Face, u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Return the height of the surface towards the camera, in canonical units."""
     whole, m = HEAD[2] * depth, np.abs(u)
     x, y, height = band(MIDDLE, u, v, whole)
     along = (y - face.eye_y) / (face.nose_tip - face.eye_y)
@@ -90,8 +96,8 @@ def relief(face, u, v, depth):
     return whole
 
 
-def shade(face, height, size):
-    """Light that reaches each point, about 1 where it faces the lamp, and the mirror-like part of it."""
+def shade(face: Face, height: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the light on each point, about 1 for points that face the lamp, and the mirror-like part of the light."""
     step = np.float32(size / 4)
     dx, dy = np.zeros_like(height), np.zeros_like(height)
     dx[:, :, 1:-1] = (height[:, :, 2:] - height[:, :, :-2]) * step

@@ -1,7 +1,7 @@
 """Synthetic domains on disk: class folders or InsightFace records, of real JPEGs.
 
-Wherever `identities` is asked for, a number means identities 0 to that number less one, a range means itself: ranges
-keep people apart, for example range(0, 900) to train on and range(900, 1000) to judge with.
+`identities` is a number, for the identities 0 to that number less one, or a range of them. Ranges keep people apart,
+for example range(0, 900) to train on and range(900, 1000) to score.
 """
 
 import io
@@ -9,15 +9,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fastmfr.pack import RecordWriter
 
@@ -26,11 +26,13 @@ from .render import check, render
 
 Mapper = Callable[..., Iterable]
 
-VERSION = 1  # of the look: raised when the same numbers give other pixels, so that old data is not taken for new
+VERSION = 1  # of the look: raised if the same numbers make other pixels, so that old data is not taken for new
 
 
-def _encode(identity, domain, images, size, seed):
-    """The JPEGs (bytes) of images 0..images - 1 of one identity."""
+def _encode(identity: int, domain: str, images: int, size: int, seed: int) -> list[bytes]:
+    """The JPEGs of images 0..images - 1 of one identity."""
+    from PIL import Image
+
     pixels = render(domain, np.full(images, identity), np.arange(images), size=size, seed=seed)
     encoded = []
     for one in pixels:
@@ -40,8 +42,8 @@ def _encode(identity, domain, images, size, seed):
     return encoded
 
 
-def _people(identities, images):
-    """`identities` as a range; refuses an empty one."""
+def _people(identities: int | range, images: int) -> range:
+    """`identities` as a range; ValueError if it is empty."""
     people = range(identities) if isinstance(identities, int) else identities
     if not isinstance(people, range) or not people or images < 1:
         raise ValueError(
@@ -50,19 +52,42 @@ def _people(identities, images):
     return people
 
 
-def _jpegs(domain, identities, images, size, seed, mapper):
-    """Yield (identity, its JPEGs); refuses bad arguments before anything is written."""
+def _jpegs(
+    domain: str, identities: int | range, images: int, size: int, seed: int, mapper: Mapper
+) -> Iterable[tuple[int, list[bytes]]]:
+    """(identity, its JPEGs) of all identities; ValueError for bad arguments, before anything is written."""
     people = _people(identities, images)
     check(domain, size, seed)
     job = partial(_encode, domain=domain, images=images, size=size, seed=seed)
     return zip(people, mapper(job, people), strict=True)
 
 
-def write_folders(path, domain, *, identities, images, size=112, seed=0, mapper: Mapper = map, progress=None):
-    """Write `path`/identity/image.jpg, with `images` images of each of `identities`.
+def write_folders(
+    path: str | os.PathLike,
+    domain: str,
+    *,
+    identities: int | range,
+    images: int,
+    size: int = 112,
+    seed: int = 0,
+    mapper: Mapper = map,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write a synthetic domain as a class folder, `path`/identity/image.jpg.
 
-    `mapper` is a `map` that may work elsewhere, such as ProcessPoolExecutor.map; `progress` is called with the number
-    of images made since its last call. Raises FileExistsError where `path` exists and ValueError on bad arguments.
+    Args:
+        path: the folder to make.
+        domain: a name in DOMAINS.
+        identities: how many identities, or a range of them.
+        images: how many images of each identity.
+        size: pixels a side, at least 32.
+        seed: an integer >= 0.
+        mapper: a `map` that may work elsewhere, such as ProcessPoolExecutor.map.
+        progress: called with the number of images made since its last call.
+
+    Raises:
+        FileExistsError: `path` exists.
+        ValueError: an argument is out of range.
     """
     jpegs = _jpegs(domain, identities, images, size, seed, mapper)
     path = Path(path)
@@ -76,10 +101,21 @@ def write_folders(path, domain, *, identities, images, size=112, seed=0, mapper:
             progress(len(encoded))
 
 
-def write_records(path, domain, *, identities, images, size=112, seed=0, mapper: Mapper = map, progress=None):
-    """Write train.rec, train.idx and property into the folder `path`; labels count from 0 in the order of `identities`.
+def write_records(
+    path: str | os.PathLike,
+    domain: str,
+    *,
+    identities: int | range,
+    images: int,
+    size: int = 112,
+    seed: int = 0,
+    mapper: Mapper = map,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write a synthetic domain as train.rec, train.idx and property into the folder `path`.
 
-    Arguments and errors as for `write_folders`.
+    Labels count from 0 in the order of `identities`. Arguments and errors are those of `write_folders`; an existing
+    folder is refused if it holds a train.rec.
     """
     jpegs = _jpegs(domain, identities, images, size, seed, mapper)
     with RecordWriter(path, (size, size)) as writer:
@@ -91,26 +127,50 @@ def write_records(path, domain, *, identities, images, size=112, seed=0, mapper:
 
 
 def make(
-    root,
+    root: str | os.PathLike,
     *,
-    domains=DOMAINS,
-    identities=400,
-    images=20,
-    size=112,
-    seed=0,
-    records=DOMAINS[::2],
-    progress=None,
-    workers=None,
-):
-    """Make several domains under `root` and return {name: folder}; those named in `records` as records, others folders.
+    domains: Sequence[str] = DOMAINS,
+    identities: int | range = 400,
+    images: int = 20,
+    size: int = 112,
+    seed: int = 0,
+    records: Sequence[str] = DOMAINS[::2],
+    progress: Callable[[int, int], object] | None = None,
+    workers: int | None = None,
+) -> dict[str, Path]:
+    """Make synthetic domains under `root`, and reuse those made before with the same settings.
 
-    A domain appears under its name only when complete, with its settings in `root`/name.json; one made before with the
-    same settings is reused. `progress` is called with (images done, images in all). More than one of `workers`
-    (default: the CPU cores) are processes of their own, so a script calls this under `if __name__ == "__main__":`.
-    Raises ValueError where `root` holds a domain of that name made otherwise.
+    A domain gets its name when complete, with its settings in `root`/name.json. Worker processes import the script
+    that calls this, so the script calls it under `if __name__ == "__main__":`.
+
+    Args:
+        root: the folder of all domains.
+        domains: names in DOMAINS.
+        identities: as for `write_folders`, and so are images, size and seed.
+        records: the domains to write as RecordIO folders; the others are class folders.
+        progress: called with (images done, images in all).
+        workers: the number of processes; by default one a core.
+
+    Returns:
+        {name: folder}.
+
+    Raises:
+        ValueError: an argument is out of range, or `root` holds a domain of that name with other settings.
     """
     root, people = Path(root), _people(identities, images)
-    settings = {
+    wanted = {name: _settings(name, people, images, size, seed, name in records) for name in domains}
+    missing = [name for name in wanted if not _reusable(root, name, wanted[name])]
+    count = _counter(progress, len(people) * images, len(wanted) - len(missing), len(wanted))
+    with _mapper(workers or os.cpu_count() or 1, images) as mapper:
+        for name in missing:
+            _make_one(root, name, wanted[name], people, mapper, count)
+    return {name: root / name for name in wanted}
+
+
+def _settings(name: str, people: range, images: int, size: int, seed: int, records: bool) -> dict[str, Any]:
+    """All that decides about the files of a domain; ValueError if a number is out of range."""
+    check(name, size, seed)
+    return {
         "start": people.start,
         "stop": people.stop,
         "step": people.step,
@@ -118,16 +178,17 @@ def make(
         "size": size,
         "seed": seed,
         "version": VERSION,
+        "format": "records" if records else "folders",
     }
-    wanted = {}
-    for name in domains:
-        check(name, size, seed)
-        wanted[name] = settings | {"format": "records" if name in records else "folders"}
-    missing = [name for name in wanted if not _reusable(root, name, wanted[name])]
-    each = len(people) * images
-    done, total = each * (len(wanted) - len(missing)), each * len(wanted)
 
-    def count(made):
+
+def _counter(
+    progress: Callable[[int, int], object] | None, images_a_domain: int, reused: int, domains: int
+) -> Callable[[int], None]:
+    """A function count(images made) that calls `progress`; reused domains count as made."""
+    done, total = images_a_domain * reused, images_a_domain * domains
+
+    def count(made: int) -> None:
         nonlocal done
         done += made
         if progress:
@@ -135,30 +196,23 @@ def make(
 
     if done:
         count(0)
-    with _mapper(workers or os.cpu_count() or 1, images) as mapper:
-        for name in missing:
-            write = write_records if name in records else write_folders
-            _complete(
-                root,
-                name,
-                wanted[name],
-                partial(
-                    write,
-                    domain=name,
-                    identities=people,
-                    images=images,
-                    size=size,
-                    seed=seed,
-                    mapper=mapper,
-                    progress=count,
-                ),
-            )
-    return {name: root / name for name in wanted}
+    return count
+
+
+def _make_one(
+    root: Path, name: str, settings: dict[str, Any], people: range, mapper: Mapper, count: Callable[[int], None]
+) -> None:
+    """Write one domain in a folder apart; the folder gets the domain's name when complete."""
+    write = write_records if settings["format"] == "records" else write_folders
+    numbers = {key: settings[key] for key in ("images", "size", "seed")}
+    _complete(
+        root, name, settings, partial(write, domain=name, identities=people, mapper=mapper, progress=count, **numbers)
+    )
 
 
 @contextmanager
-def _mapper(workers, images):
-    """A `map` over identities that keeps `workers` processes busy; what is still to do when it ends is dropped."""
+def _mapper(workers: int, images: int) -> Iterator[Mapper]:
+    """A `map` over identities that keeps `workers` processes busy; unfinished work is dropped at the end."""
     if workers == 1:
         yield map
         return
@@ -170,7 +224,7 @@ def _mapper(workers, images):
         pool.shutdown(cancel_futures=True)
 
 
-def _reusable(root, name, settings):
+def _reusable(root: Path, name: str, settings: dict[str, Any]) -> bool:
     """Whether `root` holds this domain, made with these settings."""
     note = root / f"{name}.json"
     if not (root / name).exists():
@@ -186,8 +240,8 @@ def _reusable(root, name, settings):
     raise ValueError(f"{root / name} was made otherwise ({other}); choose another root or delete that folder")
 
 
-def _complete(root, name, settings, write):
-    """Run `write` on a folder apart and give it its name when it is whole."""
+def _complete(root: Path, name: str, settings: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Call `write` on a new folder, and give the folder its name when complete."""
     partial_folder = root / f".{name}.{uuid.uuid4().hex[:8]}.partial"
     partial_folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -195,7 +249,7 @@ def _complete(root, name, settings, write):
         (root / f"{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
         try:
             partial_folder.rename(root / name)
-        except OSError:  # someone else was faster, which is well if it was the same domain
+        except OSError:  # another process was faster, which is fine for the same domain
             if not _reusable(root, name, settings):
                 raise
     finally:
