@@ -13,7 +13,7 @@ from fastmfr.backbone import build
 from fastmfr.config import parse
 from fastmfr.domains import open_domain
 from fastmfr.protocols.drawing import ListSettings, write_lists
-from fastmfr.training.checkpoint import save_weights
+from fastmfr.weights import save_weights
 
 SMALL = ["--model.width=0.0625", "--data.size=16", "--device=cpu", "--threads=1", "--evaluate.far=[0.1,0.01]"]
 
@@ -107,7 +107,7 @@ def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_p
     [
         (["{run}"], "there is nothing to score on"),
         (["{run}", "--set", "faces"], "want --set NAME=PATH, got 'faces'"),
-        (["{tmp}", "--set", "a=b"], "neither a file of weights nor a run folder"),
+        (["{tmp}", "--set", "a=b"], "there are no weights at"),
         (["{run}", "--set", "a={tmp}/none"], "no set could be scored"),
         (["{run}", "--sets", "{tmp}/list.yaml"], "should hold lines NAME: PATH"),
         (["{run}", "--set", "a={tmp}/lfw.bin", "--out", "{tmp}/none/found.json"], "No such file or directory"),
