@@ -10,16 +10,18 @@ from fastmfr.kernels import batchnorm_prelu
 from helpers import DEVICE, assert_as_accurate
 from torch import nn
 
-from fastmfr.backbone import build
+from fastmfr.backbone import IResNet, build
 from fastmfr.fused import BatchNormPReLU, fused
+from fastmfr.head import MarginHead, make_margin
 from fastmfr.precision import autocast, matmul_precision
-from fastmfr.training import stages
+from fastmfr.training.pretrain import _network
 from fastmfr.training.pretraining_step import PretrainingStep
 
 if DEVICE == "cpu":
     triton_interpreter.repair()
-NETWORKS = ["mfr28", "iresnet18"]
+NETWORKS = ["mfr28", "shallow iresnet"]
 SENTENCES = {
+    "shallow iresnet": "19 BatchNorms run as fused kernels, 5 of them together with the PReLU after",
     "mfr28": "45 BatchNorms run as fused kernels, 15 of them together with the PReLU after",
     "iresnet18": "31 BatchNorms run as fused kernels, 9 of them together with the PReLU after",
 }
@@ -27,7 +29,9 @@ SENTENCES = {
 
 def make(name, dtype=torch.float64, device="cpu"):
     torch.manual_seed(0)
-    return moved(build(name, 24, width=0.0625, image_size=16)).to(device, dtype).train()
+    shallow = name == "shallow iresnet"  # one block a stage: all kinds of layers at two fifths of iresnet18's size
+    network = IResNet((1, 1, 1, 1), 24, 16) if shallow else build(name, 24, width=0.0625, image_size=16)
+    return moved(network).to(device, dtype).train()
 
 
 def moved(network):
@@ -42,10 +46,10 @@ def images(seed, B=6, size=16):
     return torch.randn(B, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def steps(network, backbone, dtype=torch.float64, device="cpu", precision=None, rate=1e-3):
-    """Everything that two steps of descent leave: outputs, gradients, parameters and buffers."""
+def steps(network, backbone, dtype=torch.float64, device="cpu", precision=None, rate=1e-3, count=2):
+    """Everything that some steps of descent leave: outputs, gradients, parameters and buffers."""
     results = {}
-    for seed in range(2):
+    for seed in range(count):
         image = images(seed).to(device, dtype).contiguous(memory_format=torch.channels_last)
         with autocast(precision, torch.device(device), cache=False):
             z = network(image)
@@ -79,11 +83,12 @@ def test_two_steps_are_those_of_the_backbone(name):
     assert_near(steps(network, backbone), steps(plain, plain))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "iresnet18"])
 def test_names_and_memory_are_the_backbones(name):
     backbone = make(name)
     before = list(backbone.state_dict())
-    network, _ = fused(backbone)
+    network, sentence = fused(backbone)
+    assert sentence == SENTENCES[name]
     mine, theirs = network.state_dict(keep_vars=True), backbone.state_dict(keep_vars=True)
     assert list(backbone.state_dict()) == before
     assert mine.keys() == theirs.keys()
@@ -224,11 +229,11 @@ def test_what_cannot_be_traced_runs_as_it_is():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_under_autocast_it_is_as_accurate_as_the_backbone(name):
-    truth = steps(*[make(name)] * 2, rate=0)
-    plain = steps(*[make(name, torch.float32)] * 2, torch.float32, precision="bf16", rate=0)
+    truth = steps(*[make(name)] * 2, count=1)
+    plain = steps(*[make(name, torch.float32)] * 2, torch.float32, precision="bf16", count=1)
     backbone = make(name, torch.float32)
     network, _ = fused(backbone)
-    assert_as_near(steps(network, backbone, torch.float32, precision="bf16", rate=0), plain, truth)
+    assert_as_near(steps(network, backbone, torch.float32, precision="bf16", count=1), plain, truth)
 
 
 def assert_as_near(mine, plain, truth, slack=1.3, floor=1e-4):
@@ -289,7 +294,9 @@ def test_the_stage_takes_it_on_a_gpu_alone_and_says_so():
     said, backbone = [], make("mfr28")
     logbook = SimpleNamespace(say=said.append)
     for wanted, device, is_plain in ((True, "cpu", True), (False, "cuda", True), (True, "cuda", False)):
-        network = stages._network(backbone, SimpleNamespace(fused=wanted), torch.device(device), logbook)
+        config = SimpleNamespace(pretrain=SimpleNamespace(fused=wanted))
+        run = SimpleNamespace(config=config, device=torch.device(device), logbook=logbook)
+        network = _network(run, backbone)
         assert (network is backbone) == is_plain
     assert said == [
         "pretrain: BatchNorm and PReLU run as PyTorch has them, as was asked for",
@@ -299,7 +306,7 @@ def test_the_stage_takes_it_on_a_gpu_alone_and_says_so():
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="runs on a device")
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SENTENCES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_device_it_is_as_accurate_as_the_backbone(name, precision):
     truth = steps(*[make(name)] * 2, rate=0)
@@ -316,7 +323,7 @@ def test_on_a_device_its_steps_are_recorded_and_take_no_more_memory():
     peaks = []
     for is_fused in (False, True):
         backbone = make("iresnet18", torch.float32).to("cuda", memory_format=torch.channels_last)
-        head = stages.MarginHead(24, 50, stages.make_margin("cosface"), 8.0).to("cuda")
+        head = MarginHead(24, 50, make_margin("cosface"), 8.0).to("cuda")
         run = PretrainingStep(fused(backbone)[0] if is_fused else backbone, head, "bf16", cuda_graph=False)
         image, label = images(0, 256).to("cuda", torch.float32), torch.arange(256, device="cuda") % 50
         plain = run(image, label).clone()

@@ -14,7 +14,9 @@ from fastmfr.backbone import build
 from fastmfr.config import parse
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.precision import autocast, matmul_precision
-from fastmfr.training import pretraining_step, stages
+from fastmfr.sampler import GroupedDomainSampler
+from fastmfr.training import pretrain, pretraining_step
+from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.logbook import Logbook
 from fastmfr.training.optim import set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep
@@ -189,7 +191,7 @@ def test_nothing_of_a_step_outlives_it_in_autograd():
 
 
 def tiny_run(tmp_path, *argv):
-    """(a stage of a few steps on random images: its arguments, the folder's logbook, the steps told before saves)."""
+    """(a run of a few steps on random images, its backbone, what it records, its saves as (step, steps recorded))."""
     config = parse(
         ["--pretrain.batch_identities=4", "--pretrain.warmup=1", "--save_every=2", "--pretrain.scale=4", *argv]
     )[0]
@@ -209,29 +211,40 @@ def tiny_run(tmp_path, *argv):
 
         yield Stream()
 
-    told, saved = [], []
+    recorded, saved = [], []
     logbook = Logbook(tmp_path)
-    logbook.record = lambda stage, step, **values: told.append((step, values["loss"], values["learning_rate"]))
-    checkpoints = SimpleNamespace(resume=lambda *_: 0, save=lambda step, *_: saved.append((step, len(told))))
+    logbook.record = lambda stage, step, **values: recorded.append((step, values["loss"], values["learning_rate"]))
+    checkpoints = SimpleNamespace(resume=lambda *_: 0, save=lambda step, *_: saved.append((step, len(recorded))))
     torch.manual_seed(0)
     backbone = build("mfr28", embedding=5, width=0.0625).to(memory_format=torch.channels_last)
-    arguments = backbone, sources, config, open_images, torch.device("cpu"), logbook, checkpoints
-    return arguments, told, saved
+    sampler = GroupedDomainSampler({domain.name: offsets for domain in domains}, 4, seed=0)
+    run = SimpleNamespace(
+        config=config,
+        device=torch.device("cpu"),
+        logbook=logbook,
+        sources=sources,
+        images=SimpleNamespace(open=open_images),
+        batch_sampler=lambda batch_identities: sampler,
+        checkpoints=lambda stage: checkpoints,
+        score_on_the_way=lambda stage, backbone, steps: None,
+    )
+    return run, backbone, recorded, saved
 
 
 def test_losses_read_late_are_the_same_and_read_before_a_state_is_saved(tmp_path, monkeypatch, capsys):
     ended = []
     for kept_back in (0, 1):
-        monkeypatch.setattr(stages, "KEPT_BACK", {"cpu": kept_back})
-        arguments, told, saved = tiny_run(tmp_path, "--pretrain.steps=5")
+        monkeypatch.setattr(pretrain, "KEPT_BACK", {"cpu": kept_back})
+        run, backbone, recorded, saved = tiny_run(tmp_path, "--pretrain.steps=5")
         behind = []
-        stages.pretrain(*arguments, watch=lambda steps: behind.append(steps - len(told)))  # noqa: B023
+        run.score_on_the_way = lambda stage, backbone, steps: behind.append(steps - len(recorded))  # noqa: B023
+        pretrain.pretrain(run, backbone)
         assert behind == [kept_back, 0, kept_back, 0, kept_back]
         assert saved == [(2, 2), (4, 4)]
-        assert all(value.grad is None for value in arguments[0].parameters())
-        ended.append((told, copy.deepcopy(arguments[0].state_dict())))
+        assert all(value.grad is None for value in backbone.parameters())
+        ended.append((recorded, copy.deepcopy(backbone.state_dict())))
     assert ended[0][0] == ended[1][0]
-    assert [step for step, *_ in told] == list(range(5))
+    assert [step for step, *_ in recorded] == list(range(5))
     for name, value in ended[0][1].items():
         assert torch.equal(value, ended[1][1][name])
     text = " ".join(capsys.readouterr().out.split())
@@ -239,8 +252,8 @@ def test_losses_read_late_are_the_same_and_read_before_a_state_is_saved(tmp_path
 
 
 def test_a_loss_that_is_not_finite_is_found_late_but_before_a_state_is_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "KEPT_BACK", {"cpu": 1})
-    arguments, told, saved = tiny_run(tmp_path, "--pretrain.steps=8", "--save_every=3")
+    monkeypatch.setattr(pretrain, "KEPT_BACK", {"cpu": 1})
+    run, backbone, recorded, saved = tiny_run(tmp_path, "--pretrain.steps=8", "--save_every=3")
     inner, calls = PretrainingStep.__call__, []
 
     def poisoned(self, *batch):
@@ -249,9 +262,9 @@ def test_a_loss_that_is_not_finite_is_found_late_but_before_a_state_is_saved(tmp
         return loss.index_fill(0, torch.tensor([0]), torch.nan) if len(calls) == 6 else loss
 
     monkeypatch.setattr(PretrainingStep, "__call__", poisoned)
-    with pytest.raises(stages.NonFiniteLoss, match=r"not finite at pretraining step 5, on images of (studio|street);"):
-        stages.pretrain(*arguments)
-    assert (len(calls), len(told), saved) == (6, 5, [(3, 3)])
+    with pytest.raises(NonFiniteLoss, match=r"not finite at pretraining step 5, on images of (studio|street);"):
+        pretrain.pretrain(run, backbone)
+    assert (len(calls), len(recorded), saved) == (6, 5, [(3, 3)])
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="records a CUDA graph")
