@@ -6,6 +6,7 @@ domain in two to five minutes on two CPU cores. Your own folders: --data.sources
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from fastmfr.commands.frame import status_of
@@ -28,11 +29,10 @@ def main(arguments: list[str]) -> int:
         )
     from fastmfr.report import write_report  # these need torch, whose import takes seconds: a typo is answered before
     from fastmfr.training import Logbook, Run, complete
-    from fastmfr.training.run import new_folder
 
-    folder = Path(resume) if resume else new_folder(Path(config.folder), config.recipe)
-    with Logbook(folder) as logbook:
-        run = Run.open(config, logbook)
+    new = Path(config.folder) / f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    with Logbook(Path(resume) if resume else new) as logbook:
+        run = Run.open(config, logbook, new=not resume)
         logbook.say(f"run folder {run.folder}")
         try:
             results = complete(run)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,6 @@ from fastmfr.decode.pipeline import Vetting
 from fastmfr.domains import open_domain
 from fastmfr.training import Logbook, NonFiniteLoss
 from fastmfr.training.data import Splits
-from fastmfr.training.run import new_folder
 
 DOMAINS = ("studio", "street", "nir")
 main = command("train")
@@ -369,12 +369,19 @@ def test_refuses_to_be_started_several_times_for_one_run(monkeypatch, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_two_runs_of_one_second_have_two_folders(tmp_path):
-    names = []
-    for _ in range(3):
-        names.append(new_folder(tmp_path, "mine"))
-        names[-1].mkdir()
-    assert len(set(names)) == 3
+def test_two_runs_of_one_second_have_two_folders(small, tmp_path, monkeypatch):
+    class Stopped:
+        """A clock that shows one second for ever."""
+
+        now = staticmethod(lambda: datetime(2026, 1, 1))
+
+    monkeypatch.setattr("fastmfr.train.datetime", Stopped)
+    brief = [*small, "--pretrain.steps=0", "--meta.steps=0"]
+    assert main(brief) == main(brief) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "quickstart-20260101-000000",
+        "quickstart-20260101-000000-2",
+    }
 
 
 def test_sigterm_ends_a_run_with_its_status_and_how_to_go_on(small, tmp_path, capsys, monkeypatch):

@@ -18,9 +18,7 @@ class Logbook:
 
     def __init__(self, folder: Path, console: Console | None = None):
         self.folder, self.console = folder, console or new_console()
-        self.path = folder / "metrics.jsonl"
-        self._boards_folder, self._boards = folder / "tensorboard", {}
-        self._bad_path = folder / "bad_images.tsv"
+        self._boards: dict[str, SummaryWriter] = {}
         lines = self._bad_path.read_text().splitlines() if self._bad_path.exists() else []
         self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
@@ -30,6 +28,15 @@ class Logbook:
     def __exit__(self, *_: object) -> None:
         for board in self._boards.values():
             board.close()
+
+    @property
+    def path(self) -> Path:
+        """The file of the records."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def _bad_path(self):
+        return self.folder / "bad_images.tsv"
 
     def say(self, text: str) -> None:
         """Print a line for the person watching."""
@@ -65,7 +72,7 @@ class Logbook:
         if purge_step is not None and stage in self._boards:
             self._boards.pop(stage).close()
         if stage not in self._boards:
-            self._boards[stage] = SummaryWriter(str(self._boards_folder / stage), purge_step=purge_step)
+            self._boards[stage] = SummaryWriter(str(self.folder / "tensorboard" / stage), purge_step=purge_step)
         return self._boards[stage]
 
     def rewind(self, stage: str, step: int) -> None:

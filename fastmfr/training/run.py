@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,19 @@ from fastmfr.training.logbook import Logbook
 from fastmfr.weights import load_weights, weights_of
 
 
-def new_folder(parent: Path, recipe: str) -> Path:
-    """Return a path below `parent` named after the recipe and the time, which no other run has; nothing is made yet."""
-    stem = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder, number = parent / stem, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{stem}-{number}"
-    return folder
+def make_new_folder(folder: Path) -> Path:
+    """Make `folder`, or, if there is one, the first of folder-2, folder-3, ... that is not there; return its path.
+
+    Two processes that ask for the same folder at the same time get two folders.
+    """
+    for number in count(1):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("count has no end")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,15 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: Config, logbook: Logbook) -> "Run":
+    def open(cls, config: Config, logbook: Logbook, *, new: bool = False) -> "Run":
         """Check the settings, open the domains and begin the run in the folder of `logbook`.
 
         The folder is made after all checks: settings that cannot work leave nothing behind.
+
+        Args:
+            config: the settings.
+            logbook: says and records what happens.
+            new: the folder must not be another run's: if it is there, the logbook gets one with another name.
 
         Raises:
             ValueError: a setting, a domain or a batch size that cannot work.
@@ -95,6 +105,8 @@ class Run:
             decoder, decoding = choose_decoding(config, domains, device, logbook)
         # The settings keep the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
         config = replace(config, data=replace(config.data, decode=decoder))
+        if new:
+            logbook.folder = make_new_folder(logbook.folder)
         logbook.folder.mkdir(parents=True, exist_ok=True)
         write_text(logbook.folder / "config.yaml", config.to_yaml())
         write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
