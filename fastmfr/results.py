@@ -82,6 +82,10 @@ class Scores:
     mirror: str | None = None
     bad_images: dict[str, str] | None = None
 
+    def rate(self, far: str) -> TarAtFar:
+        """Return TAR at a FAR given as text; all fields are None if the FAR was not asked for."""
+        return self.tar_at_far.get(far, TarAtFar())
+
 
 @dataclass(frozen=True, kw_only=True)
 class HardestPair:

@@ -1,17 +1,19 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pictures import picture, pixels_of
 from rich.console import Console
 
-from fastmfr.evaluate import verification
+from fastmfr.evaluate.roc import exact_roc, score_curve
 from fastmfr.report import contact_sheet, final_table, headline, markdown_table, write_report
 from fastmfr.report.folder import read
 from fastmfr.report.plots import BLUE, GREY, PANELS, Line, roc_plot, series, training_plot
-from fastmfr.report.tables import listed, short
+from fastmfr.report.tables import listed, short_far
+from fastmfr.results import Results, Scores, TarAtFar, TargetResult
 
 CONFIG = "data:\n  sources: {studio: 'synthetic:studio', street: 'synthetic:street'}\n"
 
@@ -20,27 +22,26 @@ def scored(distance, far=(1e-2, 1e-3)):
     """A model whose genuine pairs score `distance` standard deviations above its impostor pairs."""
     rng = np.random.default_rng(0)
     is_mate = np.arange(5200) < 200
-    found = verification(rng.normal(size=5200) + distance * is_mate, is_mate, far)
-    found["tar_at_far"] = {str(f): entry for f, entry in found["tar_at_far"].items()}
-    return found | {"rank1": 0.5}
+    return replace(score_curve(exact_roc(rng.normal(size=5200) + distance * is_mate, is_mate), far), rank1=0.5)
 
 
-def figures(**tars):
-    """Scores by hand: TAR at FAR 1e-2 of each model."""
-    return {model: {"tar_at_far": {"0.01": {"tar": tar}}} for model, tar in tars.items()}
+def target(unseen=True, **tars):
+    """A target by hand: TAR at FAR 1e-2 of each model."""
+    models = {model: Scores(tar_at_far={"0.01": TarAtFar(tar=tar)}) for model, tar in tars.items()}
+    return TargetResult(unseen=unseen, models=models)
 
 
 @pytest.fixture(scope="module")
 def results():
-    return {
-        "targets": {
-            "studio": {"unseen": False, "models": {"base": scored(2), "mfr": scored(2.2)}},
-            "nir": {"unseen": True, "models": {"base": scored(1), "mfr": scored(1.5, (1e-2, 1e-5))}},
+    return Results(
+        targets={
+            "studio": TargetResult(unseen=False, models={"base": scored(2), "mfr": scored(2.2)}),
+            "nir": TargetResult(unseen=True, models={"base": scored(1), "mfr": scored(1.5, (1e-2, 1e-5))}),
         },
-        "sources": ["studio", "street"],
-        "seconds": {"pretrain": 95.2, "meta": 7300},
-        "bad_images": {"nir 7/3.jpg": "cut after 12 bytes"},
-    }
+        sources=["studio", "street"],
+        seconds={"pretrain": 95.2, "meta": 7300},
+        bad_images={"nir 7/3.jpg": "cut after 12 bytes"},
+    )
 
 
 def record(stage, step, **fields):
@@ -53,7 +54,7 @@ def run(tmp_path, results):
     lines = [record("pretrain", step, loss=9 - step / 20, data_wait=0.01) for step in range(1, 71)]
     lines += [record("meta", step, hard_pair=-0.1, gradient_norm=10.0**step) for step in range(1, 5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    results.save(tmp_path / "results.json")
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "environment.json").write_text('{"torch": "2.13.0"}')
     contact_sheet({"studio": np.zeros((2, 8, 8, 3), np.uint8)}, tmp_path / "domains.png")
@@ -84,7 +85,8 @@ def test_the_pictures_hold_a_curve_for_each_model_and_stage(run, results):
     write_report(run)
     assert pixels_of(run / "roc.png", BLUE) > 2000
     assert pixels_of(run / "roc.png", GREY) > 2000
-    alone = {"targets": {"nir": {"unseen": True, "models": {"base": results["targets"]["nir"]["models"]["base"]}}}}
+    base = results.targets["nir"].models["base"]
+    alone = Results(targets={"nir": TargetResult(unseen=True, models={"base": base})})
     assert pixels_of(roc_plot(alone, run / "alone.png"), BLUE) == 0
     assert pixels_of(run / "training.png", BLUE) > 200
 
@@ -103,11 +105,21 @@ def test_a_run_killed_half_way_is_reported_as_far_as_it_came(run):
     assert len(read(run).metrics) == 74
 
 
-@pytest.mark.parametrize("broken", ['{"targets": {"nir": {"mod', "[]", '{"targets": {"nir": {"models": {}}}}', "null"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        '{"targets": {"nir": {"mod',
+        "[]",
+        '{"targets": {"nir": {"models": {}}}}',
+        '{"targets": {"nir": {"models": {"base": {"auc": "high"}}}}}',
+        "null",
+    ],
+)
 def test_scores_that_were_cut_are_named_and_the_rest_is_shown(run, broken):
     (run / "results.json").write_text(broken)
     found = read(run)
-    assert found.results == {}
+    assert found.results == Results()
     assert found.notes == ["results.json is cut or holds no scores, so no figures are shown."]
 
 
@@ -150,10 +162,9 @@ def test_a_loss_that_is_not_finite_is_named_and_left_out_of_the_curve(tmp_path):
 
 def test_text_from_files_cannot_reach_the_page_as_markup(run, results):
     evil = "<script>alert(1)</script>$x_"
-    targets = {evil: {"unseen": True, "models": {"base": scored(1), evil: scored(2)}}}
-    (run / "results.json").write_text(
-        json.dumps({"targets": targets, "summary": [evil], "seconds": {evil: 1}, "bad_images": {evil: evil}})
-    )
+    targets = {evil: TargetResult(unseen=True, models={"base": scored(1), evil: scored(2)})}
+    results = Results(targets=targets, summary=[evil], seconds={evil: 1}, bad_images={evil: evil})
+    results.save(run / "results.json")
     (run / "config.yaml").write_text(json.dumps({"data": {"sources": {evil: "a", "b": "c"}}}))
     (run / "environment.json").write_text(f"</pre>{evil}")
     text = write_report(run).read_text()
@@ -208,7 +219,7 @@ def test_a_lower_error_rate_is_shown_as_a_gain(run):
 
 
 def test_the_console_table_shows_every_figure_in_80_columns(results):
-    named = {"targets": {"[red]nir": results["targets"]["nir"]}}
+    named = Results(targets={"[red]nir": results.targets["nir"]})
     console = Console(file=io.StringIO(), width=80)
     console.print(final_table(named))
     text = console.file.getvalue()
@@ -222,54 +233,58 @@ def test_the_console_table_shows_every_figure_in_80_columns(results):
     ("targets", "want"),
     [
         (
-            {"nir": {"unseen": True, "models": figures(base=0.412, mfr=0.469)}},
+            {"nir": target(base=0.412, mfr=0.469)},
             "on nir, a domain it has never seen: TAR at FAR 1 % rises from 41.2 % (base) to 46.9 % (mfr), +5.7 points.",
         ),
         (
-            {"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.48)}},
+            {"nir": target(base=0.5, mfr=0.48)},
             "falls from 50.0 % (base) to 48.0 % (mfr), -2",
         ),
         (
-            {"nir": {"unseen": True, "models": figures(base=0.5, mfr=0.5)}},
+            {"nir": target(base=0.5, mfr=0.5)},
             "TAR at FAR 1 % stays at 50.0 % (base and mfr).",
         ),
-        ({"nir": {"unseen": True, "models": figures(base=0.5)}}, "TAR at FAR 1 % is 50.0 % (base)."),
+        ({"nir": target(base=0.5)}, "TAR at FAR 1 % is 50.0 % (base)."),
         (
             {
-                "a": {"unseen": True, "models": figures(base=0.4, agg=0.9, mfr=0.5)},
-                "b": {"unseen": True, "models": figures(base=0.6, agg=0.9, mfr=0.9)},
-                "c": {"unseen": False, "models": figures(base=0, mfr=0)},
+                "a": target(base=0.4, agg=0.9, mfr=0.5),
+                "b": target(base=0.6, agg=0.9, mfr=0.9),
+                "c": target(unseen=False, base=0, mfr=0),
             },
             "on a and b, domains it has never seen: mean TAR at FAR 1 % rises from 50.0 % (base) to 70.0 % (mfr), "
             "+20.0",
         ),
         (
-            {"c": {"unseen": False, "models": figures(base=0.1, mfr=0.2)}},
+            {"c": target(unseen=False, base=0.1, mfr=0.2)},
             "scored on c: TAR at FAR 1 % rises from 10.0 %",
         ),
-        ({"c": {"models": {"mfr": {"tar_at_far": {"0.01": {"refused": "too few"}}}}}}, "too few pairs for any FAR"),
+        (
+            {"c": TargetResult(models={"mfr": Scores(tar_at_far={"0.01": TarAtFar(refused="too few")})})},
+            "too few pairs for any FAR",
+        ),
     ],
 )
 def test_the_headline_says_what_was_found(targets, want):
-    assert want in headline({"targets": targets}, ["studio", "street", "tungsten"])
+    assert want in headline(Results(targets=targets), ["studio", "street", "tungsten"])
 
 
 def test_a_target_that_was_not_scored_is_left_out(run, results):
-    late = {"targets": {"late": {"unseen": True, "models": {}}} | results["targets"]}
-    (run / "results.json").write_text(json.dumps(late))
+    unscored = {"late": TargetResult(unseen=True)}
+    late = replace(results, targets=unscored | results.targets)
+    late.save(run / "results.json")
     assert "late" not in write_report(run).read_text()
     assert final_table(late).row_count == 4
-    assert final_table({"targets": {"late": {"unseen": True, "models": {}}}}).row_count == 0
+    assert final_table(Results(targets=unscored)).row_count == 0
 
 
 def test_headline_starts_with_the_sources():
-    assert headline({}, ["a", "b", "c"]) == "Trained on a, b and c; not scored yet."
+    assert headline(Results(), ["a", "b", "c"]) == "Trained on a, b and c; not scored yet."
     assert (listed([]), listed(["a"])) == ("", "a")
 
 
 @pytest.mark.parametrize(("far", "want"), [("0.01", "1e-2"), ("0.001", "1e-3"), ("1e-05", "1e-5"), ("0.025", "2.5e-2")])
 def test_a_far_is_written_short(far, want):
-    assert short(far) == want
+    assert short_far(far) == want
 
 
 def test_the_contact_sheet_has_a_row_for_each_domain(tmp_path):

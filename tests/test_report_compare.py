@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ import yaml
 from helpers import command
 from PIL import Image
 
-from fastmfr.evaluate import verification
-from fastmfr.report.compare import compare, markdown_table, write_comparison
+from fastmfr.evaluate.roc import exact_roc, score_curve
+from fastmfr.report.compare import compare, write_comparison
 from fastmfr.report.compare.plots import COLOURS
-from fastmfr.report.compare.table import rows, told_apart
+from fastmfr.report.compare.table import Figure, _best, distinguishing_settings, rows
+from fastmfr.results import DomainGap, Results, Scores, TarAtFar, TargetResult
 
 main = command("report")
 
@@ -18,16 +20,16 @@ CONFIG = {"folder": "runs", "seed": 1, "data": {"sources": {"studio": "synthetic
 
 
 def model(tar=0.5, interval=(0.4, 0.6), **more):
-    """Scores by hand, as results.json holds them: TAR at FAR 1e-2 with its interval."""
-    entry = {"tar": tar} | ({"interval": list(interval)} if interval else {})
-    return {"tar_at_far": {"0.01": entry}, "rank1": 0.3, "rank1_interval": [0.2, 0.4], "auc": 0.9, "eer": 0.1} | more
+    """Scores by hand: TAR at FAR 1e-2 with its interval."""
+    rate = TarAtFar(tar=tar, interval=list(interval) or None)
+    return replace(Scores(tar_at_far={"0.01": rate}, rank1=0.3, rank1_interval=[0.2, 0.4], auc=0.9, eer=0.1), **more)
 
 
 def curve(distance):
     """Scores of a model with its ROC, whose genuine pairs lie `distance` standard deviations above the impostors."""
     is_mate = np.arange(1200) < 200
-    found = verification(np.random.default_rng(0).normal(size=1200) + distance * is_mate, is_mate, (1e-2, 1e-5))
-    return found | {"tar_at_far": {str(far): entry for far, entry in found["tar_at_far"].items()}}
+    scores = np.random.default_rng(0).normal(size=1200) + distance * is_mate
+    return score_curve(exact_roc(scores, is_mate), (1e-2, 1e-5))
 
 
 @pytest.fixture
@@ -38,10 +40,11 @@ def make_run(tmp_path):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         targets = {
-            target.strip("*"): {"unseen": "*" not in target, "models": models} for target, models in scores.items()
+            target.strip("*"): TargetResult(unseen="*" not in target, models=models)
+            for target, models in scores.items()
         }
         if targets:
-            (folder / "results.json").write_text(json.dumps({"targets": targets} | ({"gap": gap} if gap else {})))
+            Results(targets=targets, gap=gap or {}).save(folder / "results.json")
         lines = [
             {"stage": "meta", "step": step, "hard_pair": -step / 10, "hard_pair_test": 0.5, "alpha_hv_over_v": 0.2}
             for step in range(steps)
@@ -147,17 +150,15 @@ def test_only_a_lead_beyond_the_intervals_is_bold(make_run, scores, want):
     assert best(*runs) == want
 
 
-def test_a_lower_error_rate_is_the_better_one(make_run):
-    runs = [
-        make_run(name, {"nir": {"mfr": model(eer=eer, eer_interval=[eer - 0.01, eer + 0.01])}})
-        for name, eer in (("low", 0.1), ("high", 0.2))
-    ]
-    assert [row.cells[-1].best for row in rows(compare(runs))] == [True, False]
-    assert "**10.00 (9.0 to 11.0)**" in markdown_table(compare(runs))
+def test_a_lower_error_rate_is_the_better_one():
+    low, high = Figure(0.1, (0.09, 0.11)), Figure(0.2, (0.19, 0.21))
+    assert _best([low, high], lower=True) == _best([high, low], lower=False) == 0
+    assert _best([high, low], lower=True) == 1
+    assert _best([low, Figure(0.12, (0.1, 0.14))], lower=True) is None
 
 
 def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
-    old = {"tar_at_far": {"0.01": {"tar": 0.5}}, "rank1": 0.25}
+    old = Scores(tar_at_far={"0.01": TarAtFar(tar=0.5)}, rank1=0.25)
     page = write_comparison(
         [make_run("old", {"nir": {"mfr": old}}), make_run("new", {"nir": {"mfr": model()}})], tmp_path / "out"
     )
@@ -166,16 +167,23 @@ def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
 
 def test_the_gap_between_domains_is_compared_where_it_is_known(make_run, tmp_path):
     def gap(distance, told):
-        return {
-            "domains": ["a|b", "nir"],
-            "distance": [[0, distance], [distance, 0]],
-            "told": told,
-            "across": 0.02,
-            "distance_by_chance": [[0, 0.1], [0.1, 0]],
-            "across_of_all": 0.5,
-            "false_accepts": 50,
-            "false_accepts_of": [[40, 1], [0, 9]],
-        }
+        return DomainGap(
+            domains=["a|b", "nir"],
+            people=[20, 20],
+            images=[40, 40],
+            distance=[[0, distance], [distance, 0]],
+            distance_by_chance=[[0, 0.1], [0.1, 0]],
+            told=told,
+            told_by_chance=0.5,
+            far=0.001,
+            threshold=0.6,
+            impostors=3000,
+            false_accepts=50,
+            across_of_all=0.5,
+            across=0.02,
+            false_accepts_of=[[40, 1], [0, 9]],
+            unseen=[False, True],
+        )
 
     scores, base = {"nir": {"mfr": model()}}, gap(0.9, 0.95)
     runs = [
@@ -200,7 +208,7 @@ def test_only_the_settings_that_differ_are_shown(make_run):
     other = CONFIG | {"folder": "elsewhere", "meta": {"alpha": 0.1, "order": [1, None]}}
     compared = compare([make_run("a", {}), make_run("b", {}, other), make_run("c", {})])
     assert compared.differing == {"meta.alpha": {"a": "0.3", "b": "0.1", "c": "0.3"}, "meta.order": {"b": "[1, null]"}}
-    assert told_apart(compared)["b"] == "meta.alpha 0.1 and meta.order [1, null]"
+    assert distinguishing_settings(compared)["b"] == "meta.alpha 0.1 and meta.order [1, null]"
 
 
 def test_settings_that_cannot_be_read_are_named_and_not_compared(make_run):

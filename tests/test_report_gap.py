@@ -1,6 +1,5 @@
 """The pictures and tables of the gap between domains and of the hardest pairs."""
 
-import json
 import re
 
 import numpy as np
@@ -12,40 +11,44 @@ from fastmfr.evaluate import domain_gap
 from fastmfr.report import hardest_sheet, write_report
 from fastmfr.report.axes import ORANGE
 from fastmfr.report.gap import gap_plot
+from fastmfr.results import HardestPair, HardestPairs, Results, Scores, TarAtFar, TargetResult
 
-SCORES = {"targets": {"nir": {"unseen": True, "models": {"base": {"auc": 0.8}, "mfr": {"auc": 0.9}}}}}
+TARGETS = {"nir": TargetResult(unseen=True, models={"base": Scores(auc=0.8), "mfr": Scores(auc=0.9)})}
 
 
 def gap(*shifts, prefix="d"):
     """The gap of domains that lie apart by `shifts` times their own spread, the last one unseen."""
     rng = np.random.default_rng(0)
     rows = {f"{prefix}{place}": rng.normal(size=(40, 8)) + shift * np.eye(8)[0] for place, shift in enumerate(shifts)}
-    found = domain_gap({name: (torch.from_numpy(rows[name]), np.arange(40) // 2) for name in rows})
-    return found | {"unseen": [False] * (len(shifts) - 1) + [True]}
+    embeddings = {name: (torch.from_numpy(rows[name]), np.arange(40) // 2) for name in rows}
+    return domain_gap(embeddings, unseen=list(rows)[-1:])
 
 
 def hardest(genuine, impostor):
-    """A target's entry with hardest pairs of these cosines, accepted from 0.5 on at FAR 1e-2."""
-    pairs = {
-        kind: [{"cosine": cosine, "gallery": 0, "probe": 1} for cosine in cosines]
-        for kind, cosines in (("genuine", genuine), ("impostor", impostor))
-    }
-    rates = {"0.01": {"tar": 0.9, "threshold": 0.5}, "0.001": {"refused": "too few"}}
-    return {"unseen": True, "models": {"mfr": {"tar_at_far": rates}}, "hardest": {"model": "mfr"} | pairs}
+    """A target with hardest pairs of these cosines, accepted from 0.5 on at FAR 1e-2."""
+    genuine, impostor = (
+        [HardestPair(cosine=cosine, gallery=0, probe=1) for cosine in cosines] for cosines in (genuine, impostor)
+    )
+    rates = {"0.01": TarAtFar(tar=0.9, threshold=0.5), "0.001": TarAtFar(refused="too few")}
+    return TargetResult(
+        unseen=True,
+        models={"mfr": Scores(tar_at_far=rates)},
+        hardest=HardestPairs(model="mfr", genuine=genuine, impostor=impostor),
+    )
 
 
-def write_results(run, gap):
-    (run / "results.json").write_text(json.dumps(SCORES | {"gap": gap}))
+def write_results(run, gap_by_model):
+    Results(targets=TARGETS, gap=gap_by_model).save(run / "results.json")
 
 
-def test_the_gap_is_drawn_and_told_for_each_model(tmp_path):
+def test_the_gap_is_drawn_and_put_into_numbers_for_each_model(tmp_path):
     write_results(tmp_path, {"base": gap(0, 1, 3), "mfr": gap(0, 0, 0)})
     text = write_report(tmp_path).read_text()
     tables = re.findall(r"<tr><td>(base|mfr)</td><td>([\d.]+)</td><td>[\d.]+</td><td>([\d.]+)</td>", text)
-    (base, distance, told), (mfr, less_distance, less_told) = tables
+    (base, distance, nearest), (mfr, less_distance, less_nearest) = tables
     assert (base, mfr) == ("base", "mfr")
     assert float(less_distance) < 0.5 * float(distance)
-    assert float(less_told) < float(told)
+    assert float(less_nearest) < float(nearest)
     assert text.index("<h2>ROC") < text.index("<h2>Domain gap") < text.index("Across domains")
     assert (tmp_path / "gap.png").is_file()
 
@@ -57,7 +60,7 @@ def test_many_domains_stand_below_each_other_and_one_model_alone(tmp_path):
     tall = picture(gap_plot({"base": many, "mfr": many}, tmp_path / "many.png")).shape
     assert (wide[0], wide[1]) == (small[0], 2 * small[1])
     assert tall[0] > 1.5 * tall[1]
-    assert gap_plot({"base": {}}, tmp_path / "none.png") is None
+    assert gap_plot({"base": None}, tmp_path / "none.png") is None
 
 
 def test_hardest_pairs_are_marked_where_the_model_decides_wrongly(tmp_path):
@@ -65,6 +68,9 @@ def test_hardest_pairs_are_marked_where_the_model_decides_wrongly(tmp_path):
     hardest_sheet({"nir": hardest([0.6, 0.7], [0.4, 0.3])}, {"nir": grey}, tmp_path / "right.png")
     hardest_sheet({"nir": hardest([0.4, 0.7], [0.4, 0.3])}, {"nir": grey}, tmp_path / "one.png")
     hardest_sheet({"nir": hardest([0.4, 0.7], [0.5, 0.3])}, {"nir": grey}, tmp_path / "two.png")
+    without = TargetResult(models={"mfr": Scores()})
+    hardest_sheet({"nir": hardest([0.4, 0.7], [0.4, 0.3]), "late": without}, {"nir": grey}, tmp_path / "late.png")
+    assert (tmp_path / "late.png").read_bytes() == (tmp_path / "one.png").read_bytes()
     none, one, two = (pixels_of(tmp_path / f"{name}.png", ORANGE) for name in ("right", "one", "two"))
     assert none == 0 < one < two
     assert pixels_of(tmp_path / "one.png", "#5a5a5a") > 8 * 150**2
@@ -75,9 +81,9 @@ def test_the_page_shows_the_hardest_pairs_where_they_were_drawn(tmp_path):
     assert "Look here for wrong labels" in write_report(tmp_path).read_text()
 
 
-@pytest.mark.parametrize("results", [SCORES, SCORES | {"gap": {}}, SCORES | {"gap": {"mfr": {}}}], ids=str)
-def test_a_run_without_them_is_reported_without_them(results, tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(results))
+@pytest.mark.parametrize("gap_by_model", [{}, {"mfr": None}], ids=str)
+def test_a_run_without_them_is_reported_without_them(gap_by_model, tmp_path):
+    write_results(tmp_path, gap_by_model)
     text = write_report(tmp_path).read_text()
     assert "<h2>ROC" in text
     assert "Domain gap" not in text

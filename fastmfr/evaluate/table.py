@@ -24,7 +24,7 @@ def table_of(scores_by_set: Mapping[str, Scores]) -> Table:
         title="in percent, with 95 % intervals over the people scored; over the pairs of a .bin",
     )
     for name, scores in scores_by_set.items():
-        cells = [_tar(scores.tar_at_far.get(far, TarAtFar())) for far in fars]
+        cells = [_tar(scores.rate(far)) for far in fars]
         cells += ["-" if share is None else f"{100 * share:.2f}" for share in (scores.rank1, scores.auc, scores.eer)]
         table.add_row(name, f"{scores.images:,}", *cells, *[_accuracy(scores)][:accuracy])
     return table

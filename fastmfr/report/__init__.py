@@ -1,9 +1,9 @@
 """What a run leaves to read: report.html with its pictures, tables for the console and for papers.
 
-folder.py reads the run, tables.py, plots.py and gap.py make its parts, page.py joins them; compare/ does the same for
-several runs, and axes.py and markup.py hold what both draw and write with. hardest.py draws what only the run itself
-can draw, for it has the images. A run that was stopped half-way is reported as far as it came, and the page says what
-is missing. command.py is python -m fastmfr report.
+folder.py reads the run; tables.py, plots.py and gap.py make the parts; page.py joins the parts. compare/ does the same
+for several runs, and axes.py and markup.py hold what both draw and write with. hardest.py draws the images of pairs,
+which only the run itself has. A run that was stopped half-way is reported as far as it came, and the page says what is
+missing.
 """
 
 from pathlib import Path
@@ -19,21 +19,24 @@ __all__ = ["contact_sheet", "final_table", "hardest_sheet", "headline", "markdow
 
 
 def write_report(run: Path | str) -> Path:
-    """Write report.html, roc.png, gap.png and training.png into the folder `run` and return the page's path.
+    """Write report.html, roc.png, gap.png and training.png into a run folder, and return the page's path.
 
-    Reads config.yaml, environment.json, metrics.jsonl, results.json, domains.png and hardest.png; whatever is
-    missing or cut is named on the page. Raises FileNotFoundError if there is no such folder.
+    Args:
+        run: The folder. config.yaml, environment.json, metrics.jsonl, results.json, domains.png and hardest.png are
+            read; the page names each file that is missing or cut.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
     """
-    found = read(Path(run))
+    folder = read(Path(run))
     pictures = {
-        "roc": roc_plot(found.results, found.path / "roc.png") if found.results else None,
-        "gap": gap_plot(found.results.get("gap", {}), found.path / "gap.png"),
-        "hardest": found.path / "hardest.png",
-        "training": training_plot(found.metrics, found.path / "training.png"),
-        "domains": found.path / "domains.png",
+        "roc": roc_plot(folder.results, folder.path / "roc.png") if folder.results.scored else None,
+        "gap": gap_plot(folder.results.gap, folder.path / "gap.png"),
+        "hardest": folder.path / "hardest.png",
+        "training": training_plot(folder.metrics, folder.path / "training.png"),
+        "domains": folder.path / "domains.png",
     }
-    written = found.path / "report.html"
-    written.write_text(
-        page(found, {name: path for name, path in pictures.items() if path and path.is_file()}), encoding="utf-8"
-    )
-    return written
+    existing = {name: path for name, path in pictures.items() if path and path.is_file()}
+    report = folder.path / "report.html"
+    report.write_text(page(folder, existing), encoding="utf-8")
+    return report

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastmfr.results import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +21,7 @@ SMOOTH_FROM = 60  # points; shorter series are drawn as they are
 
 
 def grid(count: int, columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
-    """`count` panels in rows of at most `columns`, with thin grids; the unused places stay empty."""
+    """Return a figure of `count` panels with thin grids, each `width` x `height` inches, at most `columns` in a row."""
     from matplotlib.figure import Figure
 
     columns = min(count, columns)
@@ -40,7 +42,7 @@ def grid(count: int, columns: int, width: float, height: float) -> tuple["Figure
 
 
 def panel_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
-    """A panel at a place in inches from the figure's upper left corner."""
+    """Add a panel, placed and sized in inches, `left` and `top` from the figure's upper left corner."""
     whole_width, whole_height = figure.get_size_inches()
     return figure.add_axes(
         (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
@@ -48,7 +50,7 @@ def panel_at(figure: "Figure", left: float, top: float, width: float, height: fl
 
 
 def write_title(ax: "Axes", title: str, subtitle: str = "", words: Iterable[tuple[str, str]] = ()) -> None:
-    """The panel's title at its left, the names of its lines in their colours at its right, or a subtitle."""
+    """Write the title above a panel's left, and above its right a subtitle or `words`, (word, colour) of its lines."""
     ax.annotate(
         title,
         (0, 1),
@@ -77,7 +79,7 @@ def write_title(ax: "Axes", title: str, subtitle: str = "", words: Iterable[tupl
 
 
 def draw_series(ax: "Axes", steps: np.ndarray, values: np.ndarray, colour: str, width: float = 1.8) -> None:
-    """A curve over steps, `width` points wide; a long one pale, with its running mean."""
+    """Draw a curve over steps, `width` points wide; draw a long curve pale, with its running mean."""
     if len(steps) < SMOOTH_FROM:
         ax.plot(steps, values, color=colour, lw=width, marker="o", ms=2.6)
         return
@@ -88,7 +90,7 @@ def draw_series(ax: "Axes", steps: np.ndarray, values: np.ndarray, colour: str, 
 
 
 def set_scale(ax: "Axes", scale: str, values: np.ndarray) -> None:
-    """The y axis for `values`: a `scale` of plots.Panel."""
+    """Set the y axis for `values` by a `scale` of `plots.Panel`."""
     positive = values[values > 0]  # the band is among them, so that it is in sight
     if scale == "log" and len(positive) and positive.max() > 10 * positive.min():
         ax.set_yscale("log", nonpositive="mask")
@@ -97,29 +99,29 @@ def set_scale(ax: "Axes", scale: str, values: np.ndarray) -> None:
         ax.set_ylim(min(0, values.min()), 1.1 * max(values.max(), 1e-12))
 
 
-def draw_roc(ax: "Axes", found: dict, **style) -> None:
-    """The curve of one scored model; nothing where its results hold none."""
-    far, tar = (np.array(found.get("roc", {}).get(axis, [])) for axis in ("far", "tar"))
+def draw_roc(ax: "Axes", scores: Scores, **style: Any) -> None:
+    """Draw the curve of one scored model in a matplotlib line style; an empty line if its scores hold no curve."""
+    far, tar = (np.array(scores.roc.far), np.array(scores.roc.tar)) if scores.roc else (np.array([]), np.array([]))
     ax.plot(far[far > 0], tar[far > 0], drawstyle="steps-post", **style)
 
 
 def set_roc_axes(ax: "Axes", lowest: float) -> None:
-    """FAR from `lowest` to 1 on a log axis, TAR from 0 to 1; to be set before anything is drawn."""
+    """Set FAR from `lowest` to 1 on a log axis and TAR from 0 to 1; call it before anything is drawn."""
     ax.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.005), xlabel="FAR, impostor pairs accepted")
     ax.yaxis.set_major_formatter(percent)
 
 
 def percent(share: float, _position: float) -> str:
-    """A tick's label, as matplotlib asks for it."""
+    """Return the label of a tick, as matplotlib's formatters do."""
     return f"{100 * share:.3g} %"
 
 
-def lowest_far(found: dict) -> float:
-    """Where the FAR axis of a scored model starts: at its first impostor pair, from 1e-6 to 0.1."""
-    return max(min([0.1, *(far for far in found.get("roc", {}).get("far", []) if far > 0)]), 1e-6)
+def lowest_far(scores: Scores) -> float:
+    """Return the start of a scored model's FAR axis: the FAR of one impostor pair, within 1e-6 and 0.1."""
+    return max(min([0.1, *(far for far in (scores.roc.far if scores.roc else []) if far > 0)]), 1e-6)
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write the PNG; returns its path."""
+    """Write the PNG and return its path."""
     figure.savefig(path, facecolor="white")
     return path

@@ -1,4 +1,4 @@
-"""Read a run folder, whole or not: what cannot be read becomes a sentence in `notes`, never an error."""
+"""Read a run folder, whole or not: a file that cannot be read becomes a sentence in `notes`, never an error."""
 
 import json
 import math
@@ -8,22 +8,28 @@ from pathlib import Path
 
 import yaml
 
+from fastmfr.results import Results
+
 
 @dataclass
 class RunFolder:
-    """A run as found: `config` and `environment` as text, `metrics` one dict a step, `results` {} if not scored."""
+    """A run as found: `config` and `environment` as text, `metrics` one dict a step, `results` empty if not scored."""
 
     path: Path
     config: str = ""
     environment: str = ""
     sources: list[str] = field(default_factory=list)
     metrics: list[dict] = field(default_factory=list)
-    results: dict = field(default_factory=dict)
+    results: Results = field(default_factory=Results)
     notes: list[str] = field(default_factory=list)
 
 
 def read(path: Path) -> RunFolder:
-    """The run in folder `path`. Raises FileNotFoundError if that is no folder."""
+    """Read the run in a folder.
+
+    Raises:
+        FileNotFoundError: `path` is no folder.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}; give the folder that a training run wrote")
     run = RunFolder(path)
@@ -31,7 +37,7 @@ def read(path: Path) -> RunFolder:
     run.environment = _text(run, "environment.json", "the machine and versions it ran on are not known")
     run.metrics = _metrics(run)
     run.results = _results(run)
-    run.sources = run.results.get("sources") or _configured_sources(run)
+    run.sources = run.results.sources or _configured_sources(run)
     return run
 
 
@@ -39,18 +45,25 @@ def _text(run: RunFolder, name: str, consequence: str) -> str:
     try:
         return (run.path / name).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        run.notes.append(f"{name} is missing, so {consequence}.")
+        _note_missing(run, name, consequence)
         return ""
+
+
+def _note_missing(run: RunFolder, name: str, consequence: str) -> None:
+    run.notes.append(f"{name} is missing, so {consequence}.")
 
 
 def _configured_sources(run: RunFolder) -> list[str]:
     try:
-        config = yaml.safe_load(run.config) or {}
-        return [str(name) for name in config["data"]["sources"]]
-    except (yaml.YAMLError, KeyError, TypeError):
-        if run.config:
-            run.notes.append("config.yaml does not name its source domains under data, sources.")
-        return []
+        config = yaml.safe_load(run.config)
+    except yaml.YAMLError:
+        config = None
+    match config:
+        case {"data": {"sources": dict() | list() as sources}}:
+            return [str(name) for name in sources]
+    if run.config:
+        run.notes.append("config.yaml does not name its source domains under data, sources.")
+    return []
 
 
 def _metrics(run: RunFolder) -> list[dict]:
@@ -93,15 +106,15 @@ def _note_not_finite(run: RunFolder, records: list[dict]) -> None:
         )
 
 
-def _results(run: RunFolder) -> dict:
-    text = _text(run, "results.json", "this run has not been scored: it was stopped before its end")
-    if not text:
-        return {}
+def _results(run: RunFolder) -> Results:
     try:
-        results = json.loads(text)
-        if any(target["models"] for target in results["targets"].values()):
-            return results
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    run.notes.append("results.json is cut or holds no scores, so no figures are shown.")
-    return {}
+        results = Results.load(run.path / "results.json")
+    except OSError:
+        _note_missing(run, "results.json", "this run has not been scored: it was stopped before its end")
+        return Results()
+    except ValueError:
+        results = Results()
+    if not results.scored:
+        run.notes.append("results.json is cut or holds no scores, so no figures are shown.")
+        return Results()
+    return results

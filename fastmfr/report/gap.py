@@ -1,66 +1,69 @@
 """The gap between domains: gap.png, the distances between their means before and after, and a table of its figures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fastmfr.results import DomainGap
 
 from .axes import DPI, INK, panel_at, save, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = ("Mean distance", "By chance", "Domain told", "Across domains", "Of all pairs", "Most within")
+COLUMNS = ("Mean distance", "By chance", "Own domain nearest", "Across domains", "Of all pairs", "Most within")
 READING = (
-    "Mean distance: between the mean unit embeddings of two domains, from 0 to 2, over all pairs of domains; by chance "
-    "is what two draws of so many people of one domain would give. Domain told: percentage of images nearest to the "
-    "mean of their own domain, which by chance is 100 over the number of domains.",
+    "Mean distance: between the mean unit embeddings of two domains, from 0 to 2, over all pairs of domains. By "
+    "chance: the same distance between two draws, each of as many people of one domain. Own domain nearest: "
+    "percentage of images nearest to the mean of their own domain; by chance it is 100 over the number of domains.",
     "Across domains: percentage of the false accepts that are of two domains, at FAR 1e-3 (or the finest there is) of "
-    "the impostor pairs of all domains together. Far less than of all pairs: the model finds strangers alike for their "
-    "domain, and one threshold does not serve every domain. Most within: the domain that holds most of them.",
+    "the impostor pairs of all domains together. If it is far below that of all pairs, then strangers of one domain "
+    "look alike to the model, and one threshold does not serve every domain. Most within: the domain that holds most "
+    "of the false accepts.",
 )
 CELL, LETTER, MARGIN = 0.82, 0.08, 0.35  # inches: a cell, a letter of a domain's name, room at each side
 FITTING = 10  # letters as wide as a cell; longer names are written aslant below
 WIDEST = 10.5  # inches: panels that would be wider together stand below each other, so that letters stay readable
 
 
-def gap_rows(gap: dict) -> dict[str, list[str]]:
-    """By model its figures as text in the order of COLUMNS; `gap` as in results.json, {} in older ones."""
-    return {model: _figures(found) for model, found in gap.items() if found}
+def gap_rows(gap_by_model: Mapping[str, DomainGap | None]) -> dict[str, list[str]]:
+    """Return each model's figures as text, in the order of COLUMNS."""
+    return {model: _figures(gap) for model, gap in gap_by_model.items() if gap}
 
 
-def gap_plot(gap: dict, path: Path) -> Path | None:
-    """One panel a model: the distance between the means of each two domains; None where there is none."""
+def gap_plot(gap_by_model: Mapping[str, DomainGap | None], path: Path) -> Path | None:
+    """Draw one panel a model, the distance between the means of every two domains; None if no model has a gap."""
     from matplotlib.figure import Figure
 
-    gap = {model: found for model, found in gap.items() if found}
-    if not gap:
+    gaps = {model: gap for model, gap in gap_by_model.items() if gap}
+    if not gaps:
         return None
-    names = [name for found in gap.values() for name in _names(found)]
-    letters = max(map(len, names))
-    side = CELL * (max(len(found["domains"]) for found in gap.values()) - 1)
+    letters = max(len(name) for gap in gaps.values() for name in _names(gap))
+    side = CELL * (max(len(gap.domains) for gap in gaps.values()) - 1)
     left = MARGIN / 2 + LETTER * letters
     width, height = left + side + MARGIN, side + 2 * MARGIN + (0.6 * LETTER * letters if letters > FITTING else 0)
-    columns = max(1, min(len(gap), int(WIDEST / width)))
-    lines = -(-len(gap) // columns)
+    columns = max(1, min(len(gaps), int(WIDEST / width)))
+    lines = -(-len(gaps) // columns)
     figure = Figure(figsize=(width * columns, height * lines), dpi=DPI)
-    highest = max(np.max(found["distance"]) for found in gap.values())
-    for number, (model, found) in enumerate(gap.items()):
+    highest = max(np.max(gap.distance) for gap in gaps.values())
+    for number, (model, gap) in enumerate(gaps.items()):
         line, column = divmod(number, columns)
         ax = panel_at(figure, column * width + left, line * height + MARGIN, side, side)
-        _draw(ax, found, max(highest, 1e-6), aslant=letters > FITTING)
+        _draw(ax, gap, max(highest, 1e-6), aslant=letters > FITTING)
         write_title(ax, model)
     return save(figure, path)
 
 
-def _names(found: dict) -> list[str]:
-    return [name + (" *" if unseen else "") for name, unseen in zip(found["domains"], found["unseen"], strict=True)]
+def _names(gap: DomainGap) -> list[str]:
+    return [name + (" *" if unseen else "") for name, unseen in zip(gap.domains, gap.unseen, strict=True)]
 
 
-def _draw(ax: "Axes", found: dict, highest: float, aslant: bool) -> None:
+def _draw(ax: "Axes", gap: DomainGap, highest: float, aslant: bool) -> None:
     """The lower half of the matrix, without its diagonal of zeros."""
-    distance_NN, by_chance_NN = (np.array(found[name]) for name in ("distance", "distance_by_chance"))
-    names = _names(found)
+    distance_NN, by_chance_NN = np.array(gap.distance), np.array(gap.distance_by_chance)
+    names = _names(gap)
     count = len(names) - 1
     shown = np.ma.masked_array(distance_NN[1:, :-1], np.triu(np.ones((count, count), bool), 1))
     ax.imshow(shown, cmap="Blues", vmin=0, vmax=1.8 * highest)  # pale enough for dark letters
@@ -78,11 +81,11 @@ def _draw(ax: "Axes", found: dict, highest: float, aslant: bool) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _figures(found: dict) -> list[str]:
-    lower = np.tril_indices(len(found["domains"]), -1)
-    distance, by_chance = (np.array(found[name])[lower].mean() for name in ("distance", "distance_by_chance"))
-    within = np.diag(found["false_accepts_of"]) / found["false_accepts"]
+def _figures(gap: DomainGap) -> list[str]:
+    lower = np.tril_indices(len(gap.domains), -1)
+    distance, by_chance = (np.array(matrix)[lower].mean() for matrix in (gap.distance, gap.distance_by_chance))
+    within = np.diag(gap.false_accepts_of) / gap.false_accepts
     most = int(within.argmax())
-    shares = (found["told"], found["across"], found["across_of_all"], within[most])
-    told, across, of_all, of_most = (f"{100 * share:.1f}" for share in shares)
-    return [f"{distance:.2f}", f"{by_chance:.2f}", told, across, of_all, f"{of_most} ({found['domains'][most]})"]
+    shares = (gap.told, gap.across, gap.across_of_all, within[most])
+    nearest, across, of_all, of_most = (f"{100 * share:.1f}" for share in shares)
+    return [f"{distance:.2f}", f"{by_chance:.2f}", nearest, across, of_all, f"{of_most} ({gap.domains[most]})"]

@@ -41,7 +41,7 @@ pre { background: #f6f7f9; padding: 1rem; overflow-x: auto; font-size: .82rem; l
 
 
 def document(name: str, parts: list[str]) -> str:
-    """A whole page out of HTML `parts`, the empty ones left out; `name`, plain text, goes into its title."""
+    """Return a whole page of HTML `parts`, without the empty ones; `name`, plain text, goes into its title."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -52,22 +52,22 @@ def document(name: str, parts: list[str]) -> str:
 
 
 def warnings(notes: list[str]) -> str:
-    """A marked box with what is missing or odd, a plain sentence each."""
+    """Return a marked box of plain sentences that say what is missing or odd."""
     lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return f'<div class="notes">{lines}</div>' if lines else ""
 
 
 def footnote(text: str) -> str:
-    """A line in small print."""
+    """Return a line in small print."""
     return f'<p class="foot">{escape(text)}</p>'
 
 
 def picture(heading: str, png: Path, caption: str) -> str:
-    """A PNG, embedded, below its heading."""
+    """Return a PNG file, embedded, below its heading and above its caption."""
     data = base64.b64encode(png.read_bytes()).decode()
     return f'<h2>{heading}</h2><img alt="{heading}" src="data:image/png;base64,{data}">{footnote(caption)}'
 
 
 def folded(title: str, text: str) -> str:
-    """A plain text that opens on a click; nothing where it is empty."""
+    """Return a plain text that opens on a click; nothing if the text is empty."""
     return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>" if text else ""

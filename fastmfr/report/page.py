@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from fastmfr.results import MFR, DomainGap, Results
+
 from .folder import RunFolder
 from .gap import COLUMNS, READING, gap_rows
 from .markup import document, folded, footnote, picture, warnings
@@ -17,9 +19,9 @@ CAPTIONS = {
     ),
     "gap": (
         "Domain gap",
-        "Distance between the mean unit embeddings of two domains, and what two draws of so many "
-        "people of one domain would give by chance. Star: a domain never seen in training. Of a "
-        "domain trained on and scored, the people held out.",
+        "Distance between the mean unit embeddings of two domains; by chance: between two draws, each of as many "
+        "people of one domain. Star: a domain never seen in training. Of a domain trained on and scored, the people "
+        "held out are shown.",
     ),
     "hardest": (
         "Hardest pairs",
@@ -38,46 +40,48 @@ CAPTIONS = {
 
 
 def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
-    """The report as HTML text; `pictures` names PNG files as CAPTIONS does, those that there are."""
+    """Return the report as HTML text; `pictures` are the PNG files that exist, by their names in CAPTIONS."""
     name = run.path.resolve().name
     parts = [f'<p class="run">fastmfr run {escape(name)}</p>', f"<h1>{escape(headline(run.results, run.sources))}</h1>"]
-    parts += [f"<p>{escape(str(line))}</p>" for line in run.results.get("summary", [])]
-    parts += [_time(run.results.get("seconds", {})), warnings(run.notes)]
-    if run.results:
+    parts += [f"<p>{escape(str(line))}</p>" for line in run.results.summary or []]
+    parts += [_time(run.results.seconds), warnings(run.notes)]
+    if run.results.scored:
         parts += ["<h2>Scores</h2>", _table(run.results)]
         parts += map(footnote, [*footnotes(run.results), *_about_intervals(run)])
     for kind, (heading, caption) in CAPTIONS.items():
         if kind in pictures:
             parts.append(picture(heading, pictures[kind], caption))
         if kind == "gap":
-            parts.append(_gap(run.results.get("gap", {})))
+            parts.append(_gap(run.results.gap))
     parts += ["<h2>How it was run</h2>", folded("Settings", run.config), folded("Environment", run.environment)]
-    bad = [f"{key}: {reason}" for key, reason in run.results.get("bad_images", {}).items()]
+    bad = [f"{key}: {reason}" for key, reason in run.results.bad_images.items()]
     parts.append(folded(f"Images replaced ({len(bad)})", "\n".join(bad)))
     return document(name, parts)
 
 
-def _table(results: dict) -> str:
-    head = "<th>Target</th><th>Model</th>" + "".join(f'<th class="figure">{title}</th>' for title in columns(results))
+def _table(results: Results) -> str:
+    titles = "".join(f'<th class="figure">{column.title}</th>' for column in columns(results))
+    head = f"<th>Target</th><th>Model</th>{titles}"
     bodies: dict[str, list[str]] = {}
     for row in rows(results):
         lines = bodies.setdefault(row.target, [])
         target = "" if lines else escape(row.target) + ("<small>never seen</small>" if row.unseen else "")
         cells = "".join(f'<td class="figure">{_cell(cell)}</td>' for cell in row.cells)
         lines.append(
-            f'<tr{" class=main" if row.model == "mfr" else ""}><td class="target">{target}</td>'
+            f'<tr{" class=main" if row.model == MFR else ""}><td class="target">{target}</td>'
             f"<td>{escape(row.model)}</td>{cells}</tr>"
         )
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
 
 
-def _gap(gap: dict) -> str:
-    found = gap_rows(gap)
-    if not found:
+def _gap(gap_by_model: Mapping[str, DomainGap | None]) -> str:
+    cells_by_model = gap_rows(gap_by_model)
+    if not cells_by_model:
         return ""
     lines = [
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in [model, *cells])}</tr>" for model, cells in found.items()
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in [model, *cells])}</tr>"
+        for model, cells in cells_by_model.items()
     ]
     head = "".join(f"<th>{title}</th>" for title in ("Model", *COLUMNS))
     table = f'<div class="scroll"><table class="gap"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
@@ -85,15 +89,11 @@ def _gap(gap: dict) -> str:
 
 
 def _about_intervals(run: RunFolder) -> list[str]:
-    shown = any(cell.interval for row in rows(run.results) for cell in row.cells)
-    return (
-        [
-            "Small: the 95 % interval when the people scored are drawn anew. What another training run would give "
-            "is not in it."
-        ]
-        if shown
-        else []
-    )
+    if not any(cell.interval for row in rows(run.results) for cell in row.cells):
+        return []
+    return [
+        "Small: the 95 % interval over draws of the people scored. What another training run would show is not in it."
+    ]
 
 
 def _cell(cell: Cell) -> str:
@@ -102,7 +102,7 @@ def _cell(cell: Cell) -> str:
     return f'{cell.value}<span class="{colour}">{cell.gain}</span>{interval}'
 
 
-def _time(seconds: dict) -> str:
+def _time(seconds: Mapping[str, float]) -> str:
     spent = [f"{escape(stage)} {_duration(taken)}" for stage, taken in seconds.items()]
     return f'<p class="time">Time: {", ".join(spent)}.</p>' if spent else ""
 

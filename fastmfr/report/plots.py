@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastmfr.results import META, MFR, PRETRAIN, Results, Scores
+
 from .axes import (
     BLUE,
     DPI,
@@ -29,10 +31,13 @@ from .axes import (
     set_scale,
     write_title,
 )
-from .tables import base_of, fars, short, targets
+from .tables import base_of, fars, short_far
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+LABEL = 1.3  # inches: room for the names of domains beside their images
+CORNER = {"ha": "right", "bbox": {"color": "white", "pad": 1}}  # text in the lower right corner of a panel
 
 
 class Line(NamedTuple):
@@ -59,57 +64,57 @@ class Panel:
 
 
 def _both(name: str) -> tuple[Line, Line]:
-    return Line("meta", name, "meta-train", GREY), Line("meta", f"{name}_test", "meta-test", BLUE)
+    return Line(META, name, "meta-train", GREY), Line(META, f"{name}_test", "meta-test", BLUE)
 
 
 PANELS = (
-    Panel("Pretraining loss", (Line("pretrain", "loss", "", ORANGE),)),
+    Panel("Pretraining loss", (Line(PRETRAIN, "loss", "", ORANGE),)),
     Panel("Hard-pair loss", _both("hard_pair")),
     Panel("Soft classification", _both("soft_classification"), scale="log"),
-    Panel("Domain alignment loss", (Line("meta", "domain_alignment", "", GREY),)),
+    Panel("Domain alignment loss", (Line(META, "domain_alignment", "", GREY),)),
     Panel(
         "Hard pairs mined",
-        (Line("meta", "positives", "genuine", GREEN), Line("meta", "negatives", "impostor", ORANGE)),
+        (Line(META, "positives", "genuine", GREEN), Line(META, "negatives", "impostor", ORANGE)),
         scale="log",
     ),
     # Far below the band second order changes nothing, far above it destroys: alpha is to be set by this ratio.
-    Panel("Second order, alpha |Hv| / |v|", (Line("meta", "alpha_hv_over_v", "", BLUE),), scale="log", band=(0.1, 0.3)),
-    Panel("Gradient norm", (Line("meta", "gradient_norm", "", BLUE),), scale="log"),
+    Panel("Second order, alpha |Hv| / |v|", (Line(META, "alpha_hv_over_v", "", BLUE),), scale="log", band=(0.1, 0.3)),
+    Panel("Gradient norm", (Line(META, "gradient_norm", "", BLUE),), scale="log"),
     Panel(
         "Images a second",
-        (Line("pretrain", "images_per_second", "pretrain", ORANGE), Line("meta", "images_per_second", "meta", BLUE)),
+        (Line(PRETRAIN, "images_per_second", PRETRAIN, ORANGE), Line(META, "images_per_second", META, BLUE)),
         scale="zero",
     ),
     Panel(
         "Time waiting for data",
-        (Line("pretrain", "data_wait", "pretrain", ORANGE), Line("meta", "data_wait", "meta", BLUE)),
+        (Line(PRETRAIN, "data_wait", PRETRAIN, ORANGE), Line(META, "data_wait", META, BLUE)),
         scale="zero",
         percent=True,
     ),
 )
 
 
-def roc_plot(results: dict, path: Path) -> Path:
-    """One panel a target: TAR over FAR on a log axis, every model's TAR written at the coarsest measured FAR."""
-    shown = targets(results)
+def roc_plot(results: Results, path: Path) -> Path:
+    """Draw one panel a target, TAR over FAR on a log axis, with every model's TAR at the coarsest measured FAR."""
+    shown = results.scored
     width, height = (6.6, 4.6) if len(shown) == 1 else (4.7, 3.7)
     figure, axes = grid(len(shown), columns=2, width=width, height=height)
-    lowest = min(lowest_far(found) for scored in shown.values() for found in scored["models"].values())
-    for ax, (target, scored) in zip(axes, shown.items(), strict=True):
+    lowest = min(lowest_far(scores) for target in shown.values() for scores in target.models.values())
+    for ax, (name, target) in zip(axes, shown.items(), strict=True):
         set_roc_axes(ax, lowest)
-        colours = _colours(scored["models"])
-        for model, found in scored["models"].items():
-            main = model != base_of(scored["models"])
-            draw_roc(ax, found, color=colours[model], lw=2 if main else 1.6, zorder=3 if main else 2)
-        write_title(ax, target, "never seen in training" if scored.get("unseen") else "other people of a source domain")
-        _write_tars(ax, scored["models"], colours, fars(results))
+        colours = _colours(target.models)
+        for model, scores in target.models.items():
+            main = model != base_of(target.models)
+            draw_roc(ax, scores, color=colours[model], lw=2 if main else 1.6, zorder=3 if main else 2)
+        write_title(ax, name, "never seen in training" if target.unseen else "other people of a source domain")
+        _write_tars(ax, target.models, colours, fars(results))
     for ax in axes[::2]:
         ax.set_ylabel("TAR, genuine pairs accepted")
     return save(figure, path)
 
 
 def training_plot(metrics: list[dict], path: Path) -> Path | None:
-    """A panel for each quantity that `metrics`, the records of metrics.jsonl, holds; None if it holds none."""
+    """Draw a panel for each quantity in `metrics`, the records of metrics.jsonl; None if there is none."""
     panels = [panel for panel in PANELS if any(len(series(metrics, line)[0]) for line in panel.lines)]
     if not panels:
         return None
@@ -120,50 +125,43 @@ def training_plot(metrics: list[dict], path: Path) -> Path | None:
 
 
 def contact_sheet(images_by_domain: Mapping[str, np.ndarray], path: Path | str) -> None:
-    """Write a PNG with one labelled row of images for each domain; its images are uint8 (n, H, W, 3), RGB."""
+    """Write a PNG with one labelled row of images for each domain.
+
+    Args:
+        images_by_domain: uint8 (n, H, W, 3), RGB, with n of at least 1 and any size of each domain.
+        path: Where the PNG is written.
+
+    Raises:
+        ValueError: there is no domain, or images are not as above.
+    """
     from matplotlib.figure import Figure
 
+    _check_images(images_by_domain)
+    most, count = max(map(len, images_by_domain.values())), len(images_by_domain)
+    width = LABEL + 0.95 * most
+    figure = Figure(figsize=(width, 0.97 * count), dpi=DPI)
+    spacing = {"left": LABEL / width, "right": 1, "bottom": 0, "top": 1, "wspace": 0.03, "hspace": 0.03}
+    panels = figure.subplots(count, most, squeeze=False, gridspec_kw=spacing)
+    for row, (domain, images) in zip(panels, images_by_domain.items(), strict=True):
+        for ax in row:
+            ax.set_axis_off()
+        for ax, image in zip(row, images, strict=False):
+            ax.imshow(image, interpolation="antialiased")
+        style = {"ha": "right", "va": "center", "color": INK, "fontsize": 11, "parse_math": False}
+        row[0].text(-0.12, 0.5, domain, transform=row[0].transAxes, **style)
+    figure.savefig(path)
+
+
+def _check_images(images_by_domain: Mapping[str, np.ndarray]) -> None:
     for domain, images in images_by_domain.items():
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
             raise ValueError(f"want the images of {domain!r} as uint8 (n, H, W, 3), got {images.dtype} {images.shape}")
     if not images_by_domain:
         raise ValueError("want the images of at least one domain, got none")
-    most, count = max(map(len, images_by_domain.values())), len(images_by_domain)
-    figure = Figure(figsize=(1.3 + 0.95 * most, 0.97 * count), dpi=DPI)
-    grid = figure.subplots(
-        count,
-        most,
-        squeeze=False,
-        gridspec_kw={
-            "left": 1.3 / (1.3 + 0.95 * most),
-            "right": 1,
-            "bottom": 0,
-            "top": 1,
-            "wspace": 0.03,
-            "hspace": 0.03,
-        },
-    )
-    for row, (domain, images) in zip(grid, images_by_domain.items(), strict=True):
-        for ax in row:
-            ax.set_axis_off()
-        for ax, image in zip(row, images, strict=False):
-            ax.imshow(image, interpolation="antialiased")
-        row[0].text(
-            -0.12,
-            0.5,
-            domain,
-            transform=row[0].transAxes,
-            ha="right",
-            va="center",
-            color=INK,
-            fontsize=11,
-            parse_math=False,
-        )
-    figure.savefig(path)
 
 
 def series(metrics: list[dict], line: Line) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of `line`, finite numbers only."""
+    """Return steps and values of `line` in the records of metrics.jsonl, finite numbers only."""
     found = [
         (record["step"], record[line.name])
         for record in metrics
@@ -193,44 +191,25 @@ def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict]) -> None:
     write_title(ax, panel.title, words=[(line.label, line.colour) for line in curves])
 
 
-def _write_tars(ax: "Axes", models: dict, colours: dict[str, str], names: Iterable[str]) -> None:
-    """Mark the coarsest FAR measured and list the models' TAR there, in the empty corner below the curves."""
-    far = next(
-        (far for far in names if all("tar" in model.get("tar_at_far", {}).get(far, {}) for model in models.values())),
-        None,
-    )
+def _write_tars(ax: "Axes", models: dict[str, Scores], colours: Mapping[str, str], names: Iterable[str]) -> None:
+    """Mark the coarsest FAR measured, and list the models' TAR there in the empty corner below the curves."""
+    measured = (far for far in names if all(scores.rate(far).tar is not None for scores in models.values()))
+    far = next(measured, None)
     if far is not None:
         ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
-    for height, (model, found) in enumerate(reversed(models.items())):
-        tar = "" if far is None else f"  {100 * found['tar_at_far'][far]['tar']:.1f} %"
-        ax.text(
-            0.97,
-            0.04 + 0.075 * height,
-            model + tar,
-            transform=ax.transAxes,
-            color=colours[model],
-            ha="right",
-            fontsize=10,
-            fontweight="bold",
-            parse_math=False,
-            bbox={"color": "white", "pad": 1},
-        )
-        if far is not None:
-            ax.plot(float(far), found["tar_at_far"][far]["tar"], "o", color=colours[model], ms=5, zorder=4)
+    for height, (model, scores) in enumerate(reversed(models.items())):
+        tar = None if far is None else scores.rate(far).tar
+        text = model if tar is None else f"{model}  {100 * tar:.1f} %"
+        style = {"color": colours[model], "fontsize": 10, "fontweight": "bold", "parse_math": False}
+        ax.text(0.97, 0.04 + 0.075 * height, text, transform=ax.transAxes, **style, **CORNER)
+        if far is not None and tar is not None:
+            ax.plot(float(far), tar, "o", color=colours[model], ms=5, zorder=4)
     if far is not None:
-        ax.text(
-            0.97,
-            0.05 + 0.075 * len(models),
-            f"TAR at FAR {short(far)}",
-            transform=ax.transAxes,
-            color=INK,
-            ha="right",
-            fontsize=9,
-            bbox={"color": "white", "pad": 1},
-        )
+        text, height = f"TAR at FAR {short_far(far)}", 0.05 + 0.075 * len(models)
+        ax.text(0.97, height, text, transform=ax.transAxes, color=INK, fontsize=9, **CORNER)
 
 
-def _colours(models: dict) -> dict[str, str]:
+def _colours(models: Mapping[str, Scores]) -> dict[str, str]:
     others = iter(OTHERS * len(models))
-    fixed = {base_of(models): GREY, "mfr": BLUE}
+    fixed = {base_of(models): GREY, MFR: BLUE}
     return {model: fixed.get(model) or next(others) for model in models}

@@ -1,6 +1,6 @@
 """Several runs on one page: what each scored, how each trained, and which of their settings differ.
 
-runs.py reads them side by side, table.py and plots.py make the parts, page.py joins them.
+runs.py reads the runs side by side, table.py and plots.py make the parts, page.py joins the parts.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,16 @@ __all__ = ["Comparison", "compare", "markdown_table", "write_comparison"]
 
 
 def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
-    """Write report.html, table.md, roc.png and training.png into the folder `out` and return the page's path.
+    """Write report.html, table.md, roc.png and training.png into the folder `out`, and return the page's path.
 
-    Reads config.yaml, metrics.jsonl and results.json of each run; what is missing is named on the page. Raises
-    ValueError where there are not two different runs or `out` is one of them, FileNotFoundError where one is no run.
+    Args:
+        folders: The run folders. config.yaml, environment.json, metrics.jsonl and results.json of each are read; the
+            page names each file that is missing.
+        out: The folder to write to; it is made if need be.
+
+    Raises:
+        ValueError: there are fewer than two runs, one is given twice, or `out` is one of them.
+        FileNotFoundError: a folder holds no run.
     """
     compared = compare([Path(folder) for folder in folders])
     out = Path(out)
@@ -27,6 +33,6 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     pictures = {"roc": roc_plot(compared, out / "roc.png"), "training": training_plot(compared, out / "training.png")}
     (out / "table.md").write_text(markdown_table(compared), encoding="utf-8")
-    written = out / "report.html"
-    written.write_text(page(compared, {name: path for name, path in pictures.items() if path}), encoding="utf-8")
-    return written
+    report = out / "report.html"
+    report.write_text(page(compared, {name: path for name, path in pictures.items() if path}), encoding="utf-8")
+    return report

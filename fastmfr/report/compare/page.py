@@ -8,7 +8,7 @@ from ..gap import COLUMNS, READING
 from ..markup import document, folded, footnote, picture, warnings
 from ..tables import columns, listed
 from .runs import Comparison, Entry
-from .table import MOST_SETTINGS, Cell, Row, gap_rows, reading, rows, told_apart
+from .table import MOST_SETTINGS, Cell, Row, distinguishing_settings, gap_rows, reading, rows
 
 CAPTIONS = {
     "roc": (
@@ -26,7 +26,7 @@ CAPTIONS = {
 
 
 def page(compared: Comparison, pictures: Mapping[str, Path]) -> str:
-    """The comparison as HTML text; `pictures` names PNG files as roc and training, those that there are."""
+    """Return the comparison as HTML text; `pictures` are the PNG files that exist, by their names in CAPTIONS."""
     names = listed(list(compared.runs))
     parts = [
         f'<p class="run">fastmfr runs {escape(names)}</p>',
@@ -48,14 +48,14 @@ def page(compared: Comparison, pictures: Mapping[str, Path]) -> str:
 
 
 def headline(compared: Comparison) -> str:
-    """How many runs there are and what sets them apart, in one line."""
+    """Return in one line how many runs there are and what sets them apart."""
     names, count = list(compared.differing), len(compared.differing)
-    told = f" that differ in {listed(names) if count <= MOST_SETTINGS else f'{count} settings'}" if count else ""
-    return f"{len(compared.runs)} runs{told}"
+    differing = f" that differ in {listed(names) if count <= MOST_SETTINGS else f'{count} settings'}" if count else ""
+    return f"{len(compared.runs)} runs{differing}"
 
 
 def _scores(compared: Comparison) -> str:
-    titles = "".join(f"<th>{title}</th>" for title in columns(compared.results()))
+    titles = "".join(f"<th>{column.title}</th>" for column in columns(compared.results()))
     bodies: dict[str, list[str]] = {}
     for row in rows(compared):
         lines = bodies.setdefault(row.target, [])
@@ -75,10 +75,10 @@ def _row(compared: Comparison, row: Row, first: bool) -> str:
 
 
 def _owners(compared: Comparison, entry: Entry) -> str:
-    """The runs that hold a model, one a line, each with the settings that set it apart."""
+    """The runs that hold a model, one a line, each with the settings that distinguish the run."""
     if len(entry.runs) == len(compared.runs):
         return compared.owners(entry)
-    small = {run: f"<small>{escape(told)}</small>" for run, told in told_apart(compared).items()}
+    small = {run: f"<small>{escape(text)}</small>" for run, text in distinguishing_settings(compared).items()}
     return "".join(f"<div>{escape(run)}{small.get(run, '')}</div>" for run in entry.runs)
 
 

@@ -1,14 +1,16 @@
 """ROC and training curves of several runs laid over each other.
 
-A run keeps its colour in all panels. In the ROC, what a run is about is drawn solid, its other models dashed, and a
-model that every run holds grey. Earlier runs are drawn wider, so that they show below later ones that are equal.
+A run keeps its colour in all panels. In the ROC, the model that a run is about is drawn solid, its other models dashed,
+and a model that every run holds grey. Earlier runs are drawn wider, so that they show below equal curves of later runs.
 """
 
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastmfr.results import Scores
 
 from ..axes import (
     BLUE,
@@ -27,11 +29,12 @@ from ..axes import (
     write_title,
 )
 from ..plots import PANELS, Line, Panel, series
-from ..tables import fars, targets
+from ..tables import fars
 from .runs import Comparison, Entry
-from .table import told_apart
+from .table import distinguishing_settings
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, *OTHERS, "#c2588f", "#2aa3b8", "#8a7a1f", "#5a3e2b", "#9ab32f", INK)  # repeated beyond twelve runs
@@ -40,38 +43,21 @@ NOTED = 4  # models not scored that a panel names
 
 
 def roc_plot(compared: Comparison, path: Path) -> Path | None:
-    """One panel a target, TAR over FAR on a log axis, a dot at each FAR measured; None where nothing was scored."""
-    shown = targets(compared.results())
+    """Draw one panel a target, TAR over FAR on a log axis, a dot at each FAR measured; None if nothing was scored."""
+    shown = compared.results().scored
     if not shown:
         return None
     figure, axes = grid(len(shown), columns=2, width=4.9, height=3.8)
-    lowest = min(lowest_far(found) for scored in shown.values() for found in scored["models"].values())
+    lowest = min(lowest_far(scores) for target in shown.values() for scores in target.models.values())
     styles = {entry: _style(compared, entry) for entry in compared.entries if entry.model}
-    for ax, (target, scored) in zip(axes, shown.items(), strict=True):
+    for ax, (name, target) in zip(axes, shown.items(), strict=True):
         set_roc_axes(ax, lowest)
         for entry, style in styles.items():
-            found = entry.figures.get(target, {})
-            draw_roc(ax, found, **style)
-            measured = [
-                (float(far), entry["tar"]) for far, entry in found.get("tar_at_far", {}).items() if "tar" in entry
-            ]
-            ax.plot(*np.array(measured).reshape(-1, 2).T, "o", color=style["color"], ms=4, zorder=style["zorder"])
+            _draw_scores(ax, entry.scores.get(name, Scores()), style)
         for far in fars(compared.results()):
             ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
-        write_title(ax, target, "never seen in training" if scored["unseen"] else "other people of a source domain")
-        missing = [compared.full_name(entry) for entry in styles if target not in entry.figures]
-        if missing:
-            more = [f"and {len(missing) - NOTED} more"] if len(missing) > NOTED else []
-            ax.text(
-                0.97,
-                0.04,
-                "\n".join(["not scored here:", *missing[:NOTED], *more]),
-                transform=ax.transAxes,
-                color=GREY,
-                ha="right",
-                fontsize=8,
-                parse_math=False,
-            )
+        write_title(ax, name, "never seen in training" if target.unseen else "other people of a source domain")
+        _write_missing(ax, [compared.full_name(entry) for entry in styles if name not in entry.scores])
     for ax in axes[::2]:
         ax.set_ylabel("TAR, genuine pairs accepted")
     _write_key(
@@ -80,8 +66,24 @@ def roc_plot(compared: Comparison, path: Path) -> Path | None:
     return save(figure, path)
 
 
+def _draw_scores(ax: "Axes", scores: Scores, style: dict[str, Any]) -> None:
+    """The curve of one model, and a dot at each FAR measured."""
+    draw_roc(ax, scores, **style)
+    measured = [(float(far), rate.tar) for far, rate in scores.tar_at_far.items() if rate.tar is not None]
+    ax.plot(*np.array(measured).reshape(-1, 2).T, "o", color=style["color"], ms=4, zorder=style["zorder"])
+
+
+def _write_missing(ax: "Axes", names: list[str]) -> None:
+    """In the lower right corner, the models that were not scored on the panel's target."""
+    if names:
+        more = [f"and {len(names) - NOTED} more"] if len(names) > NOTED else []
+        text = "\n".join(["not scored here:", *names[:NOTED], *more])
+        style = {"color": GREY, "ha": "right", "fontsize": 8, "parse_math": False}
+        ax.text(0.97, 0.04, text, transform=ax.transAxes, **style)
+
+
 def training_plot(compared: Comparison, path: Path) -> Path | None:
-    """A panel for each curve that any run's metrics hold, the runs in it over each other; None if there is none."""
+    """Draw a panel for each curve that any run's metrics hold, all runs in it; None if there is no curve."""
     found = {
         (panel, line): {name: series(run.metrics, line) for name, run in compared.runs.items()}
         for panel in PANELS
@@ -103,7 +105,7 @@ def training_plot(compared: Comparison, path: Path) -> Path | None:
     return save(figure, path)
 
 
-def _set_training_axes(ax, panel: Panel, line: Line, values: np.ndarray) -> None:
+def _set_training_axes(ax: "Axes", panel: Panel, line: Line, values: np.ndarray) -> None:
     set_scale(ax, panel.scale, np.concatenate([values, panel.band]))
     if panel.band:
         ax.axhspan(panel.band[0], panel.band[1], color=GREEN, alpha=0.12, lw=0)
@@ -114,7 +116,7 @@ def _set_training_axes(ax, panel: Panel, line: Line, values: np.ndarray) -> None
 
 
 def _label(compared: Comparison, runs: tuple[str, ...], name: str) -> str:
-    settings = told_apart(compared).get(runs[0]) if len(runs) == 1 else None
+    settings = distinguishing_settings(compared).get(runs[0]) if len(runs) == 1 else None
     return f"{name} ({settings})" if settings else name
 
 

@@ -8,29 +8,31 @@ from pathlib import Path
 
 import yaml
 
+from fastmfr.results import Results, Scores, TargetResult, to_json
+
 from ..folder import RunFolder, read
-from ..tables import listed, main_of, targets
+from ..tables import listed, main_of
 
 READ = ("config.yaml", "metrics.jsonl", "results.json")
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A scored model: `figures` by target, `main` if it is what one of `runs` is about.
+    """A model and its `scores` by target; `main` if one of `runs` is about the model.
 
-    Runs that hold the same model with the same figures, as those grown out of one base do, share an entry. A run that
-    was not scored has one of no model and no figures.
+    Runs that hold the same model with the same scores share an entry, as runs trained from one base model do. A run
+    that was not scored has an entry without model and scores.
     """
 
     runs: tuple[str, ...]
     model: str
     main: bool
-    figures: Mapping[str, dict]
+    scores: Mapping[str, Scores]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by name; `differing` holds by setting, dotted, its value in each run that has it; `unseen` by target."""
+    """Runs by name; by target whether it is `unseen`; by dotted setting its value in each run, if they differ."""
 
     runs: dict[str, RunFolder]
     entries: list[Entry]
@@ -39,41 +41,40 @@ class Comparison:
     notes: list[str]
 
     def owners(self, entry: Entry) -> str:
-        """The names of the runs that hold a model."""
+        """Return the names of the runs that hold a model."""
         return "every run" if len(entry.runs) == len(self.runs) else listed(list(entry.runs))
 
     def full_name(self, entry: Entry) -> str:
-        """The runs and the model, in one line."""
+        """Return the runs and the model, in one line."""
         return ", ".join(filter(None, [self.owners(entry), entry.model]))
 
-    def results(self) -> dict:
-        """Scores of all runs as results.json of one run that scored every entry, keyed by its place in `entries`."""
-        return {
-            "targets": {
-                target: {
-                    "unseen": unseen,
-                    "models": {
-                        str(place): entry.figures[target]
-                        for place, entry in enumerate(self.entries)
-                        if target in entry.figures
-                    },
-                }
-                for target, unseen in self.unseen.items()
-            }
+    def results(self) -> Results:
+        """Return the scores of all runs as if one run had scored every entry; a model is the place in `entries`."""
+        numbered = {str(place): entry.scores for place, entry in enumerate(self.entries)}
+        targets = {
+            target: {place: scores[target] for place, scores in numbered.items() if target in scores}
+            for target in self.unseen
         }
+        return Results(
+            targets={
+                target: TargetResult(unseen=self.unseen[target], models=models) for target, models in targets.items()
+            }
+        )
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """The runs in the folders `paths`, in that order.
+    """Read the runs in the folders `paths`, in that order.
 
-    Raises ValueError for fewer than two runs or one given twice, FileNotFoundError for a folder that holds no run.
+    Raises:
+        ValueError: there are fewer than two runs, or one is given twice.
+        FileNotFoundError: a folder holds no run.
     """
     runs = dict(zip(_names(paths), map(_read, paths), strict=True))
-    scored = {name: targets(run.results) for name, run in runs.items()}
+    scored = {name: run.results.scored for name, run in runs.items()}
     entries = _entries(scored)
-    # what one of the runs trained on is not shown as unseen; a note says which run that was
+    # a target that one of the runs was trained on is not shown as unseen; a note names the run
     unseen = {
-        target: all(other[target].get("unseen") for other in scored.values() if target in other)
+        target: all(other[target].unseen for other in scored.values() if target in other)
         for of_run in scored.values()
         for target in of_run
     }
@@ -104,17 +105,17 @@ def _read(path: Path) -> RunFolder:
     return read(path)
 
 
-def _entries(scored: dict[str, dict]) -> list[Entry]:
-    """Every model of every run, in their order; those that are equal in all figures once."""
+def _entries(scored: Mapping[str, Mapping[str, TargetResult]]) -> list[Entry]:
+    """Every model of every run, in their order; models that are equal in all scores once."""
     found: dict[tuple[str, str], Entry] = {}
     for run, of_run in scored.items():
-        main = {main_of(target["models"]) for target in of_run.values()}
-        models = dict.fromkeys(model for target in of_run.values() for model in target["models"]) or {"": None}
+        main = {main_of(target.models) for target in of_run.values()}
+        models = dict.fromkeys(model for target in of_run.values() for model in target.models) or {"": None}
         for model in models:
-            figures = {name: target["models"][model] for name, target in of_run.items() if model in target["models"]}
-            key = model or run, json.dumps(figures, sort_keys=True)
-            before = found.get(key, Entry((), model, False, figures))
-            found[key] = Entry((*before.runs, run), model, before.main or model in main, figures)
+            scores = {name: target.models[model] for name, target in of_run.items() if model in target.models}
+            key = model or run, json.dumps(to_json(scores), sort_keys=True)
+            before = found.get(key, Entry((), model, False, scores))
+            found[key] = Entry((*before.runs, run), model, before.main or model in main, scores)
     return list(found.values())
 
 
@@ -122,7 +123,7 @@ def _gaps(entries: list[Entry], unseen: dict[str, bool]) -> list[str]:
     """Which models were not scored on which targets; runs not scored at all are named by their folder's notes."""
     gaps: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
-        missing = [target for target in unseen if target not in entry.figures]
+        missing = [target for target in unseen if target not in entry.scores]
         if entry.model and missing:
             gaps.setdefault((listed(list(entry.runs)), listed(missing)), []).append(entry.model)
     return [
@@ -131,19 +132,19 @@ def _gaps(entries: list[Entry], unseen: dict[str, bool]) -> list[str]:
     ]
 
 
-def _unlike(scored: dict[str, dict], unseen: dict[str, bool]) -> list[str]:
+def _unlike(scored: Mapping[str, Mapping[str, TargetResult]], unseen: Mapping[str, bool]) -> list[str]:
     """Targets that are not the same thing in all runs, so that their figures should not be compared."""
     notes = []
     for target in unseen:
         held = {name: of_run[target] for name, of_run in scored.items() if target in of_run}
-        seen = [name for name, found in held.items() if not found.get("unseen")]
+        seen = [name for name, found in held.items() if not found.unseen]
         if 0 < len(seen) < len(held):
             notes.append(f"{target} was trained on in {listed(seen)} only, on other people; elsewhere it is unseen.")
         pairs = {
-            (found["genuine"], found["impostors"])
-            for of_run in held.values()
-            for found in of_run["models"].values()
-            if "genuine" in found and "impostors" in found
+            (scores.genuine, scores.impostors)
+            for found in held.values()
+            for scores in found.models.values()
+            if scores.genuine is not None and scores.impostors is not None
         }
         if len(pairs) > 1:
             counts = listed([f"{genuine:,} genuine and {impostors:,} impostor" for genuine, impostors in sorted(pairs)])

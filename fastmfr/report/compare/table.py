@@ -4,16 +4,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fastmfr.results import Scores
+
 from ..gap import COLUMNS, READING
-from ..gap import gap_rows as of_one_run
-from ..tables import DECIMALS, columns, fars, footnotes, listed
+from ..gap import gap_rows as gap_rows_of_run
+from ..tables import Column, columns, footnotes, listed
 from .runs import Comparison, Entry
 
 MOST_SETTINGS = 3  # that are written beside a run's name; more are read in the table of settings
 
 
 class Figure(NamedTuple):
-    """One share as found, None where there is none, and the ends of its 95 % interval, () where not known."""
+    """One share, None if not measured, and the ends of its 95 % interval, () if not known."""
 
     value: float | None
     interval: tuple[float, ...] = ()
@@ -21,7 +23,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure, in percent, "-" where there is none; `best` if its interval lies apart from the next best's."""
+    """One figure, in percent, "-" if not measured; `best` if its interval lies apart from the next best's."""
 
     value: str
     interval: str = ""
@@ -38,37 +40,32 @@ class Row:
 
 
 def rows(compared: Comparison) -> Iterator[Row]:
-    """Every entry on every target, also where it was not scored."""
-    rates = fars(compared.results())
+    """Yield every entry on every target, also if the entry was not scored there."""
+    shown = columns(compared.results())
     for target in compared.unseen:
-        by_entry = [_figures(entry.figures.get(target, {}), rates) for entry in compared.entries]
-        decimals = [1] * len(rates) + list(DECIMALS.values())
-        best = [
-            _best(column, lower=name == "eer")
-            for name, column in zip([*rates, *DECIMALS], zip(*by_entry, strict=True), strict=True)
-        ]
-        for place, (entry, figures) in enumerate(zip(compared.entries, by_entry, strict=True)):
-            yield Row(
-                target,
-                entry,
-                [
-                    _cell(figure, digits, place == winner)
-                    for figure, digits, winner in zip(figures, decimals, best, strict=True)
-                ],
-            )
+        scores_by_entry = [entry.scores.get(target, Scores()) for entry in compared.entries]
+        cells_by_column = [_column_cells(column, scores_by_entry) for column in shown]
+        for entry, *cells in zip(compared.entries, *cells_by_column, strict=True):
+            yield Row(target, entry, cells)
+
+
+def _column_cells(column: Column, scores_by_entry: Sequence[Scores]) -> list[Cell]:
+    figures = [Figure(column.share(scores), tuple(column.interval(scores) or ())) for scores in scores_by_entry]
+    best = _best(figures, column.lower_is_better)
+    return [_cell(figure, column.decimals, place == best) for place, figure in enumerate(figures)]
 
 
 def gap_rows(compared: Comparison) -> list[list[str]]:
-    """Runs, model and its figures in the order of `gap.COLUMNS`; runs whose model has the same ones share a row."""
+    """Return runs, model, and figures in the order of `gap.COLUMNS`; runs with the same figures share a row."""
     owners: dict[tuple[str, ...], list[str]] = {}
     for name, run in compared.runs.items():
-        for model, cells in of_one_run(run.results.get("gap", {})).items():
+        for model, cells in gap_rows_of_run(run.results.gap).items():
             owners.setdefault((model, *cells), []).append(name)
     return [["every run" if len(names) == len(compared.runs) else listed(names), *row] for row, names in owners.items()]
 
 
 def markdown_table(compared: Comparison) -> str:
-    """The tables as GitHub Markdown, what differs between the runs and the notes as lines below."""
+    """Return the tables as GitHub Markdown; what differs between the runs, and the notes, are lines below."""
     lines = []
     for row in rows(compared):
         cells = [cell.value + (f" ({cell.interval})" if cell.interval else "") for cell in row.cells]
@@ -80,8 +77,8 @@ def markdown_table(compared: Comparison) -> str:
                 *(f"**{text}**" if cell.best else text for text, cell in zip(cells, row.cells, strict=True)),
             ]
         )
-    tables = [_markdown(["Target", "Run", "Model"], columns(compared.results()), lines)]
-    below = reading(compared) + [f"{name}: {settings}." for name, settings in told_apart(compared).items()]
+    tables = [_markdown(["Target", "Run", "Model"], [column.title for column in columns(compared.results())], lines)]
+    below = reading(compared) + [f"{name}: {settings}." for name, settings in distinguishing_settings(compared).items()]
     if gaps := gap_rows(compared):
         tables.append(_markdown(["Run", "Model"], COLUMNS, gaps))
         below += READING
@@ -95,35 +92,28 @@ def _markdown(names: Sequence[str], figures: Sequence[str], lines: list[list[str
 
 
 def reading(compared: Comparison) -> list[str]:
-    """How to read the table, a sentence each."""
+    """Return how to read the table, as sentences."""
     return [
         "In percent. TAR@f: share of genuine pairs accepted at false accept rate f. In brackets or small: the 95 % "
-        "interval when the people scored are drawn anew; what another training run would give is not in it.",
-        "Bold: the best on its target, where its interval lies apart from that of the next best.",
+        "interval over draws of the people scored; what another training run would show is not in it.",
+        "Bold: the best on its target, if its interval lies apart from that of the next best.",
         *footnotes(compared.results())[1:],
     ]
 
 
-def told_apart(compared: Comparison) -> dict[str, str]:
-    """By run, the settings in which it differs from others; nothing where they are too many to say in a line."""
+def distinguishing_settings(compared: Comparison) -> dict[str, str]:
+    """Return by run the settings that differ between runs, in a line; empty if there are more than MOST_SETTINGS."""
     if not 0 < len(compared.differing) <= MOST_SETTINGS:
         return {}
-    told = {
+    by_run = {
         run: listed([f"{name} {values[run]}" for name, values in compared.differing.items() if run in values])
         for run in compared.runs
     }
-    return {run: settings for run, settings in told.items() if settings}
+    return {run: settings for run, settings in by_run.items() if settings}
 
 
-def _figures(found: dict, rates: list[str]) -> list[Figure]:
-    """The figures of one scored model in the order of `tables.columns`; older results lack intervals."""
-    entries = [found.get("tar_at_far", {}).get(rate, {}) for rate in rates]
-    shares = [Figure(entry.get("tar"), tuple(entry.get("interval") or ())) for entry in entries]
-    return shares + [Figure(found.get(name), tuple(found.get(f"{name}_interval") or ())) for name in DECIMALS]
-
-
-def _best(column: tuple[Figure, ...], lower: bool) -> int | None:
-    """The place of the best figure if its interval does not meet the next best's; None where that is not known."""
+def _best(column: Sequence[Figure], lower: bool) -> int | None:
+    """The place of the best figure if its interval does not meet the next best's; None if that is not known."""
     sign = -1 if lower else 1
     order = sorted(
         (place for place, figure in enumerate(column) if figure.value is not None),
