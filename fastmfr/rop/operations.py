@@ -1,52 +1,66 @@
 """The operations a network may be made of, each with forward, backward, tangent and second backward.
 
-For y = f(x, w) and a loss with gradient dy: backward gives dx and dw; tangent gives y', the derivative of y along
-(x', w'); second backward gives dx' and dw', the derivatives of dx and dw along the same direction. dw' collected over a
-whole network is H w' (Pearlmutter, "Fast exact multiplication by the Hessian", 1994).
+For y = f(x, w) and a loss with gradient dy on y: backward computes dx and dw. Tangent computes y', the derivative of y
+along (x', w'). Second backward computes dx' and dw', the derivatives of dx and dw along the same direction. The dw' of
+all operations of a network are H w' (Pearlmutter, "Fast exact multiplication by the Hessian", 1994).
 
-Methods take a `ctx`, where an operation keeps what its later methods need. `P` and `V` map names to parameters and to
-their direction. `sums` is a Sums. x' is None, and dx not wanted, where nothing that is trained comes before: then
-`input_varies` is False.
+Methods take a `ctx`, in which an operation keeps what its later methods need. `P` and `V` map names to parameters and
+to their direction. `sums` collects gradients. If no trained operation comes before, `input_varies` is False: x' is
+None, and dx is not computed. In code x' is `xd` and dy' is `dyd`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
+
+Values = Mapping[str, Tensor]  # by parameter name
+Names = Any  # maps a parameter to its name, and what is no parameter to None by get()
 
 _aten = torch.ops.aten
 
 
 class Sums:
-    """Gradients by parameter name, summed where a parameter serves twice; names that are not wanted are ignored.
+    """Gradients by parameter name; those of a parameter that is read twice are summed.
 
-    `wanted`: {name: dtype}. Sums are made in that dtype.
+    Args:
+        wanted: {name: dtype}: the parameters whose gradients are wanted, and the dtype of their sums.
+
+    Attributes:
+        by_name: {name: gradient}, the sums so far.
     """
 
-    def __init__(self, wanted):
-        self.wanted, self.by_name = wanted, {}
+    def __init__(self, wanted: dict[str, torch.dtype]):
+        self.wanted = wanted
+        self.by_name: dict[str, Tensor] = {}
 
-    def add(self, name, value):
+    def add(self, name: str | None, value: Any) -> None:
+        """Add a gradient; does nothing if the name is not wanted."""
         if name in self.wanted:
             value = value.to(self.wanted[name])
             self.by_name[name] = self.by_name[name] + value if name in self.by_name else value
 
 
 class Operation:
-    """One step of a network. `parameters`: the names of those it reads. It takes one input, but for Add.
+    """One step of a network; it has one input, except for Add, which has two.
 
     forward(ctx, P, x) -> y               backward(ctx, P, dy, sums) -> dx
     tangent(ctx, P, V, x') -> y'          second_backward(ctx, P, V, dy', sums) -> dx'
+
+    Attributes:
+        parameters: The names of the parameters that the step reads.
+        input_varies: Whether the input depends on a trained parameter.
+        casts: Whether parameters are read in the dtype of the passes; else they are read in the dtype they have.
     """
 
     input_varies = True
-    casts = True  # whether parameters are wanted in the dtype that the passes compute in, or in their own
+    casts = True
     parameters: tuple[str, ...] = ()
     forward: Callable[..., Tensor]
     backward: Callable[..., Any]
@@ -57,7 +71,7 @@ class Operation:
 class _Bilinear(Operation, ABC):
     """y = W x + bias, linear in W and in x: y' = W x' + W' x + bias', dx' = W^T dy' + W'^T dy, dW' alike."""
 
-    def __init__(self, module, names):
+    def __init__(self, module: Any, names: Names):
         self.weight, self.bias = names[module.weight], names.get(module.bias)
         self.parameters = tuple(name for name in (self.weight, self.bias) if name)
 
@@ -69,20 +83,20 @@ class _Bilinear(Operation, ABC):
     def _transpose(self, dy, x, weight, wanted) -> tuple[Any, Any, Any]:
         """(W^T dy, the gradient of W, the gradient of the bias), each only where `wanted`."""
 
-    def forward(self, ctx, P, x):
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         ctx.x = x
         return self._apply(x, P[self.weight], P.get(self.bias))
 
-    def backward(self, ctx, P, dy, sums):
+    def backward(self, ctx: Any, P: Values, dy: Tensor, sums: Sums) -> Any:
         ctx.dy = dy
         return self._collect(sums, *self._transpose(dy, ctx.x, P[self.weight], self._wanted(sums)))
 
-    def tangent(self, ctx, P, V, xd):
+    def tangent(self, ctx: Any, P: Values, V: Values, xd: Tensor | None) -> Tensor:
         ctx.xd = xd
         yd = self._apply(ctx.x, V[self.weight], V.get(self.bias))
         return yd if xd is None else yd.add_(self._apply(xd, P[self.weight], None))
 
-    def second_backward(self, ctx, P, V, dyd, sums):
+    def second_backward(self, ctx: Any, P: Values, V: Values, dyd: Tensor, sums: Sums) -> Any:
         wanted = self._wanted(sums)
         dxd, dweight_d, dbias_d = self._transpose(dyd, ctx.x, P[self.weight], wanted)
         if self.input_varies:
@@ -104,7 +118,7 @@ class _Bilinear(Operation, ABC):
 class Convolution(_Bilinear):
     """nn.Conv2d, padded with zeros."""
 
-    def __init__(self, module, names):
+    def __init__(self, module: Any, names: Names):
         super().__init__(module, names)
         self.geometry, self.groups = (module.stride, module.padding, module.dilation), module.groups
 
@@ -133,18 +147,18 @@ class Linear(_Bilinear):
 
 
 class BatchNorm(Operation):
-    """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads it, if one does."""
+    """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads its output, if there is one."""
 
     casts = False
 
-    def __init__(self, module, prelu, names):
+    def __init__(self, module: Any, prelu: nn.PReLU | None, names: Names):
         self.module = module
         self.weight, self.bias = names.get(module.weight), names.get(module.bias)
         self.slope = names[prelu.weight] if prelu else None
         self.parameters = tuple(name for name in (self.weight, self.bias, self.slope) if name)
 
     def _values(self, values, x, weight):
-        """weight, bias, slope out of P or V; what the module does not have is a constant: `weight`, and no bias."""
+        """(weight, bias, slope) from P or V. A module without weight or bias has constants: `weight`, and 0."""
         statistics = self.module.running_mean
         dtype = torch.promote_types(x.dtype, torch.float32) if statistics is None else statistics.dtype
         constant = partial(torch.full, x.shape[1:2], dtype=dtype, device=x.device)
@@ -154,7 +168,7 @@ class BatchNorm(Operation):
             None if self.slope is None else values[self.slope],
         )
 
-    def forward(self, ctx, P, x):
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         module, momentum = self.module, 0.0
         running = module.running_mean, module.running_var
         batch_statistics = ctx.statistics != "running" or running[0] is None
@@ -173,14 +187,14 @@ class BatchNorm(Operation):
             eps=module.eps,
         )
 
-    def backward(self, ctx, P, dy, sums):
+    def backward(self, ctx: Any, P: Values, dy: Tensor, sums: Sums) -> Any:
         return self._collect(sums, *batchnorm_prelu.backward(ctx, dy))
 
-    def tangent(self, ctx, P, V, xd):
+    def tangent(self, ctx: Any, P: Values, V: Values, xd: Tensor | None) -> Tensor:
         xd = torch.zeros_like(ctx.x) if xd is None else xd
         return batchnorm_prelu.tangent(ctx, xd, *self._values(V, xd, 0.0))
 
-    def second_backward(self, ctx, P, V, dyd, sums):
+    def second_backward(self, ctx: Any, P: Values, V: Values, dyd: Tensor, sums: Sums) -> Any:
         return self._collect(sums, *batchnorm_prelu.second_backward(ctx, dyd))
 
     def _collect(self, sums, dx, *gradients):
@@ -190,9 +204,9 @@ class BatchNorm(Operation):
 
 
 class PReLU(Operation):
-    """nn.PReLU by itself: y' = m x' + a' x below 0, with the slope a of channel or whole."""
+    """nn.PReLU alone: for x <= 0, y' = a x' + a' x, with one slope a for each channel or for all."""
 
-    def __init__(self, module, names):
+    def __init__(self, module: Any, names: Names):
         self.slope = names[module.weight]
         self.parameters = (self.slope,)
 
@@ -205,19 +219,19 @@ class PReLU(Operation):
         below = torch.where(ctx.x > 0, 0.0, values)
         return below.sum([dim for dim in range(below.ndim) if dim != 1]).sum_to_size(P[self.slope].shape)
 
-    def forward(self, ctx, P, x):
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         ctx.x = x
         return torch.prelu(x, P[self.slope])
 
-    def backward(self, ctx, P, dy, sums):
+    def backward(self, ctx: Any, P: Values, dy: Tensor, sums: Sums) -> Any:
         ctx.dy = dy
         sums.add(self.slope, self._slope_gradient(ctx, P, dy * ctx.x))
         return self._multiply(ctx, P[self.slope], dy, 1)
 
-    def tangent(self, ctx, P, V, xd):
+    def tangent(self, ctx: Any, P: Values, V: Values, xd: Tensor | None) -> Tensor:
         ctx.xd = torch.zeros_like(ctx.x) if xd is None else xd
         return self._multiply(ctx, P[self.slope], ctx.xd, 1) + self._multiply(ctx, V[self.slope], ctx.x, 0)
 
-    def second_backward(self, ctx, P, V, dyd, sums):
+    def second_backward(self, ctx: Any, P: Values, V: Values, dyd: Tensor, sums: Sums) -> Any:
         sums.add(self.slope, self._slope_gradient(ctx, P, dyd * ctx.x + ctx.dy * ctx.xd))
         return self._multiply(ctx, P[self.slope], dyd, 1) + self._multiply(ctx, V[self.slope], ctx.dy, 0)

@@ -1,4 +1,7 @@
-"""The operations without parameters: linear maps J, fixed but for ReLU's kink, so tangents go the ways of values."""
+"""The operations without parameters: y = J x with a linear map J, which tangents and gradients pass as values do.
+
+J is fixed, except for ReLU, whose J depends on the sign of x.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmfr.rop.operations import Operation
+from fastmfr.rop.operations import Operation, Sums, Values
 
 
 class _Fixed(Operation):
@@ -16,20 +19,20 @@ class _Fixed(Operation):
     _jvp: Callable[..., Tensor]
     _vjp: Callable[..., Any]
 
-    def tangent(self, ctx, P, V, *xd):
+    def tangent(self, ctx: Any, P: Values, V: Values, *xd: Tensor | None) -> Tensor:
         return self._jvp(ctx, *xd)
 
-    def backward(self, ctx, P, dy, sums):
+    def backward(self, ctx: Any, P: Values, dy: Tensor, sums: Sums) -> Any:
         return self._vjp(ctx, dy)
 
-    def second_backward(self, ctx, P, V, dyd, sums):
+    def second_backward(self, ctx: Any, P: Values, V: Values, dyd: Tensor, sums: Sums) -> Any:
         return self._vjp(ctx, dyd)
 
 
 class ReLU(_Fixed):
     """max(x, 0)."""
 
-    def forward(self, ctx, P, x):
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         ctx.y = torch.relu(x)
         return ctx.y
 
@@ -43,10 +46,10 @@ class ReLU(_Fixed):
 class Mean(_Fixed):
     """The mean over the dimensions `dim`, in ascending order and counted from 0."""
 
-    def __init__(self, dim, keepdim):
+    def __init__(self, dim: tuple[int, ...], keepdim: bool):
         self.dim, self.keepdim = dim, keepdim
 
-    def forward(self, ctx, P, x):
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         return x.mean(self.dim, self.keepdim)
 
@@ -62,10 +65,10 @@ class Mean(_Fixed):
 class Flatten(_Fixed):
     """All dimensions from `start` to `end` made one."""
 
-    def __init__(self, start, end):
+    def __init__(self, start: int, end: int):
         self.start, self.end = start, end
 
-    def forward(self, ctx, P, x):
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         return x.flatten(self.start, self.end)
 
@@ -79,7 +82,7 @@ class Flatten(_Fixed):
 class Add(_Fixed):
     """The sum of two tensors, of one shape or of shapes that broadcast."""
 
-    def forward(self, ctx, P, x, other):
+    def forward(self, ctx: Any, P: Values, x: Tensor, other: Tensor) -> Tensor:
         ctx.shapes = x.shape, other.shape
         return x + other
 

@@ -3,45 +3,61 @@
     kept       z = tape.forward(...)     grad = tape.backward(dz)     z' = tape.tangent(V)     H V = tape.second(dz')
     streaming  z, z' = tape.forward_tangent(...)                              H V = tape.second_streaming(dz, dz')
 
-z is the embedding, dz the gradient of a loss on it, dz' the derivative of dz along z'. Kept goes on from the state of
-the gradient's own two passes: H V costs 6 more convolutions where forward and backward cost 3. Streaming starts anew
-and makes the values of those passes again beside their tangents, 8 convolutions, and holds a layer's x and x' only.
+z is the embedding, dz the gradient of a loss on z, and dz' the derivative of dz along z'. Kept uses the state of the
+gradient's two passes: forward and backward cost 3 convolutions a layer, and H V costs 6 more. Streaming computes the
+values of those passes again together with their tangents. That costs 8 convolutions, and holds a layer's x and x' only.
 
 With 16 bits, passes compute as under torch.autocast: convolutions and linear layers on operands of 16 bits, BatchNorm
-with PReLU in float32 between activations of 16 bits. Embeddings and sums over a batch come out wide.
+with PReLU in float32 between activations of 16 bits. Embeddings are float32, and gradients have the dtype of their
+parameters.
 Shape suffixes: B = batch, D = embedding, H W = image.
 """
 
+from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastmfr.rop.operations import Sums
+from fastmfr.rop.operations import Sums, Values
 from fastmfr.rop.tracing import NoROperator, dropping, trace
+
+Statistics = Literal["batch", "tracked", "running"]
 
 
 class Program:
-    """The operations of `network`, which goes on owning its running statistics and what is not trained.
+    """The operations of a network, valid as long as the network's modules stay the same.
 
-    `trained`: names of the parameters that are. Raises NoROperator, a ValueError, where an operation has no R-operator.
-    It serves as long as the modules stay the same: values may change in place or be replaced, and BatchNorm's train()
-    and eval() say nothing here, but hooks and branches of the code on `training` count as they were when it was made.
+    The network keeps its running statistics and its parameters that are not trained. Their values may change or be
+    replaced. train() and eval() of BatchNorm have no effect here. Hooks, and branches of the code on `training`, count
+    as they were when the Program was made.
+
+    Args:
+        network: Maps image_B3HW to embedding_BD.
+        trained: The names of the trained parameters.
+
+    Raises:
+        NoROperator: If an operation has no R-operator; a ValueError.
     """
 
-    def __init__(self, network: nn.Module, trained):
+    def __init__(self, network: nn.Module, trained: Iterable[str]):
         self.network, self.steps = network, trace(network)
         self.trained, self.dropping = tuple(trained), dropping(network)
         self.fixed = tuple(name for name, _ in network.named_parameters() if name not in self.trained)
         self.cast = {name for step in self.steps if step.operation.casts for name in step.operation.parameters}
-        self.varying = set()  # values that depend on what is trained; only these have tangents and gradients
+        self.varying = set()  # values that depend on a trained parameter; only these have tangents and gradients
         for step in self.steps:
             step.operation.input_varies = not self.varying.isdisjoint(step.inputs)
             if step.operation.input_varies or not set(step.operation.parameters).isdisjoint(self.trained):
                 self.varying.add(step.output)
 
-    def values(self, parameters):
-        """{name: tensor} of all parameters: those trained out of `parameters`, the others as they are now."""
+    def values(self, parameters: Values) -> dict[str, Tensor]:
+        """Return all parameters by name: the trained ones from `parameters`, the others as the network has them.
+
+        Raises:
+            NoROperator: If dropout has been switched on since the Program was made.
+        """
         if since := dropping(self.network) - self.dropping:
             raise NoROperator(
                 f"dropout is on in {', '.join(sorted(since))}, and was off when this network was read; "
@@ -52,16 +68,25 @@ class Program:
 
 
 class Tape:
-    """One batch through a Program at `parameters` ({name: tensor}, all that is trained); a method a pass.
+    """One batch through a Program; each method is a pass.
 
-    `dtype`: None computes in the dtypes of parameters and images; torch.bfloat16 or torch.float16 as torch.autocast
-    would, to a float32 embedding and gradients in the parameters' own dtypes. float16 ends at 65,504 and 6e-8: scale
-    the gradients and the direction that go in, for what comes out is linear in them. Raises ValueError for another
-    dtype, NoROperator for dropout that has been switched on since the Program was made.
-    `bytes` is the size of all values that the forward pass made.
+    Args:
+        program: The network.
+        parameters: {name: tensor} of all trained parameters.
+        dtype: None computes in the dtypes of parameters and images. torch.bfloat16 and torch.float16 compute as
+            torch.autocast does; embeddings are then float32, and gradients have the dtypes of their parameters. The
+            range of float16 is 6e-8 to 65,504: scale the gradients and the direction that go in, because the results
+            are linear in them.
+
+    Attributes:
+        bytes: The size of all values that the forward pass made and that depend on trained parameters.
+
+    Raises:
+        ValueError: If `dtype` is another one.
+        NoROperator: If dropout has been switched on since the Program was made.
     """
 
-    def __init__(self, program: Program, parameters, dtype=None):
+    def __init__(self, program: Program, parameters: Values, dtype: torch.dtype | None = None):
         if dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"a Tape computes in torch.bfloat16, torch.float16 or, given None, as its parameters do; got {dtype}"
@@ -72,9 +97,14 @@ class Tape:
         self.contexts, self.bytes = [], 0
 
     @torch.no_grad()
-    def forward(self, image_B3HW, statistics="batch"):
-        """embedding_BD. `statistics` of BatchNorm: "tracked" (the batch's, remembered), "batch" (the batch's) or
-        "running" (those remembered)."""
+    def forward(self, image_B3HW: Tensor, statistics: Statistics = "batch") -> Tensor:
+        """Return embedding_BD.
+
+        Args:
+            image_B3HW: Images.
+            statistics: Of BatchNorm. "batch" uses those of the batch, "tracked" too but updates the running ones, and
+                "running" uses the running ones.
+        """
         values = {0: self._narrow(image_B3HW)}
         for step in self.program.steps:
             self._forward(step, values, statistics)
@@ -82,8 +112,13 @@ class Tape:
         return self._wide(values[len(self.program.steps)])
 
     @torch.no_grad()
-    def backward(self, dz_BD, *, keep):
-        """{name: gradient}; with `keep` the state stays for `tangent` and `second`."""
+    def backward(self, dz_BD: Tensor, *, keep: bool) -> dict[str, Tensor]:
+        """Return {name: gradient} of the trained parameters.
+
+        Args:
+            dz_BD: Gradient on the embeddings.
+            keep: Whether the state is kept for `tangent` and `second`; else it is freed.
+        """
         sums = self._sums()
 
         def go(operation, ctx, dy):
@@ -93,8 +128,8 @@ class Tape:
         return self._complete(sums)
 
     @torch.no_grad()
-    def tangent(self, V):
-        """embedding'_BD along the direction `V` ({name: tensor} of everything trained)."""
+    def tangent(self, V: Values) -> Tensor:
+        """Return embedding'_BD along a direction V, {name: tensor} of all trained parameters."""
         self.V = self._cast(self._direction(V))
         tangents = {}
         for step, ctx in zip(self.program.steps, self.contexts, strict=True):
@@ -103,8 +138,12 @@ class Tape:
         return self._wide(tangents[len(self.program.steps)])
 
     @torch.no_grad()
-    def second(self, dzd_BD):
-        """{name: H V}, from the derivative of the embedding's gradient along its tangent; frees the state."""
+    def second(self, dzd_BD: Tensor) -> dict[str, Tensor]:
+        """Return {name: H V} and free the state.
+
+        Args:
+            dzd_BD: The derivative of the gradient on the embeddings along their tangent.
+        """
         sums = self._sums()
 
         def go(operation, ctx, dyd):
@@ -114,8 +153,8 @@ class Tape:
         return self._complete(sums)
 
     @torch.no_grad()
-    def forward_tangent(self, image_B3HW, V, statistics="batch"):
-        """(embedding_BD, embedding'_BD)."""
+    def forward_tangent(self, image_B3HW: Tensor, V: Values, statistics: Statistics = "batch") -> tuple[Tensor, Tensor]:
+        """Return (embedding_BD, embedding'_BD), as `forward` and `tangent` do."""
         self.V = self._cast(self._direction(V))
         values, tangents = {0: self._narrow(image_B3HW)}, {}
         for step in self.program.steps:
@@ -125,8 +164,13 @@ class Tape:
         return self._wide(values[len(self.program.steps)]), self._wide(tangents[len(self.program.steps)])
 
     @torch.no_grad()
-    def second_streaming(self, dz_BD, dzd_BD):
-        """{name: H V}, from the gradient on the embedding and its derivative; frees the state."""
+    def second_streaming(self, dz_BD: Tensor, dzd_BD: Tensor) -> dict[str, Tensor]:
+        """Return {name: H V} and free the state.
+
+        Args:
+            dz_BD: Gradient on the embeddings.
+            dzd_BD: The derivative of that gradient along the tangent of the embeddings.
+        """
         sums, none = self._sums(), Sums({})
 
         def go(operation, ctx, dy, dyd):
@@ -156,7 +200,7 @@ class Tape:
         return operation.second_backward(ctx, self.P[operation.casts], self.V[operation.casts], dyd, sums)
 
     def _sweep(self, go, keep, *seeds):
-        """From the embedding back: `go` turns one or two gradients of an output into as many of the inputs."""
+        """From the embedding back: `go` maps one or two gradients on an output to as many on the inputs."""
         pending = {len(self.program.steps): tuple(map(self._narrow, seeds))}
         for number, step in reversed(list(enumerate(self.program.steps))):
             dys, ctx = pending.pop(step.output, None), self.contexts[number]
@@ -172,11 +216,11 @@ class Tape:
                 self.contexts[number] = None
 
     def _direction(self, V):
-        """What is not trained does not move."""
+        """The direction of all parameters: 0 for those that are not trained."""
         return {name: V[name] if name in V else torch.zeros_like(value) for name, value in self.values.items()}
 
     def _cast(self, values):
-        """{operation.casts: {name: tensor}}, what an operation reads."""
+        """{operation.casts: {name: tensor}}: the values that an operation reads."""
         return {False: values, True: {name: self._narrow(values[name]) for name in self.program.cast}}
 
     def _narrow(self, tensor):
@@ -189,7 +233,7 @@ class Tape:
         return Sums({name: self.values[name].dtype for name in self.program.trained})
 
     def _complete(self, sums):
-        """The embedding may not depend on all that is trained."""
+        """All gradients in order; 0 for a parameter that the embedding does not depend on."""
         missing = {name: torch.zeros_like(self.values[name]) for name in sums.wanted if name not in sums.by_name}
         gradients = sums.by_name | missing
         return {name: gradients[name] for name in sums.wanted}

@@ -1,4 +1,4 @@
-"""From any nn.Module to the list of its operations, by torch.fx; or a sentence that says why that cannot be."""
+"""From any nn.Module to the list of its operations, by torch.fx, or a sentence that says why that is impossible."""
 
 import operator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fastmfr.rop.operations import BatchNorm, Convolution, Linear, Operation, PReLU
 from fastmfr.rop.parameterless import Add, Flatten, Mean, ReLU
 
-_HANDED_ON = "handed on"  # what hands on its input, such as nn.Identity, makes no step
+_HANDED_ON = "handed on"  # a module that returns its input, such as nn.Identity, makes no step
 
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU = (torch.relu, torch.relu_, F.relu, "relu", "relu_")
@@ -26,7 +26,14 @@ class NoROperator(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """One operation, from the values numbered `inputs` to the value `output`; nobody reads `last` after it."""
+    """One operation of a network, on numbered values.
+
+    Attributes:
+        operation: What is computed.
+        inputs: The numbers of the values read.
+        output: The number of the value made.
+        last: The numbers of the inputs that no later step reads.
+    """
 
     operation: Operation
     inputs: tuple[int, ...]
@@ -35,7 +42,7 @@ class Step:
 
 
 class _Names(dict):
-    """Parameter -> its name in named_parameters(), so that one that serves twice has one name."""
+    """Parameter -> its name in named_parameters(); a parameter that is used twice has one name."""
 
     def __init__(self, network):
         super().__init__((id(parameter), name) for name, parameter in network.named_parameters())
@@ -48,7 +55,7 @@ class _Names(dict):
 
 
 def dropping(network: nn.Module) -> set[str]:
-    """Names of the dropout layers that are on."""
+    """Return the names of the dropout layers that are on."""
     return {name for name, module in network.named_modules() if isinstance(module, _DROPOUT) and _drops(module)}
 
 
@@ -57,10 +64,11 @@ def _drops(module):
 
 
 def trace(network: nn.Module) -> list[Step]:
-    """The steps from the image, value 0, to the embedding, the last step's output.
+    """Return the steps from the image, value 0, to the embedding, the output of the last step.
 
-    Raises NoROperator where the code cannot be traced, or does something that no operation here covers: the message
-    names the first such node of the traced graph.
+    Raises:
+        NoROperator: If the code cannot be traced, or does something that no operation here covers. The message names
+            the first such node of the traced graph.
     """
     for name, module in network.named_modules():
         if any(getattr(module, hooks) for hooks in _HOOKS):
@@ -70,13 +78,13 @@ def trace(network: nn.Module) -> list[Step]:
             )
     try:
         graph = fx.Tracer().trace(network)
-    except Exception as error:  # whatever the network's own code raises when it is handed a proxy
+    except Exception as error:  # the network's code may raise anything when it gets a proxy
         raise NoROperator(f"torch.fx cannot trace this backbone ({error}); autograd takes it") from error
     return _Reader(network).read(graph)
 
 
 class _Reader:
-    """Reads a graph node by node; `values` numbers what the nodes make, the image 0."""
+    """Reads a graph node by node; `values` numbers the values of the nodes, the image 0."""
 
     def __init__(self, network):
         self.network, self.names = network, _Names(network)
@@ -96,7 +104,7 @@ class _Reader:
         raise NoROperator("this backbone returns nothing; autograd takes it")
 
     def _add(self, node):
-        """Numbers what the node makes, by a new step unless it hands on what it gets."""
+        """Number the node's value, with a new step unless the node returns its input."""
         reader = {"call_module": self._module, "call_function": self._function, "call_method": self._function}
         operation = reader[node.op](node) if node.op in reader else None
         sources = node.args[: 2 if isinstance(operation, Add) else 1]
@@ -108,7 +116,7 @@ class _Reader:
         if operation is not _HANDED_ON:
             self.made.append((operation, inputs))
         self.values[node] = inputs[0] if operation is _HANDED_ON else len(self.made)
-        if self._changes_its_input(node):  # here the operations make new values: others must not want the changed one
+        if self._changes_its_input(node):  # operations here make new values: no later node may read the changed one
             self.overwritten.add(self._memory(inputs[0]))
 
     def _module(self, node):
@@ -131,7 +139,7 @@ class _Reader:
         return None
 
     def _function(self, node):
-        """The operation of a function or method of a tensor; None where there is none here."""
+        """The operation of a function or of a tensor's method; None if there is none here."""
         target, given = node.target, dict(enumerate(node.args[1:])) | node.kwargs
         if target in _ADD and set(given) == {0}:
             return Add()
@@ -158,7 +166,7 @@ class _Reader:
         return node.target in _IN_PLACE or node.kwargs.get("inplace", node.target is F.relu and True in node.args)
 
     def _prelu_after(self, node):
-        """The nn.PReLU that alone reads this node, if there is one: it becomes part of the same operation."""
+        """The nn.PReLU that is the only reader of this node, if any; it becomes part of the same operation."""
         users = [user for user in node.users if user.op == "call_module"]
         if len(node.users) == len(users) == 1:
             module = self.network.get_submodule(users[0].target)
@@ -178,7 +186,7 @@ class _Reader:
         )
 
     def _steps(self, output):
-        """The operations as steps: the output of number k is k + 1, and each value is let go after its last reader."""
+        """The operations as steps: the output of number k is k + 1, and a value is freed after its last reader."""
         if not self.made or self.values.get(output.args[0]) != len(self.made):
             raise NoROperator("this backbone returns something else than the last tensor it makes; autograd takes it")
         last = {value: k for k, (_, inputs) in enumerate(self.made) for value in inputs}
