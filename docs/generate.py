@@ -30,9 +30,9 @@ class Option:
 
 
 def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
-    """Yield every option of a settings class, those of nested sections included, in the order of the code."""
+    """Yield every option of a settings class: its own fields, then inherited ones; nested sections in their place."""
     hints, meanings = typing.get_type_hints(section), field_docstrings(section)
-    for part in fields(section):
+    for part in sorted(fields(section), key=lambda part: part.name not in section.__annotations__):
         hint = hints[part.name]
         if is_dataclass(hint):
             yield from options(hint, f"{prefix}{part.name}.")

@@ -6,6 +6,7 @@ The site itself is built by `make docs`, with warnings as errors; what can be ch
 import importlib
 import re
 import shlex
+import shutil
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -78,9 +79,8 @@ def place(tmp_path_factory):
         (first,) = [command for command in commands(ROOT / "docs/data.md") if "--data.holdout" in command]
         assert run_command(["train", *first.split()[3:], *TOY, "--folder=made"]) == 0
     (run,) = (place / "made").iterdir()
-    (place / "runs").mkdir()
-    for name in ("NAME", "FIRST", "SECOND"):
-        (place / "runs" / name).symlink_to(run)
+    for name in ("NAME", "OTHER", "FIRST", "SECOND"):
+        shutil.copytree(run, place / "runs" / name)
     return place
 
 
