@@ -29,7 +29,7 @@ FORMATS = {
 IMAGES = {"float32": 6, "float64": 5, "flat": 4, "parts": 3}
 
 fuzz = settings(
-    max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 # Where whole numbers go wrong: around powers of two, at the width of each field, in two's complement, beyond 64 bits.
