@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fastmfr.backbone import build
+from fastmfr.backbone import MfrNet
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
 from fastmfr.rop import Tape
@@ -24,7 +24,7 @@ def flat(gradient):
 def readable(dtype=torch.float64):
     """A backbone that the R-operator can read, with running statistics that have moved."""
     torch.manual_seed(3)
-    net = build("mfr28", embedding=5, width=0.0625).to(dtype)
+    net = MfrNet(5, 0.0625, blocks=(1, 1, 1, 1)).to(dtype)
     net(torch.randn(8, 3, 16, 16, dtype=dtype))
     return net
 

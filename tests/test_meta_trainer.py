@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmfr.backbone import build
+from fastmfr.backbone import MfrNet, build
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch, cuda_graph, meta_gradient
 from fastmfr.training.optim import set_rate, sgd
@@ -18,7 +18,7 @@ RATES = {"alpha": 0.1, "rate": 0.05, "losses": LOSSES}
 
 def network(dtype=torch.float64):
     torch.manual_seed(3)
-    return build("mfr28", embedding=5, width=0.0625).to(dtype, memory_format=torch.channels_last)
+    return MfrNet(5, 0.0625, blocks=(1, 1, 1, 1)).to(dtype, memory_format=torch.channels_last)
 
 
 def meta_batch(seed, dtype=torch.float64, domains=(0, 1, 2), pairs=4, size=16):
