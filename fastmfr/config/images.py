@@ -39,7 +39,7 @@ class Augment:
         require(0 <= self.contrast < 1, f"want {at}contrast at least 0 and below 1, got {self.contrast}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Preprocess(Augment):
     """How images are prepared and, as an Augment, changed at random. Raises ValueError for a number out of range."""
 
