@@ -10,6 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from fastmfr.atomic import write_text
+
 PRETRAIN, META = "pretrain", "meta"  # the stages
 BASE, MFR = "base", "mfr"  # the model that a stage leaves
 MODEL_OF_STAGE = {PRETRAIN: BASE, META: MFR}
@@ -189,10 +191,7 @@ class Results:
 
     def save(self, path: Path | str) -> None:
         """Write results.json; a process killed while it writes leaves the file that was there."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(to_json(self), indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_text(Path(path), json.dumps(to_json(self), indent=1))
 
     @property
     def scored(self) -> dict[str, TargetResult]:

@@ -1,9 +1,13 @@
+import ast
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from fastmfr import results
 from fastmfr.results import (
     BASE,
     MFR,
@@ -124,3 +128,48 @@ def test_a_file_that_was_cut_is_refused(tmp_path):
         Results.load(tmp_path / "results.json")
     with pytest.raises(FileNotFoundError):
         Results.load(tmp_path / "none.json")
+
+
+METHODS = {("meta.py", MFR)}  # a choice of the setting meta.method has the same name as a model
+
+
+def by_string(source, keys):
+    """(line, key) of each key in a subscript or as first argument of .get, and of each model's name, as a literal."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Subscript):
+            held, wanted = node.slice, keys
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            held, wanted = node.args[0] if node.args else None, keys
+        else:
+            held, wanted = node, {BASE, MFR}
+        if isinstance(held, ast.Constant) and held.value in wanted:
+            yield held.lineno, held.value
+
+
+def keys_of_results():
+    kinds = [kind for kind in vars(results).values() if is_dataclass(kind)]
+    return {each.name for kind in kinds for each in fields(kind)}
+
+
+@pytest.mark.parametrize("room", ["training", "meta", "evaluate", "report"])
+def test_no_module_reads_results_by_string_or_spells_a_models_name(room):
+    keys = keys_of_results()
+    assert {"tar_at_far", "models", "hardest", "auc", "told"} <= keys
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {key!r}"
+        for path in sorted((ROOT / "fastmfr" / room).rglob("*.py"))
+        for line, key in by_string(path.read_text(), keys)
+        if (path.name, key) not in METHODS
+    ]
+    assert not found, f"read results by attribute, and take names of models from fastmfr.results: {found}"
+
+
+def test_the_test_would_notice():
+    source = 'a["models"]\na.get("auc", {})\nb = "mfr"\nc["other"] = a.get(name)\n'
+    assert sorted(by_string(source, keys_of_results())) == [(1, "models"), (2, "auc"), (3, "mfr")]
+
+
+def test_results_and_the_report_are_imported_without_torch_and_matplotlib():
+    source = "import sys, fastmfr.results, fastmfr.report; print(*{'torch', 'matplotlib'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""

@@ -175,5 +175,5 @@ def _watched(batches, progress, step, total) -> Iterator[torch.Tensor]:
 
 def _by_number(domain, bad):
     """{image number: reason} for {"domain/key": reason}."""
-    labels = ((image, f"{domain.name}/{domain.key(image)}") for image in range(domain.images))
+    labels = ((image, domain.label_of(image)) for image in range(domain.images))
     return {image: bad[label] for image, label in labels if label in bad}

@@ -13,6 +13,7 @@ import torch
 from fastmfr.config.choices import Mirror
 from fastmfr.decode import Preprocess
 from fastmfr.domains import open_domain
+from fastmfr.image_set import ImageSet
 from fastmfr.protocols import (
     GalleryProbe,
     PairList,
@@ -36,7 +37,7 @@ class EvaluationSet:
     """Images and what to compare among them: exactly one of folds, pairs and templates."""
 
     name: str
-    images: Any  # an ImageSet
+    images: ImageSet
     folds: tuple[GalleryProbe, ...] = ()
     pairs: PairList | None = None
     templates: TemplateSet | None = None
