@@ -18,7 +18,7 @@ from fastmfr.config.margins import MARGINS
 from fastmfr.config.sections import Config, Pretrain
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
-Without arguments: procedural faces, about three minutes on two CPU cores."""
+Without arguments: procedural faces, two to five minutes on two CPU cores."""
 CHOICE = re.compile(
     r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$"
 )  # jsonargparse on a wrong one
