@@ -15,6 +15,7 @@ from fastmfr.config.choices import Backbone, Cache, Decoder, Device, Margin, Met
 from fastmfr.config.images import Preprocess
 from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
+from fastmfr.results import FAR
 
 
 def _at_least(section, least, *names):
@@ -211,7 +212,7 @@ class Evaluate:
 
     prefix: ClassVar[str] = "evaluate."
 
-    far: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    far: tuple[float, ...] = FAR
     """false accept rates at which TAR is reported"""
     probes_per_identity: int | None = None
     """most probes of a person; null takes all"""
