@@ -30,8 +30,8 @@ import triton
 from fastmfr.kernels import gather, meta_update
 from fastmfr.kernels.batchnorm_prelu import fused
 from fastmfr.kernels.cos_lse import backward, by_chunks, by_chunks_twice, double_backward, forward, tiles
-from fastmfr.kernels.inverse_norm import _launch as inverse_norm
-from fastmfr.kernels.sgd_rows import _launch as sgd_rows
+from fastmfr.kernels.inverse_norm import _launch_inverse_norm
+from fastmfr.kernels.sgd_rows import _launch_sgd_rows
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -172,15 +172,15 @@ def _calls(x_dtype, w_dtype, D):
 def _sgd_rows():
     rates = {"rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
     whole, some = _empty(C, 512), _empty(1000, dtype=torch.int64)
-    sgd_rows(whole, whole, whole, _empty(C), **rates)
-    sgd_rows(whole, _empty(1000, 512), whole, _empty(C), some, **rates)
+    _launch_sgd_rows(whole, whole, whole, _empty(C), **rates)
+    _launch_sgd_rows(whole, _empty(1000, 512), whole, _empty(C), some, **rates)
 
 
 def _meta_update():
     flat = _empty(4_673_000)
     rates = {"splits": 3, "rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-    meta_update._launch_look_ahead(flat, flat, flat, 0.1)
-    meta_update._launch_add_split(flat, flat, flat, flat, 0.1, 0.5)
+    meta_update._launch_look_ahead(flat, flat, flat, alpha=0.1)
+    meta_update._launch_add_split(flat, flat, flat, flat, alpha=0.1, gamma=0.5)
     meta_update._launch_meta_sgd(flat, flat, flat, flat, flat, flat, alpha=0.1, gamma=0.5, **rates)
 
 
@@ -212,7 +212,7 @@ def shipped(architectures=ARCHITECTURES, configurations=CONFIGURATIONS):
             dtypes = " x ".join(dict.fromkeys((_TYPES[x_dtype], _TYPES[w_dtype])))
             found += launches(", ".join(filter(None, (dtypes, f"D = {D}", name))), arch, call)
     for arch, dtype in itertools.product(architectures, (BF16, FP32)):
-        found += launches(_TYPES[dtype], arch, partial(inverse_norm, _empty(C, 512, dtype=dtype)))
+        found += launches(_TYPES[dtype], arch, partial(_launch_inverse_norm, _empty(C, 512, dtype=dtype)))
     image, index = _empty(8, 120, 120, 3, dtype=torch.uint8), _empty(64, dtype=torch.int64)
     whole, real = _empty(64, dtype=torch.int32), _empty(64)
     change = {
@@ -223,7 +223,8 @@ def shipped(architectures=ARCHITECTURES, configurations=CONFIGURATIONS):
         "offset_B": real,
     }
     for arch, (name, given) in itertools.product(architectures, (("as they are", {}), ("all changes", change))):
-        found += launches(name, arch, partial(gather._launch, image, index, **given, mean=127.5, std=128.0))
+        call = partial(gather._launch_gather_images, image, index, **given, mean=127.5, std=128.0)
+        found += launches(name, arch, call)
     for arch in architectures:
         found += launches("fp32, D = 512", arch, _sgd_rows)
         found += launches("fp32", arch, _meta_update)

@@ -1,6 +1,6 @@
-"""Fused operations of fastmfr; each Triton kernel takes its place here, behind these names, beside its reference.
+"""Fused operations of fastmfr: each has a reference in plain PyTorch and Triton kernels beside it.
 
-Knows torch and triton, and nothing of fastmfr.
+The package imports torch and triton, and no other part of fastmfr.
 """
 
 if __name__ != "fastmfr.kernels":

@@ -1,38 +1,45 @@
-"""Images out of decoded ones: gathered, changed, normalised, laid out for a network, in one pass over memory.
+"""Gather images out of decoded ones: changed, normalised and laid out for a network in one pass over memory.
 
     out[b, c, y, x] = (clamp(gain[b] * g + offset[b], 0, 255) - mean) * (1 / std)
     g     = mean of m over the block[b] x block[b] cell around (y, x); cells at the right and bottom edge are smaller
-    m(y, x) = s(y - dy, x - dx), with s mirrored left to right where mirror[b], and its border repeated outwards
+    m(y, x) = s(y - dy, x - dx), with s mirrored left to right if mirror[b], and its border repeated outwards
     s     = image[index[b], :, :, c]        (dy, dx) = shift[b]
 
-Without changes it reads 3 bytes a pixel once and writes the result once. Not differentiable: images are bytes.
+Without changes, 3 bytes a pixel are read once and the result is written once. The operation is not differentiable:
+images are bytes.
 Shape suffixes: N = decoded images, B = batch, H W = image, 3 = RGB, 2 = (down, right).
 """
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK = 4  # images the CPU takes at a time: what lies between two passes over them stays in its cache
+from .launching import dispatch, launch
+
+_CHUNK = 4  # images the CPU takes at a time: they stay in its cache from one operation to the next
 _TILE = 1024  # pixels of one program
 
 
 def gather_images_ref(
-    image_NHW3,
-    index_B=None,
+    image_NHW3: Tensor,
+    index_B: Tensor | None = None,
     *,
-    mirror_B=None,
-    shift_B2=None,
-    block_B=None,
-    gain_B=None,
-    offset_B=None,
-    mean,
-    std,
-    dtype=torch.float32,
-    out=None,
-):
-    """What the kernel must equal, in plain PyTorch; also the path on the CPU. Reads some changes on the host."""
+    mirror_B: Tensor | None = None,
+    shift_B2: Tensor | None = None,
+    block_B: Tensor | None = None,
+    gain_B: Tensor | None = None,
+    offset_B: Tensor | None = None,
+    mean: float,
+    std: float,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute `gather_images` in plain PyTorch: what the kernel must equal, and the path on the CPU.
+
+    The host reads some of the changes.
+    """
     out_B3HW = _output(image_NHW3, index_B, dtype, out)
     for start in range(0, len(out_B3HW), _CHUNK):
         index, mirror, shift, block, gain, offset = (
@@ -79,23 +86,23 @@ def _average_cells(grey_B3HW, block_B):
 
 
 @triton.jit
-def _place(y, x, dy, dx, mirrored, H: tl.constexpr, W: tl.constexpr):
-    """Where in its image the pixel lies that mirroring and shifting bring to (y, x)."""
+def _pixel_offset(y, x, dy, dx, mirrored, H: tl.constexpr, W: tl.constexpr):
+    """Offset in its image of the pixel that mirroring and shifting bring to (y, x)."""
     y = tl.minimum(tl.maximum(y - dy, 0), H - 1)
     x = tl.minimum(tl.maximum(x - dx, 0), W - 1)
     return (y * W + tl.where(mirrored, W - 1 - x, x)) * 3
 
 
 @triton.jit
-def _gather(
-    out_ptr,
-    image_ptr,
-    index_ptr,
-    mirror_ptr,
-    shift_ptr,
-    block_ptr,
-    gain_ptr,
-    offset_ptr,
+def gather_images_kernel(
+    out_ptr,  # (B, 3, H, W)
+    image_ptr,  # (N, H, W, 3), uint8
+    index_ptr,  # (B,), or None for all images in order
+    mirror_ptr,  # (B,) or None
+    shift_ptr,  # (B, 2) or None
+    block_ptr,  # (B,) or None
+    gain_ptr,  # (B,) or None
+    offset_ptr,  # (B,) or None
     mean,
     inverse_std,
     H: tl.constexpr,
@@ -112,16 +119,17 @@ def _gather(
     dy = tl.load(shift_ptr + 2 * b).to(tl.int32) if shift_ptr is not None else 0
     dx = tl.load(shift_ptr + 2 * b + 1).to(tl.int32) if shift_ptr is not None else 0
     pixel_ptr = image_ptr + number * (3 * H * W)
-    for c in tl.static_range(3):
+    for c in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]  # triton types its loops as not iterable
         if block_ptr is None:
-            grey = tl.load(pixel_ptr + _place(y, x, dy, dx, mirrored, H, W) + c, mask=inside, other=0).to(tl.float32)
+            at = _pixel_offset(y, x, dy, dx, mirrored, H, W)
+            grey = tl.load(pixel_ptr + at + c, mask=inside, other=0).to(tl.float32)
         else:
             block = tl.load(block_ptr + b).to(tl.int32)
             top, left = y - y % block, x - x % block
             total = tl.zeros([TILE], tl.int32)
             for k in range(block * block):
                 row, column = top + k // block, left + k % block
-                at = _place(row, column, dy, dx, mirrored, H, W)
+                at = _pixel_offset(row, column, dy, dx, mirrored, H, W)
                 total += tl.load(pixel_ptr + at + c, mask=inside & (row < H) & (column < W), other=0).to(tl.int32)
             cell = tl.maximum(tl.minimum(block, H - top), 1) * tl.minimum(block, W - left)  # 1: past the last pixel
             grey = tl.math.div_rn(total.to(tl.float32), cell.to(tl.float32))
@@ -134,7 +142,7 @@ def _gather(
         tl.store(out_ptr + (3 * b + c) * (H * W) + p, (grey - mean) * inverse_std, mask=inside)
 
 
-def _launch(
+def _launch_gather_images(
     image_NHW3,
     index_B=None,
     *,
@@ -152,7 +160,9 @@ def _launch(
     B, _, H, W = out_B3HW.shape
     mirror_B = None if mirror_B is None else mirror_B.view(torch.uint8)
     if out_B3HW.numel():
-        _gather[(B * triton.cdiv(H * W, _TILE),)](
+        launch(
+            gather_images_kernel,
+            (B * triton.cdiv(H * W, _TILE),),
             out_B3HW,
             image_NHW3,
             index_B,
@@ -166,8 +176,8 @@ def _launch(
             H,
             W,
             _TILE,
-            enable_fp_fusion=False,
-        )  # to round as the reference does
+            enable_fp_fusion=False,  # to round as the reference does
+        )
     return out_B3HW
 
 
@@ -178,26 +188,42 @@ def _output(image_NHW3, index_B, dtype, out):
 
 
 def gather_images(
-    image_NHW3,
-    index_B=None,
+    image_NHW3: Tensor,
+    index_B: Tensor | None = None,
     *,
-    mirror_B=None,
-    shift_B2=None,
-    block_B=None,
-    gain_B=None,
-    offset_B=None,
-    mean,
-    std,
-    dtype=torch.float32,
-    out=None,
-):
-    """The images (B, 3, H, W), contiguous, of `dtype`, that `index_B` names among decoded ones; by default all of them.
+    mirror_B: Tensor | None = None,
+    shift_B2: Tensor | None = None,
+    block_B: Tensor | None = None,
+    gain_B: Tensor | None = None,
+    offset_B: Tensor | None = None,
+    mean: float,
+    std: float,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Gather images out of decoded ones, change and normalise them, channels first.
 
-    `image_NHW3`: uint8, contiguous. `index_B`: int64 in [0, N); out of it is an error on the CPU, undefined on a GPU.
-    None leaves a change out: `mirror_B` bool, left to right; `shift_B2` integers, whole pixels (down, right), any size;
-    `block_B` integers >= 1, the side of the cells averaged; `gain_B`, `offset_B` float32, to grey levels 0..255.
-    `mean`, `std` > 0: numbers, in grey levels. `out`: written instead of new memory. All tensors share one device, and
-    the host never waits for it. Raises ValueError where types or shapes do not fit.
+    Every change may be left out as None. All tensors are contiguous and on one device; the host never waits for it.
+
+    Args:
+        image_NHW3: Decoded images, uint8.
+        index_B: Images to take, int64 in [0, N), in this order; None takes all. An index outside of [0, N) is an
+            IndexError on the CPU and undefined on a GPU.
+        mirror_B: Images to mirror left to right, bool.
+        shift_B2: Whole pixels to shift by (down, right), int32 or int64 of any size. The border is repeated.
+        block_B: Side of the square cells that are averaged, int32 or int64, at least 1.
+        gain_B: Factor of the grey levels, float32.
+        offset_B: Added to the grey levels after the gain, float32; both together are clamped to [0, 255].
+        mean: Grey level that becomes 0.
+        std: Grey levels that become 1, above 0.
+        dtype: Dtype of the result.
+        out: Memory (B, 3, H, W) to write the result to; None allocates it.
+
+    Returns:
+        The images (B, 3, H, W), contiguous.
+
+    Raises:
+        ValueError: If a dtype, a shape, a device or a memory layout does not fit.
     """
     if image_NHW3.dtype != torch.uint8 or image_NHW3.ndim != 4 or image_NHW3.shape[3] != 3:
         raise ValueError(f"want images uint8 (N, H, W, 3), got {image_NHW3.dtype} {tuple(image_NHW3.shape)}")
@@ -218,10 +244,8 @@ def gather_images(
     ):
         _check(name, value, shape, dtypes, image_NHW3.device)
     changes = {"mirror_B": mirror_B, "shift_B2": shift_B2, "block_B": block_B, "gain_B": gain_B, "offset_B": offset_B}
-    if image_NHW3.is_cuda:
-        with torch.cuda.device(image_NHW3.device):
-            return _launch(image_NHW3, index_B, **changes, mean=mean, std=std, dtype=dtype, out=out)
-    return gather_images_ref(image_NHW3, index_B, **changes, mean=mean, std=std, dtype=dtype, out=out)
+    gather = dispatch(image_NHW3, kernels=_launch_gather_images, reference=gather_images_ref, dtypes=(torch.uint8,))
+    return gather(image_NHW3, index_B, **changes, mean=mean, std=std, dtype=dtype, out=out)
 
 
 def _check(name, value, shape, dtypes, device):

@@ -1,23 +1,27 @@
-"""Margin softmax over identities: cross entropy of scaled cosines, the true identity's cosine made harder by a margin.
+"""Margin softmax over identities: cross entropy of scaled cosines, with a margin on the true identity's cosine.
 
     loss[b] = softplus(log_sum[b] - scale * f(cos[b]))     f = the margin     (log_sum, cos) = cos_lse(...)
 
-The softplus keeps relative accuracy for well-separated rows, where log-sum-exp minus logit would cancel.
+The softplus keeps relative accuracy for well-separated rows; there log-sum-exp minus logit would cancel.
 Shape suffixes: B = batch, C = identities, D = embedding.
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .cos_lse import cos_lse
+from .cos_lse.operator import Keep
 from .inverse_norm import inverse_norm
 from .margins import Margin
 
 
-def unit_rows(embedding_BD):
-    """(unit_BD, norm_B): rows of length one in the dtype products are taken in, and how long they were, in float32.
+def unit_rows(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalise the rows of `embedding_BD` to length one.
 
-    That dtype is autocast's where it is on, else the embeddings' own.
+    Returns:
+        The unit rows (B, D), in the dtype of the products: autocast's if autocast is on, else the embeddings' own.
+        And the rows' lengths before (B,), in float32, or in float64 if the embeddings are float64.
     """
     wide_BD = embedding_BD.to(torch.promote_types(embedding_BD.dtype, torch.float32))
     device, dtype = embedding_BD.device.type, embedding_BD.dtype
@@ -26,8 +30,30 @@ def unit_rows(embedding_BD):
     return F.normalize(wide_BD, dim=1).to(dtype), wide_BD.norm(dim=1)
 
 
-def margin_loss(log_sum_B, cos_B, norm_B, label_B, identities, *, margin: Margin, scale):
-    """Loss of each row (B,) from what cos_lse gives and the embeddings' lengths; labels as in `margin_softmax`."""
+def margin_loss(
+    log_sum_B: Tensor,
+    cos_B: Tensor,
+    norm_B: Tensor,
+    label_B: Tensor,
+    identities: int,
+    *,
+    margin: Margin,
+    scale: float,
+) -> Tensor:
+    """Compute the loss of each row from the results of `cos_lse`.
+
+    Args:
+        log_sum_B: Log-sum-exp over all identities but the true one.
+        cos_B: Cosine of the true identity.
+        norm_B: Length of each embedding before it was normalised.
+        label_B: Labels; a negative one is ignored.
+        identities: Number C of identities.
+        margin: See `margin_softmax`.
+        scale: Factor of the cosines.
+
+    Returns:
+        The losses (B,), in the dtype of `log_sum_B`: 0 for an ignored row, NaN for a label of C or more.
+    """
     loss_B = F.softplus(log_sum_B - scale * margin(cos_B, norm_B))
     penalty = getattr(margin, "penalty", None)
     if penalty is not None:
@@ -36,25 +62,40 @@ def margin_loss(log_sum_B, cos_B, norm_B, label_B, identities, *, margin: Margin
 
 
 def margin_softmax(
-    embedding_BD,
-    weight_CD,
-    label_B,
+    embedding_BD: Tensor,
+    weight_CD: Tensor,
+    label_B: Tensor,
     *,
     margin: Margin,
-    scale=64.0,
-    keep="auto",
-    inverse_norm_C=None,
-    sample_weight_B=None,
-    class_weight_C=None,
-):
-    """Loss of each row (B,), from embeddings (B, D), identity weights (C, D) and labels (B,) in [-1, C).
+    scale: float = 64.0,
+    keep: Keep = "auto",
+    inverse_norm_C: Tensor | None = None,
+    sample_weight_B: Tensor | None = None,
+    class_weight_C: Tensor | None = None,
+) -> Tensor:
+    """Compute the margin softmax loss of each row. Differentiable twice.
 
-    Both sets of rows are normalised inside. A row labelled -1 is ignored: its loss and gradient are 0. `margin`: see
-    fastmfr.kernels.margins. Products are taken in autocast's dtype where it is on, else in the embeddings'; the loss is
-    float32 (float64 for float64). `keep` trades memory for time, see cos_lse. `inverse_norm_C`: 1 / |weight_C| if it is
-    at hand, as `sgd_rows` leaves it. The weights (B,) and (C,) multiply the loss of a row and of an identity's rows.
-    Differentiable twice. Raises ValueError where shapes or dtypes do not fit or, on the CPU, where a label is past C;
-    on a GPU, which is not waited for, the loss of such a row is NaN.
+    Embeddings and weights are normalised inside. Products are taken in autocast's dtype if autocast is on, else in the
+    embeddings' dtype. The logits are never materialised.
+
+    Args:
+        embedding_BD: Embeddings of any length.
+        weight_CD: One weight row of any length for each identity.
+        label_B: Labels in [-1, C), int32 or int64. A row labelled -1 is ignored: its loss and gradient are 0.
+        margin: CosFace, ArcFace, Combined, MagFace, AdaFace, or any callable (cos_B, norm_B) -> cos_B; see
+            fastmfr.kernels.margins.
+        scale: Factor of the cosines, above 0.
+        keep: Whether exponentials are kept for the backward pass, which trades memory for time; see `cos_lse`.
+        inverse_norm_C: One over the lengths of the weight rows, if known, as `sgd_rows` leaves it.
+        sample_weight_B: Factor of each row's loss.
+        class_weight_C: Factor of the losses of each identity's rows.
+
+    Returns:
+        The losses (B,), in float32, or in float64 for float64 embeddings.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit or, on the CPU, if a label is C or more. The host does not wait for a
+            GPU to check labels: there the loss of such a row is NaN.
     """
     unit_BD, norm_B = unit_rows(embedding_BD)
     if inverse_norm_C is None:

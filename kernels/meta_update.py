@@ -1,41 +1,66 @@
-"""The arithmetic between the passes of a meta step, over all parameters at once, laid end to end in flat buffers.
+"""The arithmetic between the passes of a meta step, on all parameters at once, which lie end to end in flat buffers.
 
     look_ahead    theta' = theta - alpha g                                                   12 bytes a parameter
     add_split     total += gamma g + (1 - gamma) (v - alpha hv)                              20
-    meta_sgd      the same of the last split, mean = total / splits, then SGD in place:
+    meta_sgd      the same for the last split, mean = total / splits, then SGD in place:
                   m = momentum m + (mean + weight_decay theta)     theta -= rate m           32
 
-g = gradient of meta-train at theta, v = of meta-test at theta', hv = Hessian of meta-train times v, or None where it is
-left out. Bytes are those of float32, one launch each, of which the host waits for none; PyTorch's foreach operations
-would move 36 bytes for the second and 80 for the third.
-Shape suffix: P = parameters.
+g is the gradient of the meta-train loss at theta, v the gradient of the meta-test loss at theta', and hv the Hessian of
+the meta-train loss times v; hv is None if the second order is left out. Bytes are for float32. Each operation is one
+launch, and the host waits for none. PyTorch's foreach operations would move 36 bytes for the second operation and 80
+for the third.
+Shape suffixes: P = parameters, K = pieces of them.
 """
+
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .launching import FUSED
+from .launching import dispatch, launch
 
 _BLOCK = 1024
 _CHUNK = 1 << 17  # parameters the CPU takes at a time: they stay in its cache from one operation to the next
+_DTYPES = (torch.float32,)  # that the kernels take
 
 
-def combine_ref(g_P, v_P, hv_P, alpha, gamma):
-    """gamma g + (1 - gamma) (v - alpha hv): the gradient of one split."""
+def combine_ref(g_P: Tensor, v_P: Tensor, hv_P: Tensor | None, alpha: float, gamma: float) -> Tensor:
+    """Compute the gradient of one split: gamma g + (1 - gamma) (v - alpha hv)."""
     return gamma * g_P + (1 - gamma) * (v_P if hv_P is None else v_P - alpha * hv_P)
 
 
-def look_ahead_ref(out_P, theta_P, g_P, alpha):
+def look_ahead_ref(out_P: Tensor, theta_P: Tensor, g_P: Tensor, *, alpha: float) -> None:
+    """Compute `look_ahead` in plain PyTorch."""
     torch.sub(theta_P, g_P, alpha=alpha, out=out_P)
 
 
-def add_split_ref(total_P, g_P, v_P, hv_P, alpha, gamma):
+def add_split_ref(
+    total_P: Tensor, g_P: Tensor, v_P: Tensor, hv_P: Tensor | None, *, alpha: float, gamma: float
+) -> None:
+    """Compute `add_split` in plain PyTorch."""
     total_P += combine_ref(g_P, v_P, hv_P, alpha, gamma)
 
 
-def meta_sgd_ref(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum, weight_decay):
-    """Updates theta and m in place, and gives the sum of squares of `mean`."""
+def meta_sgd_ref(
+    theta_P: Tensor,
+    momentum_P: Tensor,
+    total_P: Tensor | None,
+    g_P: Tensor,
+    v_P: Tensor,
+    hv_P: Tensor | None,
+    *,
+    alpha: float,
+    gamma: float,
+    splits: int,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> Tensor:
+    """Compute `meta_sgd` in plain PyTorch, and return the sum of squares of the mean gradient, a tensor ()."""
     mean_P = combine_ref(g_P, v_P, hv_P, alpha, gamma)
     if total_P is not None:
         mean_P = total_P + mean_P
@@ -54,7 +79,14 @@ def _combined(g_ptr, v_ptr, hv_ptr, at, inside, alpha, gamma):
 
 
 @triton.jit
-def _look_ahead(out_ptr, theta_ptr, g_ptr, alpha, P, BLOCK: tl.constexpr):
+def take_inner_step_kernel(
+    out_ptr,  # (P,)
+    theta_ptr,  # (P,)
+    g_ptr,  # (P,)
+    alpha,
+    P,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < P
     theta, g = tl.load(theta_ptr + at, mask=inside), tl.load(g_ptr + at, mask=inside)
@@ -62,7 +94,16 @@ def _look_ahead(out_ptr, theta_ptr, g_ptr, alpha, P, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _add_split(total_ptr, g_ptr, v_ptr, hv_ptr, alpha, gamma, P, BLOCK: tl.constexpr):
+def add_split_kernel(
+    total_ptr,  # (P,)
+    g_ptr,  # (P,)
+    v_ptr,  # (P,)
+    hv_ptr,  # (P,) or None
+    alpha,
+    gamma,
+    P,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < P
     total = tl.load(total_ptr + at, mask=inside) + _combined(g_ptr, v_ptr, hv_ptr, at, inside, alpha, gamma)
@@ -70,17 +111,17 @@ def _add_split(total_ptr, g_ptr, v_ptr, hv_ptr, alpha, gamma, P, BLOCK: tl.const
 
 
 @triton.jit
-def _meta_sgd(
-    theta_ptr,
-    momentum_ptr,
-    square_ptr,
-    total_ptr,
-    g_ptr,
-    v_ptr,
-    hv_ptr,
+def update_parameters_kernel(
+    theta_ptr,  # (P,)
+    momentum_ptr,  # (P,)
+    square_ptr,  # sums of squares of the mean gradient, (programs,)
+    total_ptr,  # (P,), or None for the first split
+    g_ptr,  # (P,)
+    v_ptr,  # (P,)
+    hv_ptr,  # (P,) or None
     alpha,
     gamma,
-    share,
+    inverse_splits,
     rate,
     momentum,
     weight_decay,
@@ -92,7 +133,7 @@ def _meta_sgd(
     mean = _combined(g_ptr, v_ptr, hv_ptr, at, inside, alpha, gamma)
     if total_ptr is not None:
         mean += tl.load(total_ptr + at, mask=inside, other=0.0)
-    mean *= share
+    mean *= inverse_splits
     theta = tl.load(theta_ptr + at, mask=inside, other=0.0)
     velocity = momentum * tl.load(momentum_ptr + at, mask=inside, other=0.0) + (mean + weight_decay * theta)
     tl.store(momentum_ptr + at, velocity, mask=inside)
@@ -104,22 +145,27 @@ def _blocks(flat_P):
     return (triton.cdiv(len(flat_P), _BLOCK),)
 
 
-def _launch_look_ahead(out_P, theta_P, g_P, alpha):
-    _look_ahead[_blocks(theta_P)](out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK, **FUSED)
+def _launch_look_ahead(out_P, theta_P, g_P, *, alpha):
+    launch(take_inner_step_kernel, _blocks(theta_P), out_P, theta_P, g_P, float(alpha), len(theta_P), _BLOCK)
 
 
-def _launch_add_split(total_P, g_P, v_P, hv_P, alpha, gamma):
-    _add_split[_blocks(total_P)](total_P, g_P, v_P, hv_P, float(alpha), float(gamma), len(total_P), _BLOCK, **FUSED)
+def _launch_add_split(total_P, g_P, v_P, hv_P, *, alpha, gamma):
+    rates = float(alpha), float(gamma)
+    launch(add_split_kernel, _blocks(total_P), total_P, g_P, v_P, hv_P, *rates, len(total_P), _BLOCK)
 
 
 def _launch_meta_sgd(
     theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum, weight_decay
 ):
-    squares = torch.empty(_blocks(theta_P), device=theta_P.device)
-    _meta_sgd[_blocks(theta_P)](
+    """The sums of squares of the mean gradient, one a program."""
+    blocks = _blocks(theta_P)
+    square_K = torch.empty(blocks, device=theta_P.device)
+    launch(
+        update_parameters_kernel,
+        blocks,
         theta_P,
         momentum_P,
-        squares,
+        square_K,
         total_P,
         g_P,
         v_P,
@@ -132,24 +178,22 @@ def _launch_meta_sgd(
         float(weight_decay),
         len(theta_P),
         _BLOCK,
-        **FUSED,
     )
-    return squares.sum()
+    return square_K
 
 
-def _run(kernel, reference, flats, *arguments, **settings):
-    """The kernel for float32 on a GPU, else the reference in pieces; `flats` are the tensors, each (P,) or None."""
-    _check(flats)
-    if flats[0].is_cuda and flats[0].dtype == torch.float32:
-        with torch.cuda.device(flats[0].device):
-            return kernel(*flats, *arguments, **settings)
-    pieces = zip(
-        *([None] * -(-len(flats[0]) // _CHUNK) if flat is None else flat.split(_CHUNK) for flat in flats), strict=True
-    )
-    return [reference(*piece, *arguments, **settings) for piece in pieces]
+def _in_pieces(reference) -> Callable[..., Any]:
+    """The reference, taking a piece of all flat buffers at a time; results (K,) of the pieces, if it has any."""
+
+    def run(*flats, **settings):
+        pieces = [itertools.repeat(None) if flat is None else flat.split(_CHUNK) for flat in flats]
+        results = [reference(*piece, **settings) for piece in zip(*pieces, strict=False)]
+        return None if results[0] is None else torch.stack(results)
+
+    return run
 
 
-def _check(flats):
+def _check(*flats):
     first = flats[0]
     for flat in flats:
         if flat is not None and (
@@ -166,27 +210,90 @@ def _check(flats):
 
 
 @torch.no_grad()
-def look_ahead(out_P, theta_P, g_P, alpha):
-    """Writes theta - alpha g into `out_P`, which may be one of them. Flat and alike; ValueError where they are not."""
-    _run(_launch_look_ahead, look_ahead_ref, (out_P, theta_P, g_P), alpha)
+def look_ahead(out_P: Tensor, theta_P: Tensor, g_P: Tensor, alpha: float) -> None:
+    """Take the inner step: write theta - alpha g into `out_P`.
 
+    Args:
+        out_P: Receives the result; may be one of the other two.
+        theta_P: Parameters.
+        g_P: Gradient of the meta-train loss.
+        alpha: Inner learning rate.
 
-@torch.no_grad()
-def add_split(total_P, g_P, v_P, hv_P, alpha, gamma):
-    """Adds the gradient of one split to `total_P`, in place; `hv_P` None leaves the second order out."""
-    _run(_launch_add_split, add_split_ref, (total_P, g_P, v_P, hv_P), alpha, gamma)
-
-
-@torch.no_grad()
-def meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, splits, rate, momentum, weight_decay):
-    """The last split's gradient added, the mean over `splits` taken, and one step of SGD made in place.
-
-    `total_P`: of the splits before, None where there are none. Gives the norm of the mean gradient, a tensor ().
+    Raises:
+        ValueError: Unless all buffers are flat, contiguous, and alike in size, dtype and device.
     """
-    squares = _run(
-        _launch_meta_sgd,
-        meta_sgd_ref,
-        (theta_P, momentum_P, total_P, g_P, v_P, hv_P),
+    _check(out_P, theta_P, g_P)
+    step = dispatch(out_P, kernels=_launch_look_ahead, reference=_in_pieces(look_ahead_ref), dtypes=_DTYPES)
+    step(out_P, theta_P, g_P, alpha=alpha)
+
+
+@torch.no_grad()
+def add_split(total_P: Tensor, g_P: Tensor, v_P: Tensor, hv_P: Tensor | None, alpha: float, gamma: float) -> None:
+    """Add the gradient of one split, gamma g + (1 - gamma) (v - alpha hv), to `total_P` in place.
+
+    Args:
+        total_P: Sum of the splits' gradients so far; updated.
+        g_P: Gradient of the meta-train loss at theta.
+        v_P: Gradient of the meta-test loss after the inner step.
+        hv_P: Hessian of the meta-train loss times `v_P`; None leaves the second order out.
+        alpha: Inner learning rate.
+        gamma: Weight of the meta-train loss, in [0, 1].
+
+    Raises:
+        ValueError: Unless all buffers are flat, contiguous, and alike in size, dtype and device.
+    """
+    _check(total_P, g_P, v_P, hv_P)
+    add = dispatch(total_P, kernels=_launch_add_split, reference=_in_pieces(add_split_ref), dtypes=_DTYPES)
+    add(total_P, g_P, v_P, hv_P, alpha=alpha, gamma=gamma)
+
+
+@torch.no_grad()
+def meta_sgd(
+    theta_P: Tensor,
+    momentum_P: Tensor,
+    total_P: Tensor | None,
+    g_P: Tensor,
+    v_P: Tensor,
+    hv_P: Tensor | None,
+    *,
+    alpha: float,
+    gamma: float,
+    splits: int,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> Tensor:
+    """Add the last split's gradient, take the mean over all splits, and make one step of SGD in place.
+
+    Args:
+        theta_P: Parameters; updated.
+        momentum_P: Momentum buffer; updated.
+        total_P: Sum of the gradients of the splits before, or None if there is only one split.
+        g_P: Gradient of the meta-train loss at theta.
+        v_P: Gradient of the meta-test loss after the inner step.
+        hv_P: Hessian of the meta-train loss times `v_P`; None leaves the second order out.
+        alpha: Inner learning rate.
+        gamma: Weight of the meta-train loss, in [0, 1].
+        splits: Number of splits, the last one included.
+        rate: Learning rate, as in torch.optim.SGD.
+        momentum: Factor of the momentum buffer, as in torch.optim.SGD.
+        weight_decay: Factor of the parameters in the gradient, as in torch.optim.SGD.
+
+    Returns:
+        The norm of the mean gradient, a tensor ().
+
+    Raises:
+        ValueError: Unless all buffers are flat, contiguous, and alike in size, dtype and device.
+    """
+    _check(theta_P, momentum_P, total_P, g_P, v_P, hv_P)
+    step = dispatch(theta_P, kernels=_launch_meta_sgd, reference=_in_pieces(meta_sgd_ref), dtypes=_DTYPES)
+    square_K = step(
+        theta_P,
+        momentum_P,
+        total_P,
+        g_P,
+        v_P,
+        hv_P,
         alpha=alpha,
         gamma=gamma,
         splits=splits,
@@ -194,4 +301,4 @@ def meta_sgd(theta_P, momentum_P, total_P, g_P, v_P, hv_P, *, alpha, gamma, spli
         momentum=momentum,
         weight_decay=weight_decay,
     )
-    return (squares if isinstance(squares, torch.Tensor) else torch.stack(squares).sum()).sqrt()
+    return square_K.sum().sqrt()

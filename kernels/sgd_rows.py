@@ -1,29 +1,40 @@
-"""SGD with momentum and weight decay over weight rows, in place, which leaves 1 / |row| behind.
+"""SGD with momentum and weight decay over weight rows, in place; each row's inverse norm is written in the same pass.
 
     m = momentum * m + (grad + weight_decay * w)     w = w - rate * m     inverse_norm = 1 / |w|
 
-Each of the three arrays is read once, and w and m written once: 20 bytes a parameter in float32. The inverse norms,
-which margin softmax needs of every row at every step, then cost no pass of their own.
+The kernel reads each of the three arrays once, and writes w and m once: 20 bytes a parameter in float32. Margin softmax
+needs the inverse norm of every row at every step; here it costs no pass over the weights.
 Shape suffixes: C = identities, N = rows that are updated, D = embedding.
 """
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .inverse_norm import inverse_norm_ref
-from .launching import FUSED
+from .launching import dispatch, launch
 
 _ELEMENTS = 2048  # of one program
 _CHUNK = 1 << 18  # elements the CPU takes at a time: they stay in its cache from one operation to the next
 
 
-def sgd_rows_ref(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate, momentum, weight_decay):
-    """What the kernel must equal, in plain PyTorch, to the bit what torch.optim.SGD does; also the path on the CPU."""
+def sgd_rows_ref(
+    weight_CD: Tensor,
+    grad_ND: Tensor,
+    momentum_CD: Tensor,
+    inverse_norm_C: Tensor,
+    row_N: Tensor | None = None,
+    *,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """Compute `sgd_rows` in plain PyTorch, equal to torch.optim.SGD to the bit: the path on the CPU."""
     size = max(1, _CHUNK // weight_CD.shape[1])
     for start in range(0, len(grad_ND), size):
         at = slice(start, start + size) if row_N is None else row_N[start : start + size]
-        weight, velocity = weight_CD[at], momentum_CD[at]  # copies where rows are named, else views
+        weight, velocity = weight_CD[at], momentum_CD[at]  # copies if `row_N` is given, else views
         velocity.mul_(momentum).add_(grad_ND[start : start + size].add(weight, alpha=weight_decay))
         weight.add_(velocity, alpha=-rate)
         inverse_norm_C[at] = inverse_norm_ref(weight)
@@ -32,12 +43,12 @@ def sgd_rows_ref(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *,
 
 
 @triton.jit
-def _update(
-    weight_ptr,
-    grad_ptr,
-    momentum_ptr,
-    inverse_norm_ptr,
-    row_ptr,
+def update_rows_kernel(
+    weight_ptr,  # (C, D)
+    grad_ptr,  # (N, D)
+    momentum_ptr,  # (C, D)
+    inverse_norm_ptr,  # (C,)
+    row_ptr,  # (N,), or None for all rows
     N,
     rate,
     momentum,
@@ -61,11 +72,13 @@ def _update(
     tl.store(inverse_norm_ptr + c, 1 / tl.maximum(norm, 1e-12), mask=n < N)  # as inverse_norm does
 
 
-def _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate, momentum, weight_decay):
+def _launch_sgd_rows(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate, momentum, weight_decay):
     (N, D), padded = grad_ND.shape, triton.next_power_of_2(grad_ND.shape[1])
     rows = max(1, _ELEMENTS // padded)
     if N:
-        _update[(triton.cdiv(N, rows),)](
+        launch(
+            update_rows_kernel,
+            (triton.cdiv(N, rows),),
             weight_CD,
             grad_ND,
             momentum_CD,
@@ -78,18 +91,54 @@ def _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate
             D,
             padded,
             rows,
-            **FUSED,
         )
+    torch.autograd.graph.increment_version([weight_CD, momentum_CD, inverse_norm_C])  # PyTorch sees no kernel write
 
 
 @torch.no_grad()
-def sgd_rows(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate, momentum, weight_decay):
-    """One step, in place, on `weight_CD`, `momentum_CD` (C, D) and `inverse_norm_C` (C,), all float32 and contiguous.
+def sgd_rows(
+    weight_CD: Tensor,
+    grad_ND: Tensor,
+    momentum_CD: Tensor,
+    inverse_norm_C: Tensor,
+    row_N: Tensor | None = None,
+    *,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """Take one step of SGD over weight rows, in place.
 
-    `grad_ND` is the gradient of all rows, or of those that `row_N` (int64, none twice, in [0, C)) names; the others,
-    and their momenta, stay as they are. `rate`, `momentum` and `weight_decay` are torch.optim.SGD's. Raises ValueError
-    where shapes or dtypes do not fit.
+    All tensors are contiguous, on one device, and float32 except for `row_N`.
+
+    Args:
+        weight_CD: Weights; updated.
+        grad_ND: Gradient of all rows (N = C), or of those that `row_N` names.
+        momentum_CD: Momentum buffer; updated.
+        inverse_norm_C: Receives one over the length of each updated row.
+        row_N: Rows to update, int64 in [0, C), none twice. All other rows and their momenta stay as they are.
+        rate: Learning rate, as in torch.optim.SGD.
+        momentum: Factor of the momentum buffer, as in torch.optim.SGD.
+        weight_decay: Factor of the weights in the gradient, as in torch.optim.SGD.
+
+    Raises:
+        ValueError: If a shape, a dtype, a device or a memory layout does not fit.
     """
+    _check(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N)
+    update = dispatch(weight_CD, kernels=_launch_sgd_rows, reference=sgd_rows_ref)
+    update(
+        weight_CD,
+        grad_ND,
+        momentum_CD,
+        inverse_norm_C,
+        row_N,
+        rate=rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+
+
+def _check(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N):
     (C, D), N = weight_CD.shape, len(weight_CD) if row_N is None else len(row_N)
     for name, value, shape, dtype in (
         ("weight_CD", weight_CD, (C, D), torch.float32),
@@ -108,10 +157,3 @@ def sgd_rows(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rat
                 f"want {name} {dtype} {shape}, contiguous, on {weight_CD.device}; got {value.dtype} "
                 f"{tuple(value.shape)} on {value.device}"
             )
-    settings = {"rate": rate, "momentum": momentum, "weight_decay": weight_decay}
-    if weight_CD.is_cuda:
-        with torch.cuda.device(weight_CD.device):
-            _launch(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N, **settings)
-        torch.autograd.graph.increment_version([weight_CD, momentum_CD, inverse_norm_C])  # a kernel does not itself
-    else:
-        sgd_rows_ref(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N, **settings)

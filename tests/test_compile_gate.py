@@ -15,7 +15,7 @@ SPILLING = """
 import json
 from compile_table import BF16, compiled, shipped
 
-launch = next(one for one in shipped([90], [(BF16, BF16, 512)]) if one.kernel == "forward_kernel")
+launch = next(one for one in shipped([90], [(BF16, BF16, 512)]) if one.kernel == "sum_exponentials_kernel")
 names = list(launch.signature)
 absurd = launch.constants | {(names.index("ROWS"),): 256, (names.index("CLASSES"),): 256}
 print(json.dumps(compiled(launch._replace(constants=absurd))))

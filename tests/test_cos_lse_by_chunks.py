@@ -196,7 +196,7 @@ def test_a_chunk_takes_its_share_of_memory_whatever_the_batch(monkeypatch):
 
 
 def test_auto_keeps_exponentials_only_where_they_save_time(monkeypatch):
-    monkeypatch.setattr(operator, "_fits_kernels", lambda unit_BD: True)
+    monkeypatch.setattr(operator, "dispatch", lambda tensor, *, kernels, **_: kernels)  # as on a GPU
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
     keeps = lambda B, dtype, keep="auto", C=100_000: operator._keeps(keep, torch.empty(B, 1, dtype=dtype), C, 64.0)  # noqa: E731
     assert [keeps(32, BF16), keeps(64, BF16), keeps(32, FP32)] == [True, False, False]
@@ -204,21 +204,21 @@ def test_auto_keeps_exponentials_only_where_they_save_time(monkeypatch):
 
 
 def test_the_path_is_selected_by_name(monkeypatch):
-    monkeypatch.setattr(operator, "_fits_kernels", lambda unit_BD: True)
+    monkeypatch.setattr(operator, "dispatch", lambda tensor, *, kernels, **_: kernels)  # as on a GPU
     large, small, single = torch.empty(64, 1, dtype=BF16), torch.empty(63, 1, dtype=BF16), torch.empty(64, 1)
-    serving = partial(operator._serving, kernels=tiles_backward)
-    assert [serving(one) for one in (large, small, single)] == [by_chunks, tiles_backward, tiles_backward]
-    assert operator._serving(large, tiles_forward) is tiles_forward
+    passes = partial(operator._passes, tiles=tiles_backward)
+    assert [passes(one) for one in (large, small, single)] == [by_chunks, tiles_backward, tiles_backward]
+    assert operator._passes(large, tiles_forward) is tiles_forward
     with operator.select("tiles"):
-        assert serving(large) is tiles_backward
+        assert passes(large) is tiles_backward
         with operator.select("chunks"):
-            assert serving(small) is serving(single) is by_chunks
-        assert serving(large) is tiles_backward
-    assert serving(large) is by_chunks
+            assert passes(small) is passes(single) is by_chunks
+        assert passes(large) is tiles_backward
+    assert passes(large) is by_chunks
     with pytest.raises(ValueError, match="path out of 'auto', 'tiles', 'chunks', got 'both'"), operator.select("both"):
         pass
     monkeypatch.undo()
-    assert serving(large.double()) is chunked
+    assert passes(large.double()) is chunked
 
 
 @pytest.mark.gpu

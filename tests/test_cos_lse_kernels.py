@@ -5,8 +5,7 @@ from fastmfr.kernels.cos_lse import cos_lse_ref
 from fastmfr.kernels.cos_lse.backward import backward
 from fastmfr.kernels.cos_lse.double_backward import double_backward
 from fastmfr.kernels.cos_lse.forward import forward
-from fastmfr.kernels.inverse_norm import _launch as launch_inverse_norm
-from fastmfr.kernels.inverse_norm import inverse_norm, inverse_norm_ref
+from fastmfr.kernels.inverse_norm import _launch_inverse_norm, inverse_norm, inverse_norm_ref
 from helpers import DEVICE, assert_as_accurate
 from torch.nn import functional as F
 
@@ -241,11 +240,11 @@ def test_inverse_norm_equals_its_reference(shape, dtype):
     weight_CD = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
     weight_CD[-1] = 0
     want_C = inverse_norm_ref(weight_CD)
-    for got_C in (launch_inverse_norm(weight_CD), launch_inverse_norm(weight_CD.T.contiguous().T)):
+    for got_C in (_launch_inverse_norm(weight_CD), _launch_inverse_norm(weight_CD.T.contiguous().T)):
         assert got_C.dtype == FP32
         torch.testing.assert_close(got_C, want_C, rtol=1e-6, atol=0)
     assert want_C[-1] == inverse_norm(weight_CD)[-1] == 1e12
-    assert launch_inverse_norm(weight_CD[:0]).shape == (0,)
+    assert _launch_inverse_norm(weight_CD[:0]).shape == (0,)
 
 
 def test_inverse_norm_refuses_what_is_not_a_matrix():

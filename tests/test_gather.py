@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from fastmfr.kernels import gather_images
-from fastmfr.kernels.gather import _launch, gather_images_ref
+from fastmfr.kernels.gather import _launch_gather_images, gather_images_ref
 from helpers import DEVICE
 
 from fastmfr import _native
@@ -33,7 +33,7 @@ def changes(B, wanted=CHANGES):
 def both(image_NHW3, index_B, *, mean=127.5, std=127.5, dtype=torch.float32, **changes):
     """What the kernel and the reference make of it, both written over NaN."""
     results = []
-    for gather in (_launch, gather_images_ref):
+    for gather in (_launch_gather_images, gather_images_ref):
         B = len(image_NHW3) if index_B is None else len(index_B)
         out = torch.full((B, 3, *image_NHW3.shape[1:3]), torch.nan, dtype=dtype, device=DEVICE)
         assert gather(image_NHW3, index_B, **changes, mean=mean, std=std, dtype=dtype, out=out) is out
@@ -56,7 +56,7 @@ def by_hand(image_HW3, mirror, shift, block, gain, offset, mean, std):
     return out_3HW
 
 
-@pytest.mark.parametrize("gather", [gather_images_ref, _launch])
+@pytest.mark.parametrize("gather", [gather_images_ref, _launch_gather_images])
 def test_equals_the_formula_pixel_by_pixel(gather):
     image_NHW3, index_B = images(4, 7, 9), torch.tensor([3, 0, 0, 2, 1, 3], device=DEVICE)
     change = changes(6)

@@ -27,10 +27,10 @@ def test_kernels_are_as_accurate_as_pytorch(P, without_hv, without_total):
         )
         theta, momentum, total, g, v, hv = flats(P, dtype)
         out, hv = torch.full_like(theta, torch.nan), None if without_hv else hv
-        look_ahead(out, theta, g, 0.3)
-        add_split(total, g, v, hv, *RATES.values())
+        look_ahead(out, theta, g, alpha=0.3)
+        add_split(total, g, v, hv, **RATES)
         square = meta_sgd(theta, momentum, None if without_total else total, g, v, hv, **SGD)
-        results.append([out, total, theta, momentum, square])
+        results.append([out, total, theta, momentum, square.sum()])
     for got, ref, truth in zip(*results, strict=True):
         assert_as_accurate(got, ref, truth, 1e-6 * truth.abs().max().item())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fastmfr.kernels import sgd_rows
-from fastmfr.kernels.sgd_rows import _launch, sgd_rows_ref
+from fastmfr.kernels.sgd_rows import _launch_sgd_rows, sgd_rows_ref
 from helpers import DEVICE, assert_as_accurate
 
 pytestmark = pytest.mark.kernel
@@ -41,7 +41,7 @@ def test_on_the_cpu_it_is_torchs_sgd_to_the_bit(C, D):
 def test_the_kernel_is_as_accurate_as_pytorch(C, D, rows):
     rows = rows and min(rows, C)
     got, ref, truth = arrays(C, D, rows), arrays(C, D, rows), arrays(C, D, rows, dtype=torch.float64)
-    _launch(*got, **SETTINGS)
+    _launch_sgd_rows(*got, **SETTINGS)
     sgd_rows_ref(*ref, **SETTINGS)
     sgd_rows_ref(*truth, **SETTINGS)
     touched = slice(None) if rows is None else got[4]
@@ -50,7 +50,7 @@ def test_the_kernel_is_as_accurate_as_pytorch(C, D, rows):
 
 
 def test_rows_that_are_not_named_stay_as_they_are():
-    for update in (_launch, sgd_rows_ref):
+    for update in (_launch_sgd_rows, sgd_rows_ref):
         got, before = arrays(7, 5, 3), arrays(7, 5, 3)
         update(*got, **SETTINGS)
         still = [row for row in range(7) if row not in got[4].tolist()]
@@ -59,7 +59,7 @@ def test_rows_that_are_not_named_stay_as_they_are():
 
 
 def test_no_rows_are_fine():
-    for update in (_launch, sgd_rows_ref):
+    for update in (_launch_sgd_rows, sgd_rows_ref):
         got, before = arrays(7, 5, 0), arrays(7, 5, 0)
         update(*got, **SETTINGS)
         assert torch.equal(got[0], before[0])

@@ -2,39 +2,74 @@
 
     reference.py  the formulas, in plain PyTorch: the path on the CPU
     fused.py      the same in Triton, two launches a pass
+    tiles.py      what the kernels share
 
 Forward, backward, tangent and second backward are called in this order with one `ctx`; see reference.py.
 """
 
-import torch
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..launching import dispatch
 from . import fused, reference
 
 
-def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum, eps):
-    """y; see reference.forward. On a GPU by the kernels, but for float64."""
-    ctx.path = fused if x.is_cuda and x.dtype != torch.float64 else reference
+def forward(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor | None,
+    *,
+    running: Sequence[Any],
+    batch_statistics: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Compute PReLU(BatchNorm(x)), and choose the path of all four passes.
+
+    Args:
+        ctx: An object for attributes, which carries what one pass leaves for the next.
+        x: Input (B, C, ...) in any memory format, in the weight's dtype, or in 16 bits beside a float32 weight.
+        weight: BatchNorm's weight (C,).
+        bias: BatchNorm's bias (C,).
+        slope: PReLU's slope, (C,) or (1,), or None for no PReLU.
+        running: Running mean and variance (C,), or (None, None).
+        batch_statistics: Whether to normalise by the statistics of the batch, and update the running ones; else by the
+            running ones.
+        momentum: Weight of the batch in the running statistics.
+        eps: Added to the variance.
+
+    Returns:
+        The output, with the shape and dtype of `x`.
+    """
+    ctx.path = dispatch(x, kernels=fused, reference=reference)
     return ctx.path.forward(
         ctx, x, weight, bias, slope, running=running, batch_statistics=batch_statistics, momentum=momentum, eps=eps
     )
 
 
-def prepare_capture(device):
-    """Makes what the kernels keep for the current stream of a CUDA `device`; to be called before a CUDA graph is
-    recorded on that stream, and waited for."""
+def prepare_capture(device: torch.device) -> None:
+    """Allocate what the kernels need on the current stream of a CUDA device.
+
+    Call this before a CUDA graph is recorded on that stream, and wait for the stream.
+    """
     fused.make_counts(device)
 
 
-def backward(ctx, dy):
-    """dx, and the gradients of weight, bias and slope (None without one)."""
+def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute dx, and the gradients of weight, bias and slope (None without a slope), from the gradient of y."""
     return ctx.path.backward(ctx, dy)
 
 
-def tangent(ctx, xd, weight_d, bias_d, slope_d):
-    """y' along (x', weight', bias', slope')."""
+def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Tensor | None) -> Tensor:
+    """Compute the tangent of y along (xd, weight_d, bias_d, slope_d)."""
     return ctx.path.tangent(ctx, xd, weight_d, bias_d, slope_d)
 
 
-def second_backward(ctx, dyd):
-    """dx', and the derivatives of the gradients of weight, bias and slope (None without one)."""
+def second_backward(ctx: Any, dyd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute the derivatives of all results of `backward` along the tangent; `dyd` is the derivative of `dy`."""
     return ctx.path.second_backward(ctx, dyd)

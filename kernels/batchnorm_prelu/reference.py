@@ -1,6 +1,6 @@
 """BatchNorm followed by PReLU (or by nothing) as one operation: forward, backward, tangent and second backward.
 
-Per channel, over its n elements, with r = 1 / sqrt(var + eps), g = weight, a = slope, <h> = the mean of h:
+Per channel, over its n elements, with r = 1 / sqrt(var + eps), g = weight, a = slope, and <h> the mean of h:
 
     forward   xh = r (x - mean)          z = g xh + bias                 y = m z,  m = 1 where z > 0, a elsewhere
     backward  dz = m dy                  dx = g r u                      u = dz - <dz> - xh <xh dz>
@@ -9,38 +9,52 @@ Per channel, over its n elements, with r = 1 / sqrt(var + eps), g = weight, a = 
               dx' = g r (dz' - <dz'> - xh <xh dz'>) + (g' r - g r r <xh x'>) u - g r (xh <xh' dz> + xh' <xh dz>)
               dg' = sum(xh dz' + xh' dz)            dbias' = sum(dz')    da' = sum(z dy' + z' dy where z <= 0)
 
-A prime is the derivative along the direction (x', g', bias', a'). The tangent of the normalisation is its own backward
-operator, which is why x' goes through it. With running statistics mean and r are constants: all <> terms fall away.
+A prime is the derivative along the direction (x', g', bias', a'). The tangent of the normalisation is the same operator
+as its backward, so x' goes through that. With running statistics, mean and r are constants: all <> terms are dropped.
 
-`ctx` carries what one call leaves for the next, as in torch.autograd.Function; the four are called in this order.
-Shapes: x, y and their like (B, C, ...) in any memory format; weight, bias (C,); slope (C,), (1,) or None for no PReLU.
-All is computed in weight's dtype. x, dy, x' and dy' may have 16 bits beside a float32 weight; y, dx, y' and dx' then
-have them too.
+`ctx` carries what one call leaves for the next, as in torch.autograd.Function. The four functions are called in this
+order. Shapes: x, y and their like (B, C, ...) in any memory format; weight, bias (C,); slope (C,), (1,) or None for no
+PReLU. Everything is computed in the dtype of the weight. x, dy, x' and dy' may have 16 bits beside a float32 weight; y,
+dx, y' and dx' then have the same 16 bits.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _aten = torch.ops.aten
 
 
-def forward(ctx, x, weight, bias, slope, *, running, batch_statistics, momentum, eps):
-    """y. `running`: (mean, variance) or (None, None); with `batch_statistics` they are updated, else they are used."""
+def forward(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor | None,
+    *,
+    running: Sequence[Any],
+    batch_statistics: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Compute y. `running` is (mean, variance) or (None, None): updated with `batch_statistics`, else used."""
     ctx.dtype, ctx.weight, ctx.slope = x.dtype, weight, slope
     ctx.x, ctx.batch_statistics, ctx.running = x.to(weight.dtype), batch_statistics, (None, None)
     z, ctx.mean, ctx.r = _aten.native_batch_norm(ctx.x, weight, bias, *running, batch_statistics, momentum, eps)
     if not batch_statistics:
         ctx.mean, ctx.r = running[0], torch.rsqrt(running[1] + eps)
-        ctx.running = ctx.mean, ctx.r.square().reciprocal()  # of which the backward makes r again, with an eps of 0
+        ctx.running = ctx.mean, ctx.r.square().reciprocal()  # the backward computes r from it, with an eps of 0
     if slope is None:
         return z.to(ctx.dtype)
     ctx.z = z
     return torch.prelu(z, slope).to(ctx.dtype)
 
 
-def backward(ctx, dy):
-    """dx, and the gradients of weight, bias and slope (None without one)."""
+def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute dx and the gradients of weight, bias and slope (None without a slope)."""
     ctx.dy = ctx.dz = dy.to(ctx.weight.dtype)
     dslope = None
     if ctx.slope is not None:
@@ -50,8 +64,8 @@ def backward(ctx, dy):
     return dx.to(ctx.dtype), ctx.xh_dz, ctx.sum_dz, dslope
 
 
-def tangent(ctx, xd, weight_d, bias_d, slope_d):
-    """y' along (x', weight', bias', slope')."""
+def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Tensor | None) -> Tensor:
+    """Compute y' along (x', weight', bias', slope')."""
     xd = xd.to(ctx.weight.dtype)
     ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, _weight_of_one(xd))
     ctx.slope_d, ctx.scale_d = slope_d, weight_d * ctx.r
@@ -62,8 +76,8 @@ def tangent(ctx, xd, weight_d, bias_d, slope_d):
     return _times_m(ctx, zd).addcmul_(ctx.z.clamp_max(0), _wide(slope_d, zd)).to(ctx.dtype)
 
 
-def second_backward(ctx, dyd):
-    """dx', and the derivatives of the gradients of weight, bias and slope (None without one)."""
+def second_backward(ctx: Any, dyd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute dx' and the derivatives of the gradients of weight, bias and slope (None without a slope)."""
     dyd = dzd = dyd.to(ctx.weight.dtype)
     dslope_d = None
     if ctx.slope is not None:
@@ -93,12 +107,12 @@ def _where_above(ctx, values):
 
 
 def _times_m(ctx, values):
-    """Through PReLU: where z <= 0, `values` times the slope. Faster on a CPU than torch.where and PReLU's own."""
+    """`values` times the slope where z <= 0. On a CPU this is faster than torch.where and than PReLU's backward."""
     return torch.lerp(_where_above(ctx, values), values, _wide(ctx.slope, values))
 
 
 def _wide(value_C, like):
-    """Per-channel values, shaped to go with a whole tensor."""
+    """Values per channel, shaped to broadcast against a whole tensor."""
     return value_C.view(1, -1, *(1,) * (like.ndim - 2))
 
 
@@ -110,7 +124,7 @@ def _normalisation_backward(ctx, dz, weight):
 
 
 def _dot(a, b):
-    """Sum of a * b per channel in one reading: BatchNorm's weight gradient, where mean is 0 and r is 1."""
+    """Sum of a * b per channel in one reading: BatchNorm's weight gradient for a mean of 0 and r = 1."""
     zeros, ones = _zeros_and_ones(b)
     return _aten.native_batch_norm_backward(
         a, b, _weight_of_one(b), None, None, zeros, ones, True, 0.0, [False, True, False]
@@ -118,13 +132,13 @@ def _dot(a, b):
 
 
 def _weight_of_one(like):
-    """None, which says so on the CPU and is faster; on a GPU PyTorch gives no gradient of a weight that is None."""
+    """A weight of ones: None on the CPU, which is faster; on a GPU PyTorch returns no gradient for a weight of None."""
     return _zeros_and_ones(like)[1] if like.is_cuda else None
 
 
 def _zeros_and_ones(like):
-    """One of each per channel. Kept on the CPU only: what a CUDA graph records must not be used outside of it."""
-    make = _kept_on_the_cpu if like.device.type == "cpu" else _new
+    """Zeros and ones per channel. Cached on the CPU only: memory of a CUDA graph must not be used outside of it."""
+    make = _cached_on_the_cpu if like.device.type == "cpu" else _new
     return make(like.shape[1], like.dtype, like.device)
 
 
@@ -132,7 +146,7 @@ def _new(channels, dtype, device):
     return torch.zeros(channels, dtype=dtype, device=device), torch.ones(channels, dtype=dtype, device=device)
 
 
-_kept_on_the_cpu = lru_cache(_new)
+_cached_on_the_cpu = lru_cache(_new)
 
 
 def _z_tangent(ctx):

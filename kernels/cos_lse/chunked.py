@@ -1,7 +1,8 @@
 """cos_lse and its two derivatives in plain PyTorch, a chunk of identities at a time: logits never exist as a whole.
 
-The path on the CPU, and wherever the Triton kernels cannot serve. Beside its results it takes memory for one chunk:
-logits (B, N) and, twice differentiated, a few (N, D). Embeddings x are unit rows; weights become unit rows w here.
+This is the path on the CPU, and on a GPU for calls that the Triton kernels cannot serve. Beside its results it needs
+memory for one chunk: logits (B, N) and, for the double backward, a few (N, D). Embeddings x are unit rows; weights
+become unit rows w here.
 
     z[b, c] = scale * x[b] . w[c]     P = exp(z - log_sum), but 0 at c = y     M = scale * g * P, but g_cos at c = y
 
@@ -23,7 +24,7 @@ _LOGITS = 1 << 20  # of one chunk: a CPU's cache keeps them from one pass over t
 
 
 class _Chunk(NamedTuple):
-    """Identities `at`: their weights as given, what makes those unit rows, and where the true identities are."""
+    """One chunk: identities `at`, their weights as given, the factors that make unit rows, the true identities."""
 
     at: slice
     weight_ND: Tensor
@@ -31,24 +32,25 @@ class _Chunk(NamedTuple):
     column_B1: Tensor
     true_B1: Tensor
 
-    def scaled(self, matrix_BN):
-        """The columns, in place, times what the identities' weights lack to be unit rows."""
+    def scaled(self, matrix_BN: Tensor) -> Tensor:
+        """Multiply each column, in place, by its identity's inverse norm."""
         return matrix_BN if self.inverse_norm_N is None else matrix_BN.mul_(self.inverse_norm_N)
 
-    def true(self, matrix_BN):
-        """Entry of each row's true identity (B,), 0 where that is not in this chunk."""
+    def true(self, matrix_BN: Tensor) -> Tensor:
+        """Take the entry of each row's true identity (B,), 0 if that identity is not in this chunk."""
         return matrix_BN.gather(1, self.column_B1).masked_fill_(~self.true_B1, 0).squeeze(1)
 
-    def set_true(self, matrix_BN, value_B):
+    def set_true(self, matrix_BN: Tensor, value_B: Tensor) -> Tensor:
+        """Write a value, in place, to the entry of each row's true identity."""
         entry_B1 = torch.where(self.true_B1, value_B.unsqueeze(1), matrix_BN.gather(1, self.column_B1))
         return matrix_BN.scatter_(1, self.column_B1, entry_B1)
 
-    def logits(self, unit_BD, scale):
-        """z of this chunk (B, N)."""
+    def logits(self, unit_BD: Tensor, scale: float) -> Tensor:
+        """Compute z of this chunk (B, N)."""
         return self.scaled(unit_BD @ self.weight_ND.T).mul_(scale)
 
-    def softmax(self, z_BN, log_sum_B):
-        """P of this chunk (B, N)."""
+    def softmax(self, z_BN: Tensor, log_sum_B: Tensor) -> Tensor:
+        """Compute P of this chunk (B, N)."""
         return self.set_true((z_BN - log_sum_B.unsqueeze(1)).exp_(), torch.zeros_like(log_sum_B))
 
 
@@ -69,8 +71,15 @@ def _wide(unit_BD):
     return unit_BD.to(torch.promote_types(unit_BD.dtype, torch.float32))
 
 
-def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep=False):
-    """(log_sum_B, cos_B, nothing kept), in float32 or float64. `keep` is for the kernels: here it would cost (B, C)."""
+def forward(
+    unit_BD: Tensor,
+    weight_CD: Tensor,
+    inverse_norm_C: Tensor | None,
+    label_B: Tensor,
+    scale: float,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what forward.forward does, in float32 or float64; nothing is kept, whatever `keep` says."""
     x_BD = _wide(unit_BD)
     lowest = torch.finfo(x_BD.dtype).min / 4  # of an empty sum; finite, so that nothing becomes NaN
     peak_B = x_BD.new_full(label_B.shape, 0.0 if scale <= PLAIN_SCALE else lowest)
@@ -87,11 +96,20 @@ def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep=False):
     return (peak_B + sum_B.log()).clamp_min_(lowest), cos_B, unit_BD.new_empty(0, dtype=torch.bfloat16)
 
 
-def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept_BC, g_B, g_cos_B, need_x, need_w):
-    """(dx_BD, dw_CD, radial_C): gradients with respect to unit rows x and to weights as given, and w . dw.
-
-    What is not needed is empty. Weights given with inverse norms lose the part of their gradient along themselves.
-    """
+def backward(
+    unit_BD: Tensor,
+    weight_CD: Tensor,
+    inverse_norm_C: Tensor | None,
+    label_B: Tensor,
+    scale: float,
+    log_sum_B: Tensor,
+    kept_BC: Tensor,
+    g_B: Tensor,
+    g_cos_B: Tensor,
+    need_x: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what backward.backward does, in float32 or float64."""
     x_BD = _wide(unit_BD)
     dx_BD = torch.zeros_like(x_BD) if need_x else x_BD.new_empty(0)
     dw_CD = x_BD.new_empty(weight_CD.shape if need_w else 0)
@@ -99,7 +117,7 @@ def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept
     for chunk in _chunks(x_BD, weight_CD, inverse_norm_C, label_B):
         z_BN = chunk.logits(x_BD, scale)
         m_BN = chunk.set_true(chunk.softmax(z_BN, log_sum_B).mul_(scale * g_B.unsqueeze(1)), g_cos_B)
-        if need_w:  # w . (M^T x), of the logits that are at hand
+        if need_w:  # w . (M^T x), from the logits
             radial_C[chunk.at] = z_BN.mul_(m_BN).sum(0).div_(scale)
         chunk.scaled(m_BN)
         if need_x:
@@ -111,12 +129,21 @@ def backward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, kept
 
 
 def double_backward(
-    unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C, ux_BD, uw_CD, need_w
-):
-    """(Dx_BD, Dw_CD, Dg_B, Dg_cos_B): what `backward`'s inputs get from the gradients `ux_BD`, `uw_CD` of its outputs.
-
-    `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.
-    """
+    unit_BD: Tensor,
+    weight_CD: Tensor,
+    inverse_norm_C: Tensor | None,
+    label_B: Tensor,
+    scale: float,
+    log_sum_B: Tensor,
+    g_B: Tensor,
+    g_cos_B: Tensor,
+    dw_CD: Tensor,
+    radial_C: Tensor,
+    ux_BD: Tensor,
+    uw_CD: Tensor | None,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what double_backward.double_backward does, in float32 or float64."""
     x_BD, ux_BD = _wide(unit_BD), _wide(ux_BD)
     mean_B, whole_B, true_B, Dx_BD = (torch.zeros_like(one) for one in (g_B, g_B, g_B, x_BD))
     Dw_CD = x_BD.new_empty(weight_CD.shape if need_w else 0)
@@ -127,7 +154,7 @@ def double_backward(
         whole_B += p_BN.sum(1)
         mean_B += p_BN.mul_(t_BN).sum(1)
         true_B += chunk.true(t_BN)
-    mean_B /= whole_B.clamp_min(torch.finfo(mean_B.dtype).tiny)  # by what it is, not by 1: log_sum's rounding cancels
+    mean_B /= whole_B.clamp_min(torch.finfo(mean_B.dtype).tiny)  # not by 1: so the rounding of log_sum cancels
     for chunk in _chunks(*arguments):
         uw_ND = _unit_tangent(uw_CD, chunk)
         m_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B).mul_(scale * g_B.unsqueeze(1))
@@ -141,19 +168,19 @@ def double_backward(
             Dw_ND = torch.mm(r_BN.T, x_BD, out=Dw_CD[chunk.at])
             Dw_ND.addmm_(chunk.scaled(m_BN).T, ux_BD)
             _project(Dw_ND, torch.linalg.vecdot(chunk.weight_ND, Dw_ND), chunk)
-            if chunk.inverse_norm_N is not None and uw_ND is not None:
-                _bend(Dw_ND, chunk, uw_CD[chunk.at], uw_ND, dw_CD[chunk.at], radial_C[chunk.at])
+            if chunk.inverse_norm_N is not None and uw_CD is not None:
+                _project_second(Dw_ND, chunk, uw_CD[chunk.at], uw_ND, dw_CD[chunk.at], radial_C[chunk.at])
     return Dx_BD, Dw_CD, scale * mean_B, true_B
 
 
 def _project(dw_ND, radial_N, chunk):
-    """Takes from `dw_ND` = r (gradient a of unit rows w), in place, its part along w; `radial_N` = w . a."""
+    """Removes from `dw_ND` = r a, in place, its part along w; a is the gradient of unit rows w, `radial_N` = w . a."""
     if chunk.inverse_norm_N is not None:
         dw_ND.addcmul_(chunk.weight_ND, (-radial_N * chunk.inverse_norm_N.square()).unsqueeze(1))
 
 
 def _unit_tangent(uw_CD, chunk):
-    """The tangent at unit rows that a tangent at the weights makes: r (uw - (w . uw) w)."""
+    """The tangent of the unit rows, r (uw - (w . uw) w), from a tangent of the weights."""
     if uw_CD is None or chunk.inverse_norm_N is None:
         return None if uw_CD is None else uw_CD[chunk.at].to(chunk.weight_ND.dtype)
     uw_ND = uw_CD[chunk.at] * chunk.inverse_norm_N.unsqueeze(1)
@@ -167,10 +194,10 @@ def _tangent(x_BD, ux_BD, uw_ND, chunk):
     return t_BN if uw_ND is None else t_BN.addmm_(x_BD, uw_ND.T)
 
 
-def _bend(Dw_ND, chunk, u_ND, uw_ND, dw_ND, radial_N):
-    """Adds, in place, what comes of the normalisation itself turning with the weights, r = inverse norm:
+def _project_second(Dw_ND, chunk, u_ND, uw_ND, dw_ND, radial_N):
+    """Adds, in place, the second derivative of the normalisation: - r w (dw . u) - r ((w . u) dw + radial uw).
 
-    - r w (dw . u) - r ((w . u) dw + radial uw)     u, uw: the tangent at the weights and at their unit rows
+    u is the tangent of the weights, uw the tangent of their unit rows, and r the inverse norm.
     """
     r_N = chunk.inverse_norm_N
     along_N = torch.linalg.vecdot(chunk.weight_ND, u_ND) * r_N

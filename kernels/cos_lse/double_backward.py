@@ -1,34 +1,42 @@
-"""cos_lse double backward in Triton: what `backward`'s inputs get from the gradients ux of dx and uw of dw.
+"""cos_lse double backward in Triton: from the gradients ux of dx and uw of dw, those of the inputs of `backward`.
 
-    T = ux . w + x . u     mean[b] = sum_c P T     R = scale^2 g P (T - mean), 0 at c = label     M as in backward
+    T = ux . w + x . u     mean[b] = sum_c P T     R = scale^2 g P (T - mean), 0 at c = label     M as in backward.py
     Dx = R w + M u         Dw = R^T x + M^T ux     Dg = scale * mean     Dg_cos[b] = T[b, label]
 
-u is the tangent that uw makes at the unit rows w. One pass makes `mean`, then one each Dx and Dw, as in backward.
+u is the tangent of the unit rows w that uw makes. One pass computes `mean`; one pass each computes Dx and Dw, as in
+backward.py.
 Shape suffixes: B = batch, C = identities, D = embedding, S = shares of the identities.
 """
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..launching import on_device
-from .normalisation import bend_kernel, project_kernel, tangent_kernel, whole_rows
+from ..launching import launch
+from .normalisation import (
+    launch_on_rows,
+    project_gradient_kernel,
+    project_second_gradient_kernel,
+    project_tangent_kernel,
+)
 from .tiles import (
     LOG2E,
-    choose,
-    contiguous,
-    floats,
-    lift,
+    all_contiguous,
+    choose_tile,
+    divide_identities,
+    empty_float32,
+    load_column,
     load_label,
     load_tile,
+    operand_pointers,
     precision,
-    shares,
-    tile_at,
+    scale_for_fp16,
 )
 
 
 @triton.jit
-def cosines(
+def cosines_and_tangents(
     a_at,
     da_at,
     b_at,
@@ -57,21 +65,21 @@ def cosines(
 
 
 @triton.jit
-def mean_kernel(
-    weighted_ptr,
-    total_ptr,
-    true_ptr,
-    x_ptr,
-    ux_ptr,
-    w_ptr,
-    u_ptr,
-    r_ptr,
-    label_ptr,
-    log_sum_ptr,
+def average_tangents_kernel(
+    weighted_ptr,  # (S, B)
+    total_ptr,  # (S, B)
+    true_ptr,  # (S, B)
+    x_ptr,  # unit rows, (B, D)
+    ux_ptr,  # (B, D)
+    w_ptr,  # weights, (C, D)
+    u_ptr,  # (C, D) or None
+    r_ptr,  # inverse norms, (C,), or None: weights are unit rows
+    label_ptr,  # (B,)
+    log_sum_ptr,  # (B,)
     B,
     C,
-    scale_log2e,
-    share,
+    scale_log2e,  # scale / log(2)
+    share,  # identities of one program
     D: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -80,25 +88,25 @@ def mean_kernel(
 ):
     """Sums of P T and of P over share `program_id(1)` of the identities for a block of rows, and T of the true ones.
 
-    P sums up to one but for what log_sum was rounded by, and T - mean would show that, times scale squared.
+    P sums up to one except for the rounding of log_sum; T - mean would show that error, times scale squared.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first, split = tl.program_id(0) * ROWS, tl.program_id(1)
     row, class_ = tl.arange(0, ROWS), tl.arange(0, CLASSES)
     b = first + row
     label = load_label(label_ptr, b, B, C)
-    log2_sum = tl.load(log_sum_ptr + b, mask=b < B, other=0.0)[:, None] * LOG2E
+    log2_sum = load_column(log_sum_ptr, b, B) * LOG2E
     k = tl.arange(0, DEPTH)
-    x_at, ux_at = tile_at(x_ptr, first, row, B, k, D), tile_at(ux_ptr, first, row, B, k, D)
+    x_at, ux_at = operand_pointers(x_ptr, first, row, B, k, D), operand_pointers(ux_ptr, first, row, B, k, D)
     weighted = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     true = tl.zeros((ROWS,), tl.float32)
     last = tl.minimum((split + 1) * share, C)
-    for start in tl.range(split * share, last, CLASSES, disable_licm=True):
+    for start in tl.range(split * share, last, CLASSES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]  # typed as not iterable
         c = start + class_
-        w_at = tile_at(w_ptr, start, class_, last, k, D)
-        u_at = tile_at(u_ptr, start, class_, last, k, D) if u_ptr is not None else None
-        z, t = cosines(x_at, ux_at, w_at, u_at, ROWS, CLASSES, D, DEPTH, dtype, PRECISION)
+        w_at = operand_pointers(w_ptr, start, class_, last, k, D)
+        u_at = operand_pointers(u_ptr, start, class_, last, k, D) if u_ptr is not None else None
+        z, t = cosines_and_tangents(x_at, ux_at, w_at, u_at, ROWS, CLASSES, D, DEPTH, dtype, PRECISION)
         if r_ptr is not None:
             r = tl.load(r_ptr + tl.minimum(c, last - 1))[None, :]
             z *= r
@@ -116,30 +124,30 @@ def mean_kernel(
 
 @triton.jit
 def curvatures(z, t, log2_sum, mean, is_true, g, g_cos, scale):
-    """(R, M) of a tile, of z in units of log 2 and of T; the others are shaped to broadcast against the tile."""
+    """(R, M) of a tile of z, in units of log 2, and of T; the other arguments broadcast against the tile."""
     m = g * tl.exp2(z - log2_sum)
     return tl.where(is_true, 0.0, scale * m * (t - mean)), tl.where(is_true, g_cos, m)
 
 
 @triton.jit
-def rows_kernel(
-    out_ptr,
-    x_ptr,
-    ux_ptr,
-    w_ptr,
-    u_ptr,
-    r_ptr,
-    label_ptr,
-    log_sum_ptr,
-    mean_ptr,
-    g_ptr,
-    g_cos_ptr,
-    unlift_ptr,
+def compute_second_dx_kernel(
+    out_ptr,  # Dx, (S, B, D)
+    x_ptr,  # unit rows, (B, D)
+    ux_ptr,  # (B, D)
+    w_ptr,  # weights, (C, D)
+    u_ptr,  # (C, D) or None
+    r_ptr,  # inverse norms, (C,), or None: weights are unit rows
+    label_ptr,  # (B,)
+    log_sum_ptr,  # (B,)
+    mean_ptr,  # (B,)
+    g_ptr,  # (B,)
+    g_cos_ptr,  # (B,)
+    unscale_ptr,  # (), or None: nothing is scaled
     B,
     C,
     scale,
-    scale_log2e,
-    share,
+    scale_log2e,  # scale / log(2)
+    share,  # identities of one program
     D: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -156,18 +164,18 @@ def rows_kernel(
     b = first + row
     inside = b < B
     label = load_label(label_ptr, b, B, C)
-    log2_sum = tl.load(log_sum_ptr + b, mask=inside, other=0.0)[:, None] * LOG2E
-    mean = tl.load(mean_ptr + b, mask=inside, other=0.0)[:, None]
-    g = tl.load(g_ptr + b, mask=inside, other=0.0)[:, None]
-    g_cos = tl.load(g_cos_ptr + b, mask=inside, other=0.0)[:, None]
-    x_at, ux_at = tile_at(x_ptr, first, row, B, k, D), tile_at(ux_ptr, first, row, B, k, D)
+    log2_sum = load_column(log_sum_ptr, b, B) * LOG2E
+    mean = load_column(mean_ptr, b, B)
+    g = load_column(g_ptr, b, B)
+    g_cos = load_column(g_cos_ptr, b, B)
+    x_at, ux_at = operand_pointers(x_ptr, first, row, B, k, D), operand_pointers(ux_ptr, first, row, B, k, D)
     last = tl.minimum((split + 1) * share, C)
     out = tl.zeros((ROWS, SLAB), tl.float32)
-    for start in tl.range(split * share, last, CLASSES, disable_licm=True):
+    for start in tl.range(split * share, last, CLASSES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]  # typed as not iterable
         c = start + class_
-        w_at = tile_at(w_ptr, start, class_, last, k, D)
-        u_at = tile_at(u_ptr, start, class_, last, k, D) if u_ptr is not None else None
-        z, t = cosines(x_at, ux_at, w_at, u_at, ROWS, CLASSES, D, DEPTH, dtype, PRECISION)
+        w_at = operand_pointers(w_ptr, start, class_, last, k, D)
+        u_at = operand_pointers(u_ptr, start, class_, last, k, D) if u_ptr is not None else None
+        z, t = cosines_and_tangents(x_at, ux_at, w_at, u_at, ROWS, CLASSES, D, DEPTH, dtype, PRECISION)
         r = tl.full((1, CLASSES), 1.0, tl.float32)
         if r_ptr is not None:
             r = tl.load(r_ptr + tl.minimum(c, last - 1))[None, :]
@@ -175,36 +183,36 @@ def rows_kernel(
         curved, m = curvatures(z * (r * scale_log2e), t * r, log2_sum, mean, is_true, g, g_cos, scale)
         present = (c < last)[None, :]
         curved = tl.where(present, curved * r, 0.0).to(dtype)
-        w = load_tile(tile_at(w_ptr, start, class_, last, column, D), column, D, EVEN, dtype)
+        w = load_tile(operand_pointers(w_ptr, start, class_, last, column, D), column, D, EVEN, dtype)
         out = tl.dot(curved, w, out, input_precision=PRECISION)
         if u_ptr is not None:
             m = tl.where(present, m * r, 0.0).to(dtype)
-            u = load_tile(tile_at(u_ptr, start, class_, last, column, D), column, D, EVEN, dtype)
+            u = load_tile(operand_pointers(u_ptr, start, class_, last, column, D), column, D, EVEN, dtype)
             out = tl.dot(m, u, out, input_precision=PRECISION)
-    if unlift_ptr is not None:
-        out *= tl.load(unlift_ptr)
+    if unscale_ptr is not None:
+        out *= tl.load(unscale_ptr)
     at = out_ptr + tl.cast(split * B + first, tl.int64) * D + (row[:, None] * D + column[None, :])
     tl.store(at, out, mask=inside[:, None] & (column < D)[None, :])
 
 
 @triton.jit
-def classes_kernel(
-    out_ptr,
-    x_ptr,
-    ux_ptr,
-    w_ptr,
-    u_ptr,
-    r_ptr,
-    label_ptr,
-    log_sum_ptr,
-    mean_ptr,
-    g_ptr,
-    g_cos_ptr,
-    unlift_ptr,
+def compute_second_dw_kernel(
+    out_ptr,  # Dw, (C, D)
+    x_ptr,  # unit rows, (B, D)
+    ux_ptr,  # (B, D)
+    w_ptr,  # weights, (C, D)
+    u_ptr,  # (C, D) or None
+    r_ptr,  # inverse norms, (C,), or None: weights are unit rows
+    label_ptr,  # (B,)
+    log_sum_ptr,  # (B,)
+    mean_ptr,  # (B,)
+    g_ptr,  # (B,)
+    g_cos_ptr,  # (B,)
+    unscale_ptr,  # (), or None: nothing is scaled
     B,
     C,
     scale,
-    scale_log2e,
+    scale_log2e,  # scale / log(2)
     D: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -212,7 +220,7 @@ def classes_kernel(
     SLAB: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Dw at unit rows w of a block of identities and a slab of columns."""
+    """Dw of a block of identities and a slab of columns, with respect to unit rows."""
     EVEN: tl.constexpr = D % SLAB == 0
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first = tl.program_id(0) * CLASSES
@@ -222,74 +230,106 @@ def classes_kernel(
     r = tl.full((CLASSES, 1), 1.0, tl.float32)
     if r_ptr is not None:
         r = tl.load(r_ptr + c, mask=c < C, other=0.0)[:, None]
-    w_at = tile_at(w_ptr, first, class_, C, k, D)
-    u_at = tile_at(u_ptr, first, class_, C, k, D) if u_ptr is not None else None
+    w_at = operand_pointers(w_ptr, first, class_, C, k, D)
+    u_at = operand_pointers(u_ptr, first, class_, C, k, D) if u_ptr is not None else None
     out = tl.zeros((CLASSES, SLAB), tl.float32)
-    for start in tl.range(0, B, ROWS, disable_licm=True):
+    for start in tl.range(0, B, ROWS, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]  # typed as not iterable
         b = start + row
         near = tl.minimum(b, B - 1)
-        x_at, ux_at = tile_at(x_ptr, start, row, B, k, D), tile_at(ux_ptr, start, row, B, k, D)
-        z, t = cosines(w_at, u_at, x_at, ux_at, CLASSES, ROWS, D, DEPTH, dtype, PRECISION)
+        x_at, ux_at = operand_pointers(x_ptr, start, row, B, k, D), operand_pointers(ux_ptr, start, row, B, k, D)
+        z, t = cosines_and_tangents(w_at, u_at, x_at, ux_at, CLASSES, ROWS, D, DEPTH, dtype, PRECISION)
         is_true = c[:, None] == tl.load(label_ptr + near)[None, :]
         log2_sum = tl.load(log_sum_ptr + near)[None, :] * LOG2E
         mean = tl.load(mean_ptr + near)[None, :]
         g = tl.load(g_ptr + b, mask=b < B, other=0.0)[None, :]
         g_cos = tl.load(g_cos_ptr + b, mask=b < B, other=0.0)[None, :]
         curved, m = curvatures(z * (r * scale_log2e), t * r, log2_sum, mean, is_true, g, g_cos, scale)
-        x = load_tile(tile_at(x_ptr, start, row, B, column, D), column, D, EVEN, dtype)
+        x = load_tile(operand_pointers(x_ptr, start, row, B, column, D), column, D, EVEN, dtype)
         out = tl.dot(curved.to(dtype), x, out, input_precision=PRECISION)
-        ux = load_tile(tile_at(ux_ptr, start, row, B, column, D), column, D, EVEN, dtype)
+        ux = load_tile(operand_pointers(ux_ptr, start, row, B, column, D), column, D, EVEN, dtype)
         out = tl.dot(m.to(dtype), ux, out, input_precision=PRECISION)
-    if unlift_ptr is not None:
-        out *= tl.load(unlift_ptr)
+    if unscale_ptr is not None:
+        out *= tl.load(unscale_ptr)
     at = out_ptr + tl.cast(first, tl.int64) * D + (class_[:, None] * D + column[None, :])
     tl.store(at, out, mask=(c < C)[:, None] & (column < D)[None, :])
 
 
 def double_backward(
-    unit_BD, weight_CD, inverse_norm_C, label_B, scale, log_sum_B, g_B, g_cos_B, dw_CD, radial_C, ux_BD, uw_CD, need_w
-):
-    """(Dx_BD, Dw_CD, Dg_B, Dg_cos_B), float32: what `backward`'s inputs get from `ux_BD` and `uw_CD`.
+    unit_BD: Tensor,
+    weight_CD: Tensor,
+    inverse_norm_C: Tensor | None,
+    label_B: Tensor,
+    scale: float,
+    log_sum_B: Tensor,
+    g_B: Tensor,
+    g_cos_B: Tensor,
+    dw_CD: Tensor,
+    radial_C: Tensor,
+    ux_BD: Tensor,
+    uw_CD: Tensor | None,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Differentiate `backward`.
 
-    `uw_CD` is None where weights lie outside of what is differentiated twice; Dw is empty where it is not needed.
+    Args:
+        unit_BD: As in `backward`, with the seven that follow.
+        weight_CD: As in `backward`.
+        inverse_norm_C: As in `backward`.
+        label_B: As in `backward`.
+        scale: As in `backward`.
+        log_sum_B: As in `backward`.
+        g_B: As in `backward`.
+        g_cos_B: As in `backward`.
+        dw_CD: Result of `backward`.
+        radial_C: Result of `backward`.
+        ux_BD: Gradient of `dx_BD`.
+        uw_CD: Gradient of `dw_CD`; None if the weights lie outside of what is differentiated twice.
+        need_w: Whether Dw is wanted.
+
+    Returns:
+        Dx_BD, Dw_CD, Dg_B and Dg_cos_B in float32: the gradients of the embeddings, of the weights as given (empty if
+        not wanted), of `g_B` and of `g_cos_B`.
     """
     (B, D), dtype = unit_BD.shape, unit_BD.dtype
     if not B:
-        Dx_BD, Dw_CD, Dg_B, Dg_cos_B = floats(unit_BD, (B, D), weight_CD.shape if need_w else (0,), (B,), (B,))
+        Dx_BD, Dw_CD, Dg_B, Dg_cos_B = empty_float32(unit_BD, (B, D), weight_CD.shape if need_w else (0,), (B,), (B,))
         return Dx_BD, Dw_CD.zero_(), Dg_B, Dg_cos_B
-    unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD = contiguous(
+    unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD = all_contiguous(
         unit_BD, weight_CD, inverse_norm_C, label_B, log_sum_B, dw_CD, radial_C, uw_CD
     )
-    reach = reach_of(dtype, ux_BD, uw_CD, inverse_norm_C)
-    ux_BD = (ux_BD if reach is None else ux_BD / reach).to(dtype).contiguous()
-    with on_device(unit_BD):
-        u_CD = _tangent(uw_CD, weight_CD, inverse_norm_C, reach, dtype)
-        operands = unit_BD, ux_BD, weight_CD.to(dtype), u_CD, inverse_norm_C, label_B, log_sum_B
-        mean_B, true_B = _mean(operands, scale)
-        gradients = scale * g_B, g_cos_B, mean_B, reach
-        Dx_BD = _to_rows(operands, scale, *gradients)
-        if not need_w:
-            (Dw_CD,) = floats(unit_BD, (0,))
-        else:
-            Dw_CD = _to_classes(operands, scale, *gradients)
-            if inverse_norm_C is not None and uw_CD is not None:
-                whole_rows(bend_kernel, Dw_CD, dw_CD, radial_C, weight_CD, uw_CD, inverse_norm_C, like=weight_CD)
-            elif inverse_norm_C is not None:
-                whole_rows(project_kernel, Dw_CD, None, weight_CD, inverse_norm_C, like=weight_CD)
-    if reach is not None:
-        mean_B, true_B = mean_B * reach, true_B * reach
+    bound = bound_tangents(dtype, ux_BD, uw_CD, inverse_norm_C)
+    ux_BD = (ux_BD if bound is None else ux_BD / bound).to(dtype).contiguous()
+    u_CD = _tangent(uw_CD, weight_CD, inverse_norm_C, bound, dtype)
+    operands = unit_BD, ux_BD, weight_CD.to(dtype), u_CD, inverse_norm_C, label_B, log_sum_B
+    mean_B, true_B = _average_tangents(operands, scale)
+    gradients = scale * g_B, g_cos_B, mean_B, bound
+    Dx_BD = _launch_dx(operands, scale, *gradients)
+    if not need_w:
+        (Dw_CD,) = empty_float32(unit_BD, (0,))
+    else:
+        Dw_CD = _launch_dw(operands, scale, *gradients)
+        if inverse_norm_C is not None and uw_CD is not None:
+            launch_on_rows(
+                project_second_gradient_kernel, Dw_CD, dw_CD, radial_C, weight_CD, uw_CD, inverse_norm_C, like=weight_CD
+            )
+        elif inverse_norm_C is not None:
+            launch_on_rows(project_gradient_kernel, Dw_CD, None, weight_CD, inverse_norm_C, like=weight_CD)
+    if bound is not None:
+        mean_B, true_B = mean_B * bound, true_B * bound
     return Dx_BD, Dw_CD, scale * mean_B, true_B
 
 
-def _mean(operands, scale):
+def _average_tangents(operands, scale):
     """(mean_B, T of the true identities)."""
     unit_BD, _, weight_CD, *_ = operands
     (B, D), C = unit_BD.shape, len(weight_CD)
-    tile = choose("mean", unit_BD, weight_CD)
+    tile = choose_tile("mean", unit_BD, weight_CD)
     blocks = triton.cdiv(B, tile.rows)
-    S, share = shares(C, tile, blocks, unit_BD.device)
-    (partial_3SB,) = floats(unit_BD, (3, S, B))
-    mean_kernel[blocks, S](
+    S, share = divide_identities(C, tile, blocks, unit_BD.device)
+    (partial_3SB,) = empty_float32(unit_BD, (3, S, B))
+    launch(
+        average_tangents_kernel,
+        (blocks, S),
         *partial_3SB,
         *operands,
         B,
@@ -307,19 +347,21 @@ def _mean(operands, scale):
     return weighted_B / total_B.clamp_min(torch.finfo(torch.float32).tiny), true_B
 
 
-def _to_rows(operands, scale, g_B, g_cos_B, mean_B, reach):
+def _launch_dx(operands, scale, g_B, g_cos_B, mean_B, bound):
     unit_BD, _, weight_CD, _, inverse_norm_C, *_ = operands
     (B, D), C = unit_BD.shape, len(weight_CD)
-    tile = choose("rows twice", unit_BD, weight_CD)
+    tile = choose_tile("rows twice", unit_BD, weight_CD)
     blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
-    S, share = shares(C, tile, blocks * slabs, unit_BD.device)
-    (Dx_SBD,) = floats(unit_BD, (S, B, D))
-    lifted = lift(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, reach, 2 * scale)
-    rows_kernel[blocks, S, slabs](
+    S, share = divide_identities(C, tile, blocks * slabs, unit_BD.device)
+    (Dx_SBD,) = empty_float32(unit_BD, (S, B, D))
+    scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, bound, 2 * scale)
+    launch(
+        compute_second_dx_kernel,
+        (blocks, S, slabs),
         Dx_SBD,
         *operands,
         mean_B,
-        *lifted,
+        *scaled,
         B,
         C,
         scale,
@@ -336,17 +378,19 @@ def _to_rows(operands, scale, g_B, g_cos_B, mean_B, reach):
     return Dx_SBD.sum(0)
 
 
-def _to_classes(operands, scale, g_B, g_cos_B, mean_B, reach):
+def _launch_dw(operands, scale, g_B, g_cos_B, mean_B, bound):
     unit_BD, _, weight_CD, *_ = operands
     (B, D), C = unit_BD.shape, len(weight_CD)
-    tile = choose("classes twice", unit_BD, weight_CD)
-    (Dw_CD,) = floats(unit_BD, (C, D))
-    lifted = lift(unit_BD.dtype, g_B, g_cos_B, None, reach, 2 * scale)
-    classes_kernel[triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)](
+    tile = choose_tile("classes twice", unit_BD, weight_CD)
+    (Dw_CD,) = empty_float32(unit_BD, (C, D))
+    scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, None, bound, 2 * scale)
+    launch(
+        compute_second_dw_kernel,
+        (triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)),
         Dw_CD,
         *operands,
         mean_B,
-        *lifted,
+        *scaled,
         B,
         C,
         scale,
@@ -362,23 +406,26 @@ def _to_classes(operands, scale, g_B, g_cos_B, mean_B, reach):
     return Dw_CD
 
 
-def reach_of(dtype, ux_BD, uw_CD, inverse_norm_C):
-    """A bound of |T|, by which float16 tangents are divided to stay where float16 is exact; None for other dtypes."""
+def bound_tangents(
+    dtype: torch.dtype, ux_BD: Tensor, uw_CD: Tensor | None, inverse_norm_C: Tensor | None
+) -> Tensor | None:
+    """Bound |T|, as a tensor (). Tangents in float16 are divided by it, to stay in the range that float16 represents
+    exactly; None for other dtypes."""
     if dtype != torch.float16:
         return None
-    reach = torch.linalg.vector_norm(ux_BD, dim=1, dtype=torch.float32).amax()
+    bound = torch.linalg.vector_norm(ux_BD, dim=1, dtype=torch.float32).amax()
     if uw_CD is not None:
         norm_C = torch.linalg.vector_norm(uw_CD, dim=1, dtype=torch.float32)
-        reach = reach + (norm_C if inverse_norm_C is None else norm_C * inverse_norm_C).amax()
-    return reach.clamp_min(torch.finfo(torch.float32).tiny)
+        bound = bound + (norm_C if inverse_norm_C is None else norm_C * inverse_norm_C).amax()
+    return bound.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _tangent(uw_CD, weight_CD, inverse_norm_C, reach, dtype):
-    """u over r in `dtype`, or None."""
+def _tangent(uw_CD, weight_CD, inverse_norm_C, bound, dtype):
+    """u / r in `dtype`, divided by the bound; None if there is no tangent of the weights."""
     if uw_CD is None:
         return None
     if inverse_norm_C is None:
-        return (uw_CD if reach is None else uw_CD / reach).to(dtype)
+        return (uw_CD if bound is None else uw_CD / bound).to(dtype)
     u_CD = torch.empty_like(weight_CD, dtype=dtype)
-    whole_rows(tangent_kernel, u_CD, uw_CD, weight_CD, inverse_norm_C, reach, like=weight_CD)
+    launch_on_rows(project_tangent_kernel, u_CD, uw_CD, weight_CD, inverse_norm_C, bound, like=weight_CD)
     return u_CD

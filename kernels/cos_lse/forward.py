@@ -1,62 +1,63 @@
 """cos_lse forward in Triton: the sum of exp(z) over all but the true identity, and the true cosine.
 
-A program keeps a block of rows and walks a share of the identities; what the shares make is joined in a fixed order.
-Up to scale 80 sums need no maximum: exp(z) of 1e7 identities stays within float32 if all their cosines are 0.9, at
-scale 64 if all are 1. Above, each row carries its running maximum along.
+A program keeps a block of rows and walks a share of the identities; the shares' results are joined in a fixed order.
+Up to scale 80 sums need no maximum: exp(z) of 1e7 identities stays within float32 if all their cosines are 0.9, and at
+scale 64 if all are 1. Above scale 80, each row carries a running maximum.
 Shape suffixes: B = batch, C = identities, D = embedding, S = shares of the identities.
 """
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..launching import FUSED, on_device
+from ..launching import launch
 from .chunked import PLAIN_SCALE
 from .tiles import (
     KEPT_MULTIPLE,
     LOG2E,
-    choose,
-    contiguous,
-    floats,
-    kept_at,
+    LOWEST,
+    all_contiguous,
+    choose_tile,
+    cosines_of,
+    divide_identities,
+    empty_float32,
     load_label,
     load_tile,
+    logit_pointers,
+    operand_pointers,
     precision,
-    products,
-    shares,
-    tile_at,
 )
 
-OF_NOTHING = torch.finfo(torch.float32).min / 4  # of an empty sum; finite, so that nothing becomes NaN
+EMPTY_LOG_SUM = torch.finfo(torch.float32).min / 4  # of an empty sum; finite, so that nothing becomes NaN
 
 
 @triton.jit
-def forward_kernel(
-    sum_ptr,
-    peak_ptr,
-    cos_ptr,
-    kept_ptr,
-    x_ptr,
-    w_ptr,
-    r_ptr,
-    label_ptr,
+def sum_exponentials_kernel(
+    sum_ptr,  # (S, B)
+    peak_ptr,  # (S, B), or None: exp(z) cannot overflow
+    cos_ptr,  # (S, B)
+    kept_ptr,  # receives exp(z), (B, kept_stride), or None
+    x_ptr,  # unit rows, (B, D)
+    w_ptr,  # weights, (C, D)
+    r_ptr,  # inverse norms, (C,), or None: weights are unit rows
+    label_ptr,  # (B,)
     B,
     C,
     kept_stride,
-    scale_log2e,
-    share,
+    scale_log2e,  # scale / log(2)
+    share,  # identities of one program
     D: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
-    CARRIES: tl.constexpr = False,
+    CARRIES: tl.constexpr,
 ):
-    """Share `program_id(1)` of the identities for a block of rows; a maximum is kept where `peak_ptr` is given.
+    """Sums over share `program_id(1)` of the identities for a block of rows, relative to their maximum if `peak_ptr`.
 
-    Where it carries, it adds to the results of an earlier launch; weights are then unit rows.
+    CARRIES adds to the results of an earlier launch; weights are then unit rows.
     """
-    LOWEST: tl.constexpr = -1e30
     WHOLE: tl.constexpr = DEPTH >= D  # the block of x then stays, and only identities pass by
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first, split = tl.program_id(0) * ROWS, tl.program_id(1)  # blocks of rows run fastest: L2 serves them one w tile
@@ -67,18 +68,13 @@ def forward_kernel(
     true_dot = tl.zeros((ROWS,), tl.float32)
     peak = tl.full((ROWS,), LOWEST, tl.float32)
     k = tl.arange(0, DEPTH)
-    x_at = tile_at(x_ptr, first, row, B, k, D)
-    if WHOLE:
-        x = load_tile(x_at, k, D, DEPTH == D, dtype)
+    x_at = operand_pointers(x_ptr, first, row, B, k, D)
+    x = load_tile(x_at, k, D, DEPTH == D, dtype) if WHOLE else None
     last = tl.minimum((split + 1) * share, C)
-    for start in tl.range(split * share, last, CLASSES, disable_licm=True):
+    for start in tl.range(split * share, last, CLASSES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]  # typed as not iterable
         c = start + class_
-        w_at = tile_at(w_ptr, start, class_, last, k, D)
-        z = tl.zeros((ROWS, CLASSES), tl.float32)
-        if WHOLE:
-            z = tl.dot(x, tl.trans(load_tile(w_at, k, D, DEPTH == D, dtype)), z, input_precision=PRECISION)
-        else:
-            z = products(z, x_at, w_at, D, DEPTH, dtype, PRECISION)
+        w_at = operand_pointers(w_ptr, start, class_, last, k, D)
+        z = cosines_of(x, x_at, w_at, k, ROWS, CLASSES, D, DEPTH, dtype, PRECISION)
         is_true = c[None, :] == label[:, None]
         true_dot += tl.sum(tl.where(is_true, z, 0.0), 1)
         factor = scale_log2e
@@ -89,10 +85,10 @@ def forward_kernel(
             risen = tl.maximum(peak, tl.max(tl.where(is_true, LOWEST, z), 1))
             total *= tl.exp2(peak - risen)
             peak = risen
-            z = tl.where((c < last)[None, :], z - peak[:, None], LOWEST)  # where the peak itself is the lowest
+            z = tl.where((c < last)[None, :], z - peak[:, None], LOWEST)  # also if the peak itself is the lowest
         e = tl.exp2(z)
         if kept_ptr is not None:
-            at = kept_at(kept_ptr, first, row[:, None], start, class_[None, :], kept_stride)
+            at = logit_pointers(kept_ptr, first, row[:, None], start, class_[None, :], kept_stride)
             tl.store(at, e.to(tl.bfloat16), mask=(b < B)[:, None])  # a tile may pass C, never `kept_stride`
         total += tl.sum(tl.where(is_true, 0.0, e), 1)
     if r_ptr is not None:
@@ -114,8 +110,18 @@ def forward_kernel(
 
 
 @triton.jit
-def join_kernel(log_sum_ptr, total_cos_ptr, sum_ptr, peak_ptr, cos_ptr, B, S, lowest, BLOCK: tl.constexpr):
-    """Shares joined: log of the sum over them, and the one cosine that is not 0."""
+def join_shares_kernel(
+    log_sum_ptr,  # (B,)
+    total_cos_ptr,  # (B,)
+    sum_ptr,  # (S, B)
+    peak_ptr,  # (S, B) or None
+    cos_ptr,  # (S, B)
+    B,
+    S,
+    lowest,  # log of an empty sum
+    BLOCK: tl.constexpr,
+):
+    """Joins the shares: the log of the sum over them, and the one cosine that is not 0."""
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     peak = tl.zeros((BLOCK,), tl.float32)
     if peak_ptr is not None:
@@ -135,38 +141,60 @@ def join_kernel(log_sum_ptr, total_cos_ptr, sum_ptr, peak_ptr, cos_ptr, B, S, lo
     tl.store(total_cos_ptr + b, cos, mask=b < B)
 
 
-def forward(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
-    """(log_sum_B, cos_B), float32, and exp(z) in bfloat16, its columns rounded up to a multiple of 128, or nothing."""
+def forward(
+    unit_BD: Tensor,
+    weight_CD: Tensor,
+    inverse_norm_C: Tensor | None,
+    label_B: Tensor,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute (log_sum_B, cos_B, kept_BC); the arguments are those of `cos_lse`.
+
+    Returns:
+        The two results in float32. If `keep`, also exp(z) in bfloat16, its columns rounded up to a multiple of 128;
+        else an empty tensor.
+    """
     (B, D), C = unit_BD.shape, len(weight_CD)
-    operands = contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
-    tile = choose("forward, kept" if keep else "forward", unit_BD, weight_CD)
+    operands = all_contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
+    tile = choose_tile("forward, kept" if keep else "forward", unit_BD, weight_CD)
     width = triton.cdiv(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
     kept_BC = unit_BD.new_empty((B, width) if keep else (0,), dtype=torch.bfloat16)
-    log_sum_B, cos_B = floats(unit_BD, (B,), (B,))
+    log_sum_B, cos_B = empty_float32(unit_BD, (B,), (B,))
     if not B:
         return log_sum_B, cos_B, kept_BC
     blocks = triton.cdiv(B, tile.rows)
-    S, share = shares(C, tile, blocks, unit_BD.device)
-    sum_SB, cos_SB, peak_SB = floats(unit_BD, (S, B), (S, B), (S, B))
+    S, share = divide_identities(C, tile, blocks, unit_BD.device)
+    sum_SB, cos_SB, peak_SB = empty_float32(unit_BD, (S, B), (S, B), (S, B))
     peak_SB = peak_SB if scale > PLAIN_SCALE else None
-    with on_device(unit_BD):
-        forward_kernel[blocks, S](
-            sum_SB,
-            peak_SB,
-            cos_SB,
-            kept_BC if keep else None,
-            *operands,
-            B,
-            C,
-            width,
-            scale * LOG2E.value,
-            share,
-            D,
-            tile.rows,
-            tile.classes,
-            tile.depth,
-            precision(unit_BD.dtype),
-            **tile.options,
-        )
-        join_kernel[(triton.cdiv(B, 128),)](log_sum_B, cos_B, sum_SB, peak_SB, cos_SB, B, S, OF_NOTHING, 128, **FUSED)
-    return log_sum_B, cos_B, kept_BC
+    launch(
+        sum_exponentials_kernel,
+        (blocks, S),
+        sum_SB,
+        peak_SB,
+        cos_SB,
+        kept_BC if keep else None,
+        *operands,
+        B,
+        C,
+        width,
+        scale * LOG2E.value,
+        share,
+        D,
+        tile.rows,
+        tile.classes,
+        tile.depth,
+        precision(unit_BD.dtype),
+        False,  # nothing comes before
+        **tile.options,
+    )
+    return *join_shares(sum_SB, peak_SB, cos_SB), kept_BC
+
+
+def join_shares(sum_SB: Tensor, peak_SB: Tensor | None, cos_SB: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the shares' sums and cosines: (log_sum_B, cos_B)."""
+    S, B = sum_SB.shape
+    log_sum_B, cos_B = empty_float32(sum_SB, (B,), (B,))
+    shares = sum_SB, peak_SB, cos_SB
+    launch(join_shares_kernel, (triton.cdiv(B, 128),), log_sum_B, cos_B, *shares, B, S, EMPTY_LOG_SUM, 128)
+    return log_sum_B, cos_B

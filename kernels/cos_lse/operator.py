@@ -1,35 +1,39 @@
-"""cos_lse as PyTorch knows it: checked, sent to the path that can serve it, and differentiable twice.
+"""cos_lse as PyTorch knows it: arguments are checked, a path is chosen, and the result is differentiable twice.
 
-Forward, backward and double backward are operators of torch.library, so torch.compile passes them on whole.
+Forward, backward and double backward are operators of torch.library, so torch.compile treats each as one node.
 Shape suffixes: B = batch, C = identities, D = embedding.
 """
 
 import contextlib
 import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..launching import dispatch
 from . import backward, by_chunks, by_chunks_twice, chunked, double_backward, forward
 from .tiles import KEPT_MULTIPLE, MAX_EMBEDDING
 
-KEEPS = ("none", "exp", "auto")
+Keep = Literal["none", "exp", "auto"]
 PATHS = ("auto", "tiles", "chunks")  # on a GPU; see `select`
-CHUNKS_FROM = 64  # rows of a batch whose 16-bit gradients "auto" takes by chunks: measured on an H200
+CHUNKS_FROM = 64  # rows of a batch whose 16-bit gradients "auto" computes by chunks: measured on an H200
 _path = "auto"
-_SHARE = 64  # keep="auto" spends at most this fraction of the GPU's memory: B = 1024, C = 1M on an H200
-
-
-def _fits_kernels(unit_BD):
-    return unit_BD.is_cuda and unit_BD.dtype != torch.float64 and unit_BD.shape[1] <= MAX_EMBEDDING
+_KEPT_FRACTION = 64  # keep="auto" spends at most 1/64 of the GPU's memory: B = 1024, C = 1M on an H200
 
 
 @contextlib.contextmanager
-def select(path):
-    """Inside of this context all passes on a GPU go by this path, whichever thread runs them: for measuring.
+def select(path: str) -> Iterator[None]:
+    """Force a path for all passes on a GPU inside of this context, on every thread: for measuring.
 
-    "tiles": products in Triton, a tile at a time. "chunks": products in cuBLAS, see by_chunks.py. "auto": "chunks" for
-    both derivatives, of 16 bits and batches of at least CHUNKS_FROM, else "tiles". Raises ValueError for other names.
+    Args:
+        path: "tiles" takes products in Triton, a tile at a time. "chunks" takes products in cuBLAS, see by_chunks.py.
+            "auto" takes "chunks" for both derivatives of batches of at least CHUNKS_FROM rows in 16 bits, else "tiles".
+
+    Raises:
+        ValueError: If there is no such path.
     """
     global _path
     if path not in PATHS:
@@ -41,16 +45,15 @@ def select(path):
         _path = before
 
 
-def _serving(unit_BD, kernels, chunks=by_chunks):
-    """The module whose passes take this call: `kernels`, the one by chunks, or the one in plain PyTorch."""
-    if not _fits_kernels(unit_BD):
-        return chunked
-    by_itself = kernels is not forward and unit_BD.dtype != torch.float32 and len(unit_BD) >= CHUNKS_FROM
-    return chunks if _path == "chunks" or (_path == "auto" and by_itself) else kernels
+def _passes(unit_BD, tiles=forward, chunks=by_chunks) -> ModuleType:
+    """The module whose passes serve a call: `tiles`, `chunks`, or chunked.py in plain PyTorch."""
+    prefers_chunks = tiles is not forward and unit_BD.dtype != torch.float32 and len(unit_BD) >= CHUNKS_FROM
+    kernels = chunks if _path == "chunks" or (_path == "auto" and prefers_chunks) else tiles
+    return dispatch(unit_BD, kernels=kernels, reference=chunked, fits=unit_BD.shape[1] <= MAX_EMBEDDING)
 
 
-def _as_given(unit_BD):
-    """The dtypes are settled: autocast, which also reaches into operators, changes none of them."""
+def _without_autocast(unit_BD):
+    """Turns autocast off, which also reaches into operators: the dtypes are settled."""
     return torch.autocast(unit_BD.device.type, enabled=False)
 
 
@@ -58,8 +61,8 @@ def _as_given(unit_BD):
 def _forward(
     unit: Tensor, weight: Tensor, inverse_norm: Tensor | None, label: Tensor, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with _as_given(unit):
-        return _serving(unit, forward).forward(unit, weight, inverse_norm, label, scale, keep)
+    with _without_autocast(unit):
+        return _passes(unit).forward(unit, weight, inverse_norm, label, scale, keep)
 
 
 @torch.library.custom_op("fastmfr::cos_lse_backward", mutates_args=())
@@ -76,8 +79,8 @@ def _backward(
     need_x: bool,
     need_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with _as_given(unit):
-        return _serving(unit, backward).backward(
+    with _without_autocast(unit):
+        return _passes(unit, backward).backward(
             unit, weight, inverse_norm, label, scale, log_sum, kept, g, g_cos, need_x, need_w
         )
 
@@ -98,9 +101,8 @@ def _double_backward(
     uw: Tensor | None,
     need_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with _as_given(unit):
-        serving = _serving(unit, double_backward, by_chunks_twice)
-        return serving.double_backward(
+    with _without_autocast(unit):
+        return _passes(unit, double_backward, by_chunks_twice).double_backward(
             unit, weight, inverse_norm, label, scale, log_sum, g, g_cos, dw, radial, ux, uw, need_w
         )
 
@@ -140,7 +142,7 @@ def _remember_forward(ctx, inputs, output):
     log_sum, _, kept = output
     ctx.save_for_backward(unit, weight, inverse_norm, label, log_sum, kept)
     ctx.mark_non_differentiable(kept)
-    ctx.set_materialize_grads(False)  # for `kept` that would be zeros as large as the logits
+    ctx.set_materialize_grads(False)  # zeros for `kept` would be as large as the logits
 
 
 def _differentiate_forward(ctx, g, g_cos, _):
@@ -192,17 +194,35 @@ _backward.register_autograd(_differentiate_backward, setup_context=_remember_bac
 _double_backward.register_autograd(_refuse_third_order, setup_context=lambda ctx, inputs, output: None)
 
 
-def cos_lse(unit_BD, weight_CD, label_B, scale, *, inverse_norm_C=None, keep="auto"):
-    """(log_sum_B, cos_B): log-sum-exp of scale x cosine over the other identities, and the cosine of the true one.
+def cos_lse(
+    unit_BD: Tensor,
+    weight_CD: Tensor,
+    label_B: Tensor,
+    scale: float,
+    *,
+    inverse_norm_C: Tensor | None = None,
+    keep: Keep = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Compute the log-sum-exp of scale * cosine over all identities but the true one. Differentiable twice.
 
-    `unit_BD` (B, D): rows of length one. `weight_CD` (C, D): likewise; or any rows with `inverse_norm_C` (C,), one over
-    their lengths, which is then part of what is differentiated. Products are taken in the dtype of `unit_BD` (bfloat16,
-    float16, float32; float64 if both have it), sums in float32. `label_B` (B,): int32 or int64; one outside [0, C),
-    such as -1, names no identity here: the sum then runs over all, and cos is 0. `scale` > 0.
-    `keep`: "exp" holds exp(scale x cosine), bfloat16 (B, C), for a backward without recomputing it, "none" does not,
-    "auto" takes "exp" where that is faster, for small batches of 16 bits, if it is at most 1/64 of the GPU's memory; on
-    the CPU nothing is kept. Differentiable twice.
-    Raises ValueError where shapes or dtypes do not fit.
+    Args:
+        unit_BD: Embeddings of length one, in bfloat16, float16, float32 or float64. Products are taken in this dtype
+            and summed in float32, or in float64 for float64.
+        weight_CD: Weight rows of length one; of any length if `inverse_norm_C` is given. float64 only with float64
+            embeddings.
+        label_B: Labels, int32 or int64. A label outside [0, C), such as -1, names no identity.
+        scale: Factor of the cosines, above 0.
+        inverse_norm_C: One over the lengths of the weight rows. The normalisation is then differentiated too.
+        keep: "exp" keeps exp(scale * cosine) in bfloat16 (B, C), and the backward pass reads instead of computing it
+            again. "none" keeps nothing. "auto" means "exp" if that is faster, which it is for small batches of 16 bits,
+            and if it takes at most 1/64 of the GPU's memory. On the CPU nothing is kept.
+
+    Returns:
+        The log-sum-exp (B,) and the true identity's cosine (B,), in float32, or in float64 for float64. If a label
+        names no identity, the sum runs over all identities and the cosine is 0.
+
+    Raises:
+        ValueError: If a shape, a dtype, a device, `scale` or `keep` does not fit.
     """
     _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep)
     if unit_BD.is_cuda and unit_BD.shape[1] > MAX_EMBEDDING:
@@ -217,12 +237,13 @@ def cos_lse(unit_BD, weight_CD, label_B, scale, *, inverse_norm_C=None, keep="au
 
 
 def _keeps(keep, unit_BD, C, scale):
-    if keep == "none" or not _fits_kernels(unit_BD) or scale > chunked.PLAIN_SCALE:
+    """Whether forward keeps exp(z)."""
+    if keep == "none" or _passes(unit_BD) is chunked or scale > chunked.PLAIN_SCALE:
         return False
     memory = torch.cuda.get_device_properties(unit_BD.device).total_memory
-    if keep == "auto" and (unit_BD.dtype == torch.float32 or _serving(unit_BD, backward) is by_chunks):
-        return False  # what is kept has 8 bits, too few for products of 24; by chunks it gained nothing on an H200
-    return keep == "exp" or 2 * len(unit_BD) * C <= memory // _SHARE
+    if keep == "auto" and (unit_BD.dtype == torch.float32 or _passes(unit_BD, backward) is by_chunks):
+        return False  # kept values have 8 bits, too few for products of 24; by chunks nothing was gained on an H200
+    return keep == "exp" or 2 * len(unit_BD) * C <= memory // _KEPT_FRACTION
 
 
 def _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
@@ -250,5 +271,5 @@ def _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
         raise ValueError(f"want everything on one device, got {', '.join(sorted(map(str, devices)))}")
     if not scale > 0:
         raise ValueError(f"want scale > 0, got {scale}")
-    if keep not in KEEPS:
-        raise ValueError(f"want keep out of {', '.join(map(repr, KEEPS))}, got {keep!r}")
+    if keep not in get_args(Keep):
+        raise ValueError(f"want keep out of {', '.join(map(repr, get_args(Keep)))}, got {keep!r}")
