@@ -37,8 +37,11 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 ARCHITECTURES = (80, 90, 100)
+HOPPER = 90  # here all variants are compiled, elsewhere those that show what is particular there
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of one program; a multiprocessor has 1 KiB more
 B, C = 1000, 100_003  # ragged on purpose: nothing about them can be assumed
+DIVISIBLE = 1024, 100_000  # by 16, as in training: the compiler then assumes aligned rows
+CHUNK = 65_536  # identities, of which DIVISIBLE and C both make two chunks
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CONFIGURATIONS = (  # embeddings, weights, D
     (BF16, BF16, 512),
@@ -141,24 +144,31 @@ def _empty(*shape, dtype=FP32):
 
 
 # By chunks products have 16 bits on both sides, whatever the weights are: what training uses stands for all.
+PLAIN = "", "by chunks"  # variants that are compiled for every architecture, and at divisible sizes too
 _BY_CHUNKS = ((BF16, FP32, 512), (FP16, FP16, 512))
 
 
-def _calls(x_dtype, w_dtype, D):
-    """(name, call) for each variant of each pass."""
+def _calls(x_dtype, w_dtype, D, B=B, C=C):
+    """(name, call) for each variant of each pass.
+
+    A variant is compiled for one pair of dtypes if the others differ from it by what the plain variant shows: the
+    running maximum and kept exponentials for bf16, the gradient without weights for bf16 embeddings and fp32 weights.
+    """
     x, w, r, label = _empty(B, D, dtype=x_dtype), _empty(C, D, dtype=w_dtype), _empty(C), _empty(B, dtype=torch.int64)
     row, width = _empty(B), -(-C // tiles.KEPT_MULTIPLE) * tiles.KEPT_MULTIPLE
     kept, nothing = _empty(B, width, dtype=BF16), _empty(0, dtype=BF16)
-    given = x, w, r, label
+    given, configuration = (x, w, r, label), (x_dtype, w_dtype, D)
     yield "", lambda: forward.forward(*given, 64.0, False)
-    yield "running maximum", lambda: forward.forward(*given, 100.0, False)
-    yield "kept", lambda: forward.forward(*given, 64.0, True)
     yield "", lambda: backward.backward(*given, 64.0, row, nothing, row, row, True, True)
-    yield "kept", lambda: backward.backward(*given, 64.0, row, kept, row, row, True, True)
     twice = *given, 64.0, row, row, row, _empty(C, D), r, _empty(B, D)
     yield "", lambda: double_backward.double_backward(*twice, _empty(C, D), True)
-    yield "weights outside", lambda: double_backward.double_backward(*twice, None, True)
-    if (x_dtype, w_dtype, D) not in _BY_CHUNKS:
+    if configuration == (BF16, BF16, 512):
+        yield "running maximum", lambda: forward.forward(*given, 100.0, False)
+        yield "kept", lambda: forward.forward(*given, 64.0, True)
+        yield "kept", lambda: backward.backward(*given, 64.0, row, kept, row, row, True, True)
+    if configuration == (BF16, FP32, 512):
+        yield "weights outside", lambda: double_backward.double_backward(*twice, None, True)
+    if configuration not in _BY_CHUNKS:
         return
     yield "by chunks", lambda: by_chunks.forward(*given, 64.0, False)
     yield "by chunks, running maximum", lambda: by_chunks.forward(*given, 100.0, False)
@@ -167,6 +177,7 @@ def _calls(x_dtype, w_dtype, D):
     yield "by chunks, kept", lambda: by_chunks.backward(*given, 64.0, row, kept, row, row, True, True)
     yield "by chunks", lambda: by_chunks_twice.double_backward(*twice, _empty(C, D), True)
     yield "by chunks, weights outside", lambda: by_chunks_twice.double_backward(*twice, None, True)
+    yield "by chunks, several", lambda: by_chunks.forward(*given, 64.0, False, size=CHUNK)  # sums carried over chunks
 
 
 def _sgd_rows():
@@ -208,9 +219,16 @@ def shipped(architectures=ARCHITECTURES, configurations=CONFIGURATIONS):
     """Every launch that ships, none twice."""
     found = []
     for arch, (x_dtype, w_dtype, D) in itertools.product(architectures, configurations):
-        for name, call in _calls(x_dtype, w_dtype, D):
-            dtypes = " x ".join(dict.fromkeys((_TYPES[x_dtype], _TYPES[w_dtype])))
-            found += launches(", ".join(filter(None, (dtypes, f"D = {D}", name))), arch, call)
+        if arch != HOPPER and (x_dtype == FP16 or D == 256):  # the kernels of bf16 with other factors, other widths
+            continue
+        dtypes = " x ".join(dict.fromkeys((_TYPES[x_dtype], _TYPES[w_dtype])))
+        variants = list(_calls(x_dtype, w_dtype, D))
+        if (x_dtype, w_dtype) == (BF16, FP32):
+            divisible = _calls(x_dtype, w_dtype, D, *DIVISIBLE)
+            variants += [(f"{name} divisible".strip(), call) for name, call in divisible if name in PLAIN]
+        for name, call in variants:
+            if arch == HOPPER or name in PLAIN:
+                found += launches(", ".join(filter(None, (dtypes, f"D = {D}", name))), arch, call)
     for arch, dtype in itertools.product(architectures, (BF16, FP32)):
         found += launches(_TYPES[dtype], arch, partial(_launch_inverse_norm, _empty(C, 512, dtype=dtype)))
     image, index = _empty(8, 120, 120, 3, dtype=torch.uint8), _empty(64, dtype=torch.int64)

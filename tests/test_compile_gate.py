@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import COMPILING, TABLE, compiling
 
-pytestmark = pytest.mark.slow  # some 330 kernels are compiled: a minute and a half on two cores
+pytestmark = pytest.mark.slow  # some 270 kernels are compiled beside the other tests
 BUDGET = tomllib.loads(Path(__file__).with_name("compile_budget.toml").read_text())
 SPILLING = """
 import json
