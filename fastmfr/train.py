@@ -36,10 +36,11 @@ def main(arguments: list[str]) -> int:
         logbook.say(f"run folder {run.folder}")
         try:
             results = complete(run)
+            page = write_report(run.folder)
         except KeyboardInterrupt as stopped:
             stopped.add_note(f"go on with: python -m fastmfr.train --resume {run.folder}")
             raise
-        _say_results(results, run.folder, write_report(run.folder), logbook)
+        _say_results(results, run.folder, page, logbook)
     return 0
 
 

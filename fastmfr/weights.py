@@ -3,6 +3,7 @@
 Shape suffixes: N images, D embedding.
 """
 
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastmfr.atomic import replacing
@@ -20,10 +22,11 @@ from fastmfr.config.choices import Device, Mirror
 from fastmfr.decode import Preprocess
 from fastmfr.decode.preprocess import fitted, upright_rgb
 from fastmfr.evaluate import embed
-from fastmfr.results import BASE, MFR
+from fastmfr.run_folder import settings_beside, weights_of
 from fastmfr.runtime import device_for, to_channels_last
 
 EMBEDDED_AT_ONCE = 256  # images
+MOST_SAID = 400  # characters of a reason: a wrong depth names hundreds of parameters
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -45,17 +48,30 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}; want a .safetensors, .pt or .pth file")
-    if path.suffix == ".safetensors":
-        state = safetensors.torch.load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(_state_of(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"the weights in {path} are not of this backbone; check model.name and its options: {reason}"
+            f"the weights in {path} are not of this backbone; check model.name and its options: {reason[:MOST_SAID]}"
+            f"{' ...' if len(reason) > MOST_SAID else ''}"
         ) from None
+
+
+def _state_of(path) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises ValueError for a file that is none, and runs nothing in it."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}): want .safetensors, or a .pt or .pth file that "
+            "torch.save wrote of a state dict; a file that holds code or is cut short is not read"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path} holds {type(state).__name__}, no state dict; save the network's state_dict()")
+    return state
 
 
 @dataclass(frozen=True)
@@ -115,25 +131,6 @@ def _pixels(image, size) -> np.ndarray:
         raise ValueError(f"{name} cannot be decoded as JPEG or PNG: {error}") from error
 
 
-def weights_of(run_or_file: Path | str) -> Path:
-    """The file of weights: the path itself, or what a run left in its folder, MFR's before the base's.
-
-    Raises:
-        FileNotFoundError: the path is neither a file nor a folder with weights.
-    """
-    path = Path(run_or_file)
-    if path.is_file():
-        return path
-    names = [f"{model}.safetensors" for model in (MFR, BASE)]
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise FileNotFoundError(
-        f"there are no weights at {path}; want a .safetensors, .pt or .pth file, or a run folder with "
-        f"{' or '.join(names)} in it"
-    )
-
-
 def open_model(
     run_or_file: Path | str, config: Config | None = None, *, device: torch.device | Device = "auto"
 ) -> Model:
@@ -159,18 +156,3 @@ def open_model(
     data = config.data
     look = Preprocess(size=data.size, mean=data.mean, std=data.std)
     return Model(to_channels_last(backbone, where).eval(), look.plain(), config, weights, where)
-
-
-def settings_beside(weights: Path) -> Path:
-    """The config.yaml in the folder of the weights.
-
-    Raises:
-        ValueError: there is none.
-    """
-    beside = weights.parent / "config.yaml"
-    if not beside.is_file():
-        raise ValueError(
-            f"no config.yaml lies beside {weights}; name the model's settings by --config RECIPE, for "
-            "InsightFace's for instance --config mfr --model.name iresnet50 --data.size 112 --data.std 127.5"
-        )
-    return beside

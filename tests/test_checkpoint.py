@@ -83,6 +83,21 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
             return (tmp_path.joinpath("ran").touch, ())
 
     torch.save({"fc.weight": Evil()}, tmp_path / "w.pth")
-    with pytest.raises(Exception, match=r"(?i)weights.only"):
+    with pytest.raises(ValueError, match=r"w\.pth cannot be read as weights"):
         load_weights(trained(0)[0], tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut", b"\xff" * 64])
+def test_a_file_that_holds_no_weights_is_refused_with_a_sentence(tmp_path, content, suffix):
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_weights(trained(0)[0], tmp_path / f"w{suffix}")
+
+
+@pytest.mark.parametrize("content", [[1], 3, {1: torch.zeros(2)}])
+def test_what_is_no_state_dict_is_refused_with_a_sentence(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="no state dict"):
+        load_weights(trained(0)[0], tmp_path / "w.pth")

@@ -122,6 +122,9 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     assert "no option --meta.metod; did you mean --meta.method?" in sentence(capsys, "--meta.metod", "mldg")
     assert "did you mean --meta.method?" in sentence(capsys, "--method", "mldg")
     assert "no option --zzz (" in sentence(capsys, "--zzz")
+    for word in ("foo", "-x"):
+        assert f"'{word}' is no option; options begin with --" in sentence(capsys, word)
+    assert "want a run folder behind --resume, got nothing" in sentence(capsys, "--resume=")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,11 @@ def test_a_wrong_value_is_answered_with_a_sentence(capsys, argv, words):
         ("meta: {steps: many}", "meta.steps"),
         ("meta: 3", "below `meta:`"),
         ("- a list", "sections such as"),
+        ("data: [", "cannot be read as a recipe in YAML"),
+        ("data: !!python/object:os.system {}", "cannot be read as a recipe in YAML"),
+        ("data: &a\n  synthetic: *a", "uses an alias (*name)"),  # a dict within itself: no end
+        ("data: {synthetic: 5}", "below `synthetic:`, but it holds 5"),
+        ("[" * 2000, "cannot be read as a recipe in YAML"),
     ],
 )
 def test_a_wrong_recipe_is_answered_with_a_sentence(tmp_path, capsys, text, words):

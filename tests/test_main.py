@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -70,3 +72,28 @@ def test_commands_on_data_explain_themselves(capsys, command, usage):
     assert usage in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit, match="2"):
         main([command, "--fly"])
+
+
+def test_control_characters_in_names_are_written_out(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "a[/x]\x1b[31m\n")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "a[/x]\\x1b[31m\\n" in said
+
+
+@pytest.mark.parametrize("argv", [["--model.widht", "1"], []])
+def test_a_typo_of_evaluate_is_answered_before_torch_is_imported(tmp_path, argv):
+    (tmp_path / "mfr.safetensors").write_bytes(b"")
+    (tmp_path / "config.yaml").write_text("" if argv else "meta: {method: maml}")
+    program = f"""
+import sys
+from fastmfr.__main__ import main
+try:
+    main(["evaluate", {str(tmp_path)!r}, "--set", "a=b", *{argv!r}])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stdout.split() == ["False"]

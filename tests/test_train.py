@@ -32,6 +32,17 @@ def faces(tmp_path_factory):
 
 
 @pytest.fixture
+def report():
+    """Asked for by a test that looks at the report; drawing it takes as long as the training of these runs."""
+
+
+@pytest.fixture(autouse=True)
+def _report_only_if_looked_at(request, monkeypatch):
+    if "report" not in request.fixturenames:
+        monkeypatch.setattr("fastmfr.report.write_report", lambda folder: folder / "report.html")
+
+
+@pytest.fixture
 def small(faces, tmp_path):
     """Arguments of a run of seconds; later arguments win."""
     domains = [word for name in DOMAINS[:2] for word in (f"--data.sources.{name}", str(faces[name]))]
@@ -109,7 +120,7 @@ def test_domains_share_their_gradients(small, faces, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
+def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, report):
     held_out = ["--data.targets.studio", str(faces["studio"]), "--data.holdout=0.5"]
     longer = [
         "--pretrain.steps=200",

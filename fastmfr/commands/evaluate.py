@@ -1,6 +1,7 @@
 """python -m fastmfr evaluate RUN_OR_WEIGHTS --set NAME=PATH ...: a model scored on sets, as a table and as JSON."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ from fastmfr.config import parse
 from fastmfr.config.choices import Mirror
 from fastmfr.protocols.files import entry_path, list_text
 from fastmfr.protocols.paper import PROTOCOLS
+from fastmfr.run_folder import settings_beside, weights_of
 
 SETS = """\
 what a set may be
@@ -33,24 +35,23 @@ def main(arguments: list[str]) -> int:
     Under torchrun all ranks embed, and the first rank alone scores, prints and writes; all ranks return its status.
     """
     options, settings = _parser().parse_known_args(arguments)
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ  # a rank's mistake must end the other ranks too: see _run
+    model = _model(options, settings) if alone else None
     from fastmfr.distributed import all_gather_object, joined_ranks  # needs torch, whose import takes seconds
 
     with joined_ranks() as group:
-        status = status_of(lambda: _run(options, settings, group))
+        status = status_of(lambda: _run(options, settings, model, group))
         sys.stdout.flush()  # torchrun stops all ranks once one has left with an error; all output must be out by then
         return all_gather_object(status, group)[0]
 
 
-def _run(options, settings, group):
+def _run(options, settings, model, group):
     from fastmfr.commands.scoring import score_sets, write_scores
     from fastmfr.distributed import raise_on_all_ranks, rank_and_world
-    from fastmfr.weights import settings_beside, weights_of
 
     try:
         with raise_on_all_ranks(group):
-            weights = weights_of(options.model)
-            recipe = options.config or str(settings_beside(weights))
-            config, _ = parse(["--config", recipe, *settings], prog="python -m fastmfr evaluate")
+            weights, config = model or _model(options, settings)
             paths = _paths(options)
         results = score_sets(weights, config, paths, options.protocol, options.mirror, group)
         if rank_and_world(group)[0] == 0:
@@ -59,6 +60,13 @@ def _run(options, settings, group):
         stopped.add_note("nothing was written")
         raise
     return 0
+
+
+def _model(options, settings):
+    """(file of the weights, settings of the model), those typed last."""
+    weights = weights_of(options.model)
+    recipe = options.config or str(settings_beside(weights))
+    return weights, parse(["--config", recipe, *settings], prog="python -m fastmfr evaluate")[0]
 
 
 def _parser():

@@ -25,11 +25,17 @@ def status_of(command: Callable[[], int]) -> int:
         with _terminated_by_sigterm():
             return command()
     except SENTENCES as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
-        print("; ".join(["stopped", *getattr(stopped, "__notes__", ())]), file=sys.stderr)
+        print(printable("; ".join(["stopped", *getattr(stopped, "__notes__", ())])), file=sys.stderr)
         return 143 if isinstance(stopped, Terminated) else 130
+
+
+def printable(text: str) -> str:
+    """The text with control characters and broken bytes written out, as \\x1b: names in it may hold anything."""
+    shown = (one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
+    return "".join(shown)
 
 
 @contextmanager

@@ -31,13 +31,29 @@ def _recipe(name) -> dict:
     if not path.is_file():
         ours = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise ValueError(f"there is no recipe {name!r}; want a .yaml file or one of {ours}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    content = _yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
     for section in ("data", "model", "pretrain", "meta", "evaluate"):
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"{path} should hold settings below `{section}:`, but it holds {content[section]!r}")
+    if not isinstance(content["data"].setdefault("synthetic", {}), dict):
+        raise ValueError(
+            f"{path} should hold settings below `synthetic:`, but it holds {content['data']['synthetic']!r}"
+        )
     return content
+
+
+def _yaml(path):
+    """The content of a YAML file. Raises ValueError, also for aliases, which could make it endless."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError(f"{path} uses an alias (*name); write the settings out, recipes have no aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as a recipe in YAML: {reason}") from None
 
 
 def _options(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,7 +80,10 @@ def _sentence(error, argv):
             return f"want {name} out of {wanted.replace(',', ', ').replace('  ', ' ')}, got {got!r}"
         return text.replace("<class '", "").replace("'>", "").replace('Parser key "', 'the option "')
     known = ["--config", "--resume", "--print_config", *(f"--{name}" for name, _ in _options())]
-    wrong = next(word.split("=")[0] for word in argv if word.startswith("--") and word.split("=")[0] in text)
+    words = (word.split("=")[0] for word in argv if word.startswith("--"))
+    wrong = next((word for word in words if word in text), "")
+    if not wrong:
+        return f"{text.partition(': ')[2]!r} is no option; options begin with -- (--help lists them all)"
     near = [name for name in known if name.endswith("." + wrong.lstrip("-"))]
     near = near or difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     return f"there is no option {wrong}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists them all)"
@@ -126,7 +145,9 @@ def _read(argv, prog, default):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chosen, resume = _before(argv, "--config", default), _before(argv, "--resume", None)
-        if resume:
+        if resume is not None:
+            if not resume.strip():
+                raise ValueError("want a run folder behind --resume, got nothing")
             chosen = str(Path(resume) / "config.yaml")
             if not Path(chosen).is_file():
                 raise ValueError(f"{resume} is no run folder: it has no config.yaml")

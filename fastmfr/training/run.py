@@ -21,6 +21,7 @@ from fastmfr.evaluate import embed_and_score
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
 from fastmfr.results import Scores
+from fastmfr.run_folder import weights_of
 from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
 from fastmfr.sampler import GroupedDomainSampler
 from fastmfr.training.checkpoint import Checkpoints
@@ -35,7 +36,7 @@ from fastmfr.training.data import (
     preprocess,
 )
 from fastmfr.training.logbook import Logbook
-from fastmfr.weights import load_weights, weights_of
+from fastmfr.weights import load_weights
 
 
 def make_new_folder(folder: Path) -> Path:
