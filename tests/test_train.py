@@ -32,14 +32,16 @@ def faces(tmp_path_factory):
 
 
 @pytest.fixture
-def report():
-    """Asked for by a test that looks at the report; drawing it takes as long as the training of these runs."""
+def pictures():
+    """Asked for by a test that looks at pictures; drawing them takes as long as the training of these runs."""
 
 
 @pytest.fixture(autouse=True)
-def _report_only_if_looked_at(request, monkeypatch):
-    if "report" not in request.fixturenames:
+def _pictures_only_if_looked_at(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
         monkeypatch.setattr("fastmfr.report.write_report", lambda folder: folder / "report.html")
+        monkeypatch.setattr("fastmfr.training.diagnose.contact_sheet", lambda images, path: None)
+        monkeypatch.setattr("fastmfr.training.diagnose.hardest_sheet", lambda scored, pixels, path: None)
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def small(faces, tmp_path):
         "--pretrain.warmup=2",
         "--meta.steps=3",
         "--meta.batch_identities=6",
-        "--save_every=2",
+        "--save_every=100",  # saving takes as long as a few of these steps
     ]
 
 
@@ -83,9 +85,9 @@ def stopped_and_resumed(argv, tmp_path, monkeypatch, stop):
         if (stage, step) == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Logbook, "record", stopping)
-    assert main(argv) == 130
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(Logbook, "record", stopping)
+        assert main(argv) == 130
     folder = only_run(tmp_path)
     assert main(["--resume", str(folder)]) == 0
     return folder
@@ -120,7 +122,7 @@ def test_domains_share_their_gradients(small, faces, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, report):
+def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, pictures):
     held_out = ["--data.targets.studio", str(faces["studio"]), "--data.holdout=0.5"]
     longer = [
         "--pretrain.steps=200",
@@ -155,7 +157,8 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, report):
 
 
 @pytest.mark.parametrize("stop", [("pretrain", 3), ("meta", 2)], ids=str)
-def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(small, tmp_path, monkeypatch, stop):
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(small, tmp_path, monkeypatch, pictures, stop):
+    small = [*small, "--save_every=2"]
     assert main([*small, f"--folder={tmp_path / 'whole'}"]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
 
@@ -193,6 +196,7 @@ def test_bad_images_are_listed_and_a_stopped_run_goes_on_to_the_same_bits(small,
         files[number * 70].write_bytes(content)
     argv = [word if word != str(faces["street"]) else str(tmp_path / "street") for word in small]
     argv += [f"--data.cache={cache}", "--data.targets.street", str(tmp_path / "street"), "--data.holdout=0.3"]
+    argv += ["--save_every=2"]
     assert main([*argv, f"--folder={tmp_path / 'whole'}"]) == 0
     (whole_run,) = (tmp_path / "whole").iterdir()
     listed = [line.split("\t")[0] for line in (whole_run / "bad_images.tsv").read_text().splitlines()]
