@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastmfr.atomic import replacing
 from fastmfr.backbone import build_backbone
-from fastmfr.config import Config, load_config
+from fastmfr.config import Config, load_config, narrowed
 from fastmfr.config.choices import Device, Mirror
 from fastmfr.decode import Preprocess
 from fastmfr.decode.preprocess import fitted, upright_rgb
@@ -153,6 +153,5 @@ def open_model(
     where = device_for(device) if isinstance(device, str) else device
     backbone = build_backbone(config)
     load_weights(backbone, weights)
-    data = config.data
-    look = Preprocess(size=data.size, mean=data.mean, std=data.std)
-    return Model(to_channels_last(backbone, where).eval(), look.plain(), config, weights, where)
+    look = narrowed(config.data, Preprocess).plain()
+    return Model(to_channels_last(backbone, where).eval(), look, config, weights, where)

@@ -30,19 +30,22 @@ def module_of(path):
     return path.relative_to(ROOT / "fastmfr").parts[0].removesuffix(".py")
 
 
-def imported(path):
-    """The fastmfr modules that a file names in its imports, wherever they stand in it."""
+def imports(path):
+    """(dotted module, the names taken from it) of every import of a file, wherever the import stands."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            whole = ".".join(part for part in (base, node.module) if part)
-            names = [whole, *(f"{whole}.{alias.name}" for alias in node.names)] if whole == "fastmfr" else [whole]
-        else:
-            continue
-        yield from (name.split(".")[1] for name in names if name.startswith("fastmfr."))
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            yield ".".join([*above, *filter(None, [node.module])]), [alias.name for alias in node.names]
+
+
+def imported(path):
+    """The fastmfr modules that a file names in its imports."""
+    for module, names in imports(path):
+        whole = [module, *(f"{module}.{name}" for name in names)] if module == "fastmfr" else [module]
+        yield from (name.split(".")[1] for name in whole if name.startswith("fastmfr."))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -77,18 +80,12 @@ def test_importing_the_package_imports_nothing():
 
 
 def modules_imported(path):
-    """Dotted names of the modules of this repository that a file imports, wherever the import stands."""
-    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join((*above, node.module) if node.module else above)
-            for alias in node.names:
-                inside = ROOT / f"{base}.{alias.name}".replace(".", "/")
-                is_module = inside.with_suffix(".py").is_file() or (inside / "__init__.py").is_file()
-                yield f"{base}.{alias.name}" if is_module else base
+    """Dotted names of the modules of this repository that a file imports: the submodule where a name is one."""
+    for module, names in imports(path):
+        for dotted in [f"{module}.{name}" for name in names] or [module]:
+            inside = ROOT / dotted.replace(".", "/")
+            is_module = inside.with_suffix(".py").is_file() or (inside / "__init__.py").is_file()
+            yield dotted if is_module else module
 
 
 def circles(root):

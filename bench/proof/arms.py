@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from fastmfr.config import Config, LossSettings
+from fastmfr.config import Config, narrowed
 from fastmfr.evaluate import embed_domain
 from fastmfr.head import MarginHead
 from fastmfr.losses import MfrLosses
@@ -144,8 +144,7 @@ class PooledTrainer:
             )
             label_B = torch.from_numpy(self._run.sources.label(domain_B, identity_B)).repeat(2)
             return self._head(embedding_BD, label_B.to(embedding_BD.device)).mean()
-        shared = {part.name: getattr(self._run.config.meta, part.name) for part in fields(LossSettings)}
-        return MfrLosses(**shared)(*embedding_BD.chunk(2)).hard_pair
+        return narrowed(self._run.config.meta, MfrLosses)(*embedding_BD.chunk(2)).hard_pair
 
 
 def pooled_images(train: PairBatch, test: PairBatch) -> torch.Tensor:

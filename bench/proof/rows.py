@@ -5,6 +5,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fastmfr.atomic import write_text
+
 from .settings import Settings
 
 
@@ -34,11 +36,9 @@ class Rows:
     def add(self, task: Task, row: dict):
         """Adds a line; whoever reads the file sees all of it or none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._kept.write_text(json.dumps(self._settings, indent=1))
+        write_text(self._kept, json.dumps(self._settings, indent=1))
         self.by_task[task] = asdict(task) | row
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.by_task.values()))
-        partial.replace(self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.by_task.values()))
 
     def seconds(self, task: Task, settings: Settings) -> float:
         """What a task will take: the median of that arm's lines, else the settings' guess."""

@@ -6,6 +6,7 @@ checks.py          a failed check is one sentence
 command.py         from a command line and a recipe to a Config
 """
 
+from fastmfr.config.checks import narrowed
 from fastmfr.config.command import load_config, parse
 from fastmfr.config.images import Augment, Preprocess
 from fastmfr.config.meta_settings import GradientSettings, LossSettings, MetaSettings
@@ -25,5 +26,6 @@ __all__ = [
     "Pretrain",
     "Synthetic",
     "load_config",
+    "narrowed",
     "parse",
 ]

@@ -19,9 +19,9 @@ from fastmfr.config.sections import Config, Pretrain
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
 Without arguments: procedural faces, two to five minutes on two CPU cores."""
-CHOICE = re.compile(
-    r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$"
-)  # jsonargparse on a wrong one
+# What jsonargparse says of a wrong choice: the setting, the choices, the value.
+CHOICE = re.compile(r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$")
+WRONG = (ArgumentError, ValueError, KeyError, TypeError)  # what a wrong name or value raises there
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -111,7 +111,7 @@ def parse(
     argv = [word for word in argv if word != "--print_config"]
     try:
         config, resume, note = _read(argv, prog, default)
-    except (ArgumentError, ValueError, KeyError, TypeError) as error:
+    except WRONG as error:
         print(f"error: {_sentence(error, argv)}", file=sys.stderr)
         raise SystemExit(2) from None
     if note:
@@ -130,7 +130,7 @@ def load_config(recipe: Path | str) -> Config:
     """
     try:
         return _read(["--config", str(recipe)], "", "")[0]
-    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise ValueError(f"{recipe}: {_sentence(error, [])}") from None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastmfr import synthetic
-from fastmfr.config import Config
+from fastmfr.config import Config, narrowed
 from fastmfr.decode import DecodedCache, Preprocess, Verdicts, choose_cache, choose_decoder, open_stream
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
@@ -99,7 +99,7 @@ def _make_faces(paths, config, logbook):
 
 def preprocess(data: Any) -> Preprocess:
     """The part of the settings `data` that says what is done to every training image."""
-    return Preprocess(**{part.name: getattr(data, part.name) for part in fields(Preprocess)})
+    return narrowed(data, Preprocess)
 
 
 def choose_decoding(

@@ -5,14 +5,13 @@ Shape suffixes: B = pairs, H W = image.
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import nn
 
-from fastmfr.config import GradientSettings, LossSettings
+from fastmfr.config import narrowed
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
@@ -30,8 +29,7 @@ FIRST_STEPS = 5  # after which the balance of the losses is looked at
 def mfr_trainer(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> MetaTrainer:
     """The MetaTrainer that the run's settings name; the logbook says which engine it has and why."""
     settings = run.config.meta
-    how = {part.name: getattr(settings, part.name) for part in fields(GradientSettings)}
-    meta_settings = MetaSettings(order=ORDERS[settings.method], **how)
+    meta_settings = narrowed(settings, MetaSettings, order=ORDERS[settings.method])
     trainer = MetaTrainer(backbone, optimizer, meta_settings, cuda_graph=settings.cuda_graph)
     run.logbook.say(f"engine {trainer.engine}{f': {trainer.reason}' if trainer.reason else ''}")
     return trainer
@@ -81,8 +79,7 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
 
 def _losses(settings, rates) -> MfrLosses:
     """The losses with the thresholds that the schedule has reached."""
-    now = {part.name: getattr(settings, part.name) for part in fields(LossSettings)}
-    return MfrLosses(**(now | {"tau_p": rates.tau_p, "tau_n": rates.tau_n}))
+    return narrowed(settings, MfrLosses, tau_p=rates.tau_p, tau_n=rates.tau_n)
 
 
 def _split(image_B3HW, pairs):

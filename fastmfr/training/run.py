@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,14 @@ def make_new_folder(folder: Path) -> Path:
 
     Two processes that ask for the same folder at the same time get two folders.
     """
-    for number in count(1):
-        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+    path, number = folder, 1
+    while True:
         try:
             path.mkdir(parents=True)
+            return path
         except FileExistsError:
-            continue
-        return path
-    raise AssertionError("count has no end")
+            number += 1
+            path = folder.with_name(f"{folder.name}-{number}")
 
 
 @dataclass(frozen=True)
