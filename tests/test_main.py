@@ -1,5 +1,6 @@
 import io
 import json
+import signal
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastmfr.__main__ import main
+from fastmfr.commands.frame import status_of
 
 
 def test_help_names_the_commands(capsys):
@@ -88,6 +90,7 @@ def test_a_typo_of_evaluate_is_answered_before_torch_is_imported(tmp_path, argv)
     program = f"""
 import sys
 from fastmfr.__main__ import main
+from fastmfr.commands.frame import status_of
 try:
     main(["evaluate", {str(tmp_path)!r}, "--set", "a=b", *{argv!r}])
 finally:
@@ -97,3 +100,14 @@ finally:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stdout.split() == ["False"]
+
+
+def test_a_rank_leaves_sigterm_to_the_system(monkeypatch):
+    """Python would see the signal only once a wait for other ranks is over, and torchrun would have to kill."""
+    handled = []
+    for run_id in ("", "job"):
+        if run_id:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        status_of(lambda: handled.append(signal.getsignal(signal.SIGTERM)) or 0)
+    assert handled[0] != signal.SIG_DFL
+    assert handled[1] == signal.SIG_DFL

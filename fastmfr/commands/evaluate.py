@@ -1,14 +1,13 @@
 """python -m fastmfr evaluate RUN_OR_WEIGHTS --set NAME=PATH ...: a model scored on sets, as a table and as JSON."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import get_args
 
 import yaml
 
-from fastmfr.commands.frame import status_of
+from fastmfr.commands.frame import is_rank, status_of
 from fastmfr.config import parse
 from fastmfr.config.choices import Mirror
 from fastmfr.protocols.files import entry_path, list_text
@@ -35,8 +34,7 @@ def main(arguments: list[str]) -> int:
     Under torchrun all ranks embed, and the first rank alone scores, prints and writes; all ranks return its status.
     """
     options, settings = _parser().parse_known_args(arguments)
-    alone = "TORCHELASTIC_RUN_ID" not in os.environ  # a rank's mistake must end the other ranks too: see _run
-    model = _model(options, settings) if alone else None
+    model = None if is_rank() else _model(options, settings)  # a rank's mistake must end the others too: see _run
     from fastmfr.distributed import all_gather_object, joined_ranks  # needs torch, whose import takes seconds
 
     with joined_ranks() as group:

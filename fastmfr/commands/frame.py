@@ -1,5 +1,6 @@
 """The frame around every command: the one place where an error becomes a sentence and an exit status."""
 
+import os
 import signal
 import sys
 import threading
@@ -32,6 +33,11 @@ def status_of(command: Callable[[], int]) -> int:
         return 143 if isinstance(stopped, Terminated) else 130
 
 
+def is_rank() -> bool:
+    """Whether torchrun started this process, as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def printable(text: str) -> str:
     """The text with control characters and broken bytes written out, as \\x1b: names in it may hold anything."""
     shown = (one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
@@ -40,13 +46,17 @@ def printable(text: str) -> str:
 
 @contextmanager
 def _terminated_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated within the block, if this is the main thread and no one else handles SIGTERM."""
+    """SIGTERM raises Terminated within the block, if this is the main thread and no one else handles SIGTERM.
+
+    A rank keeps the system's handling: torchrun ends ranks that wait for one another by SIGTERM, and Python would see
+    the signal only after the wait.
+    """
 
     def end(*_: object) -> None:
         raise Terminated
 
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if is_rank() or not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
     signal.signal(signal.SIGTERM, end)
