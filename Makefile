@@ -12,7 +12,7 @@ train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
 
 test: $(INSTALLED) lint  ## lint, types and the whole test suite
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

@@ -2,7 +2,8 @@
 
 The launchers run on tensors without memory, and each launch they would make is compiled instead, with its very tile
 and arguments, for each architecture. Sizes come from ptxas and the machine code; tests/test_compile_gate.py holds them
-to tests/compile_budget.toml.
+to tests/compile_budget.toml. `--record` keeps the table in tests/compile_table.jsonl, so that the tests compile again
+only what has changed since: a kernel's source, its launch or Triton.
 """
 
 import os
@@ -12,6 +13,7 @@ if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)  # it must be gone before a kernel is defined
 
 import argparse
+import hashlib
 import importlib
 import itertools
 import json
@@ -36,6 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+RECORD = Path(__file__).parent.parent / "tests/compile_table.jsonl"
 ARCHITECTURES = (80, 90, 100)
 HOPPER = 90  # here all variants are compiled, elsewhere those that show what is particular there
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of one program; a multiprocessor has 1 KiB more
@@ -99,11 +102,26 @@ def launches(case, arch, call):
     return found
 
 
-def compiled(launch, listing=False):
-    """What one launch compiles to: a row of the table; `listing` counts instructions too, which takes as long again."""
+def _source(launch):
+    """What Triton compiles for a launch, the same wherever in its file a kernel stands."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("fastmfr.kernels")]:
+        for function in vars(module).values():
+            if isinstance(function, JITFunction):
+                function.starting_line_number = 0
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     aligned = {(at,): [["tt.divisibility", 16]] for at in launch.divisible}
-    source = ASTSource(kernel, launch.signature, launch.constants, aligned)
+    return ASTSource(kernel, launch.signature, launch.constants, aligned)
+
+
+def fingerprint(launch):
+    """Changes with whatever decides on what a launch compiles to: kernel, arguments, options, architecture, Triton."""
+    parts = triton.__version__, launch.arch, sorted(launch.options.items()), _source(launch).hash()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def compiled(launch, listing=False):
+    """What one launch compiles to: a row of the table; `listing` counts instructions too, which takes as long again."""
+    source = _source(launch)
     binary = triton.compile(source, target=GPUTarget("cuda", launch.arch, 32), options=launch.options)
     usage = _tool("cuobjdump", "-res-usage", binary.asm["cubin"])
     registers, stack, local = map(int, re.search(r"REG:(\d+).*?STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
@@ -258,15 +276,41 @@ def table(wanted, listing=False, processes=2):
         return list(pool.map(partial(compiled, listing=listing), wanted))
 
 
+def recorded():
+    """{fingerprint: row} of what was compiled before."""
+    rows = map(json.loads, RECORD.read_text().splitlines())
+    return {row.pop("of"): row for row in rows}
+
+
+def checked():
+    """(the whole table, the rows that were compiled for it, what the record had in their place or None).
+
+    Compiled are the launches that the record lacks, and one launch of each kernel although the record has it.
+    """
+    known, wanted = recorded(), shipped()
+    prints = [fingerprint(launch) for launch in wanted]
+    samples = {launch.kernel: of for of, launch in reversed(list(zip(prints, wanted, strict=True)))}.values()
+    todo = [at for at, of in enumerate(prints) if of not in known or of in samples]
+    fresh = dict(zip(todo, table([wanted[at] for at in todo]), strict=True))
+    whole = [fresh[at] if at in fresh else known[of] | {"case": wanted[at].case} for at, of in enumerate(prints)]
+    return whole, list(fresh.values()), [known.get(prints[at]) for at in todo]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHITECTURES, help="such as 90, which is Hopper")
-    parser.add_argument("--json", action="store_true", help="one JSON list instead, without instructions")
+    parser.add_argument("--check", action="store_true", help="compile only what the record lacks, and print JSON")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}, for all architectures")
     arguments = parser.parse_args()
-    rows = table(shipped(arguments.arch), listing=not arguments.json)
-    if arguments.json:
-        json.dump(rows, sys.stdout)
+    if arguments.check:
+        json.dump(checked(), sys.stdout)
         return
+    if arguments.record:
+        wanted = shipped()
+        lines = [{"of": fingerprint(launch)} | row for launch, row in zip(wanted, table(wanted), strict=True)]
+        RECORD.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return
+    rows = table(shipped(arguments.arch), listing=True)
     print(f"triton {triton.__version__}, torch {torch.__version__}; B = {B}, C = {C}\n")
     print(f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
     for row in rows:

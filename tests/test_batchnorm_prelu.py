@@ -82,8 +82,9 @@ def test_the_reference_is_what_autograd_twice_gives(shape, slope, batch_statisti
 
 
 @pytest.mark.parametrize("batch_statistics", [True, False])
-@pytest.mark.parametrize("slope", SLOPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "slope"), [*((shape, "each") for shape in SHAPES), (SHAPES[0], "one"), (SHAPES[0], "none")], ids=str
+)
 def test_the_kernels_are_as_accurate_as_pytorch(shape, slope, batch_statistics):
     got, ref = (all_four(module, inputs(shape, slope), batch_statistics) for module in (fused, reference))
     truth = all_four(reference, inputs(shape, slope, torch.float64), batch_statistics)

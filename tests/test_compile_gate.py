@@ -1,33 +1,39 @@
-"""What ships compiles for every architecture as tests/compile_budget.toml demands; no GPU is needed for that."""
+"""What ships compiles for every architecture as tests/compile_budget.toml demands; no GPU is needed for that.
+
+What a launch compiles to is kept in tests/compile_table.jsonl. Compiled here are the launches that the record lacks,
+because a kernel or Triton has changed, and one launch of each kernel.
+"""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import COMPILING, TABLE, compiling
 
-pytestmark = pytest.mark.slow  # some 270 kernels are compiled beside the other tests
+pytestmark = pytest.mark.slow
+TABLE = Path(__file__).parent.parent / "bench/compile_table.py"
 BUDGET = tomllib.loads(Path(__file__).with_name("compile_budget.toml").read_text())
 SPILLING = """
 import json
 from compile_table import BF16, compiled, shipped
 
 launch = next(one for one in shipped([90], [(BF16, BF16, 512)]) if one.kernel == "sum_exponentials_kernel")
-names = list(launch.signature)
-absurd = launch.constants | {(names.index("ROWS"),): 256, (names.index("CLASSES"),): 256}
-print(json.dumps(compiled(launch._replace(constants=absurd))))
+print(json.dumps(compiled(launch._replace(options=launch.options | {"maxnreg": 64}))))
 """
 
 
-@pytest.fixture(scope="module")
-def rows(request):
-    """The whole table; conftest has had it made since the tests were collected."""
-    process, folder = request.config.stash[COMPILING]
-    assert process.wait() == 0, Path(folder.name, "errors").read_text()
-    return json.loads(Path(folder.name, "table.json").read_text())
+def in_a_process(cache, *arguments):
+    """What a process prints, as JSON, in which kernels are compiled, not interpreted, and nothing was before."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = kept | {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=TABLE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def excess(row):
@@ -49,22 +55,21 @@ def excess(row):
     return found
 
 
-def test_nothing_spills_and_all_stays_within_the_budget(rows):
+def test_what_ships_stays_within_the_budget_on_every_architecture(tmp_path):
+    rows, fresh, before = in_a_process(tmp_path, TABLE, "--check")
     over = [(f"{row['kernel']} ({row['case']}) on sm_{row['arch']}", excess(row)) for row in rows if excess(row)]
     assert not over, "\n".join(f"{where}: {', '.join(what)}" for where, what in over)
 
-
-def test_the_table_covers_every_kernel_on_every_architecture(rows):
     kernels = {f"{module}.{kernel}" for module, one in BUDGET.items() if module != "shared" for kernel in one}
     wanted = {(kernel, int(arch)) for kernel in kernels for arch in BUDGET["shared"]}
     assert {(row["kernel"], row["arch"]) for row in rows} == wanted
 
+    assert {row["kernel"] for row in fresh} == kernels
+    for row, known in zip(fresh, before, strict=True):
+        assert known in (None, row), "a row of compile_table.jsonl is not what its launch compiles to"
+
 
 def test_a_kernel_that_spills_is_found(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SPILLING], env=compiling(tmp_path), cwd=TABLE.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
+    row = in_a_process(tmp_path, "-c", SPILLING)
     assert row["stack"] > 0
     assert any("bytes of stack" in one for one in excess(row))

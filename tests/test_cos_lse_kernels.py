@@ -81,10 +81,19 @@ def assert_accurate(p, floor=None, **variant):
         if name in ("Dx", "Dw"):  # T - mean is rounded, and then multiplied by scale^2 g: so where it is 0, too
             lowest = lowest + torch.finfo(FP32).eps * variant.get("scale", 64.0) ** 2 * p.g_B.abs().max()
         assert_as_accurate(got[name], ref[name], truth[name], lowest)
+    return got
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, BF16) for shape in SHAPES),
+        (SHAPES[0], FP32),
+        (SHAPES[1], FP32),
+        (SHAPES[1], FP16),
+    ],
+    ids=str,
+)
 def test_as_accurate_as_pytorch(shape, dtype):
     assert_accurate(Problem(*shape, dtype))
 
@@ -99,43 +108,47 @@ def test_rounds_float32_weights_as_it_loads_them(dtype):
     assert_accurate(Problem(18, 40, 24, dtype, FP32))
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
-@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [(SHAPES[0], BF16), (SHAPES[1], BF16), (SHAPES[1], FP32)], ids=str)
 def test_carries_a_running_maximum_above_scale_80(shape, dtype):
     assert_accurate(Problem(*shape, dtype), scale=100.0)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(SHAPES[0], BF16), (SHAPES[1], BF16), (SHAPES[1], FP16), (SHAPES[1], FP32), (SHAPES[2], BF16)],
+    ids=str,
+)
 def test_kept_exponentials_stand_in_for_the_logits(shape, dtype):
     assert_accurate(Problem(*shape, dtype), keep=True, floor=FLOOR[BF16])
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-@pytest.mark.parametrize("normed", [True, False], ids=["raw weights", "unit weights"])
+@pytest.mark.parametrize(
+    ("shape", "normed"), [(SHAPES[0], True), (SHAPES[1], True), (SHAPES[1], False), (SHAPES[2], True)], ids=str
+)
 def test_weights_may_lie_outside_of_what_is_differentiated_twice(shape, normed):
     assert_accurate(Problem(*shape, BF16, normed=normed), inner=False)
 
 
-@pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("nobody", [-1, 40, 2**31 - 1])
+@pytest.mark.parametrize(
+    ("nobody", "label_dtype"),
+    [(-1, torch.int32), (40, torch.int64), (2**31 - 1, torch.int32), (2**31 - 1, torch.int64)],
+    ids=str,
+)
 def test_a_label_out_of_range_names_nobody(label_dtype, nobody):
     p = Problem(5, 40, 10, label_dtype=label_dtype)
     p.label_B.fill_(nobody)
-    assert_accurate(p)
-    got = from_kernels(p)
+    got = assert_accurate(p)
     assert not got["cos"].any()
     assert not got["Dg_cos"].any()
 
 
 def test_takes_labels_of_either_width():
-    wide, narrow = (from_kernels(Problem(18, 40, 10, label_dtype=dtype)) for dtype in (torch.int64, torch.int32))
+    wide, narrow = (from_kernels(Problem(5, 40, 10, label_dtype=dtype)) for dtype in (torch.int64, torch.int32))
     for name, one in wide.items():
         assert torch.equal(one, narrow[name]), name
 
 
-@pytest.mark.parametrize("scale", [64.0, 100.0])
-@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize(("scale", "dtype"), [(64.0, BF16), (64.0, FP16), (64.0, FP32), (100.0, BF16)], ids=str)
 def test_with_nobody_else_the_sum_is_empty_and_its_gradients_are_zero(dtype, scale):
     p = Problem(3, 1, 10, dtype, ignored=False)
     got = from_kernels(p, scale)
@@ -156,15 +169,16 @@ def test_float16_holds_gradients_of_any_size(g_scale):
         assert (got[name] - truth[name]).abs().max() <= FLOOR[FP16] * truth[name].abs().max(), name
 
 
-@pytest.mark.parametrize(("need_x", "need_w"), [(True, False), (False, True), (False, False)])
-def test_makes_what_is_needed(need_x, need_w):
+def test_makes_what_is_needed():
     p = Problem(9, 40, 16)
     log_sum_B, _, kept = forward(p.x_BD, p.w_CD, p.r_C, p.label_B, 64.0, False)
     given = p.x_BD, p.w_CD, p.r_C, p.label_B, 64.0, log_sum_B
     assert kept.shape == (0,)
-    every, some = (backward(*given, kept, p.g_B, p.g_cos_B, *need) for need in ((True, True), (need_x, need_w)))
-    for whole, one, need in zip(every, some, (need_x, need_w, need_w), strict=True):
-        assert torch.equal(one, whole) if need else one.shape == (0,)
+    every = backward(*given, kept, p.g_B, p.g_cos_B, True, True)
+    for need_x, need_w in ((True, False), (False, True), (False, False)):
+        some = backward(*given, kept, p.g_B, p.g_cos_B, need_x, need_w)
+        for whole, one, need in zip(every, some, (need_x, need_w, need_w), strict=True):
+            assert torch.equal(one, whole) if need else one.shape == (0,)
     arrives = every[1], every[2], p.ux_BD, p.uw_CD
     whole, part = (double_backward(*given, p.g_B, p.g_cos_B, *arrives, need) for need in (True, False))
     assert part[1].shape == (0,)
@@ -199,7 +213,7 @@ def test_columns_kept_past_the_last_identity_are_not_read():
 
 @pytest.mark.parametrize("variant", [{}, {"keep": True}, {"scale": 100.0}], ids=str)
 def test_repeats_to_the_bit_and_keeps_its_operands(variant):
-    p = Problem(9, 70, 24, BF16)
+    p = Problem(9, 40, 24, BF16)
     before = {name: one.clone() for name, one in vars(p).items()}
     first, second = (from_kernels(p, **variant) for _ in range(2))
     for name, one in first.items():

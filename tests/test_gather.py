@@ -68,7 +68,7 @@ def test_equals_the_formula_pixel_by_pixel(gather):
 
 # H x W: less than a tile of 1024 pixels; exactly one; two, the second ragged. 9 images: two chunks on the CPU.
 @pytest.mark.parametrize(("N", "H", "W"), [(1, 3, 5), (9, 5, 4), (2, 32, 32), (2, 33, 37)])
-@pytest.mark.parametrize("wanted", [[], CHANGES, *([name] for name in CHANGES)], ids="-".join)
+@pytest.mark.parametrize("wanted", [[], CHANGES[:3], CHANGES], ids="-".join)
 def test_the_kernel_equals_the_reference(N, H, W, wanted):
     change = changes(N, wanted)
     got, want = both(images(N, H, W), torch.arange(N, device=DEVICE).flip(0), **change)

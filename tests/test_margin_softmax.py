@@ -60,7 +60,11 @@ def adaface_at_one_quality(cos, norm):
     return AdaFace().eval()(cos, torch.full_like(norm, 30.0))
 
 
-@pytest.mark.parametrize("margin", [*MARGINS, MagFace(1, 3), adaface_at_one_quality, any_callable], ids=str)
+@pytest.mark.parametrize(
+    "margin",
+    [*MARGINS, MagFace(1, 3), adaface_at_one_quality, any_callable],
+    ids=lambda margin: getattr(margin, "__name__", str(margin)),
+)
 def test_is_twice_differentiable(margin):
     embedding, weight, label = inputs()
     f = lambda e, w: margin_softmax(e, w, label, margin=margin, scale=4.0)  # noqa: E731
