@@ -2,6 +2,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fastmfr.results import Results, Scores, TarAtFar, TargetResult
 CONFIG = "data:\n  sources: {studio: 'synthetic:studio', street: 'synthetic:street'}\n"
 
 
+@cache
 def scored(distance, far=(1e-2, 1e-3)):
     """A model whose genuine pairs score `distance` standard deviations above its impostor pairs."""
     rng = np.random.default_rng(0)

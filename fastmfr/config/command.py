@@ -1,5 +1,6 @@
 """From a command line and a recipe to a Config; whatever is wrong there is answered with a sentence."""
 
+import copy
 import difflib
 import re
 import sys
@@ -8,6 +9,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +138,7 @@ def load_config(recipe: Path | str) -> Config:
 
 def _read(argv, prog, default):
     """(Config, run folder to resume or None, a note or "")."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", default=default, help="a recipe: a name of the package's, or a .yaml file")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
-    parser.add_argument("--print_config", action="store_true", help="print all settings as a recipe, and stop")
-    parser.add_class_arguments(Config, as_group=False)
+    parser = copy.deepcopy(_parser(prog, default))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chosen, resume = _before(argv, "--config", default), _before(argv, "--resume", None)
@@ -160,6 +157,20 @@ def _read(argv, prog, default):
         parser.parse_object(content)  # defaults are not checked, an object is
         made, note = _made(parser, content, _with_brackets(argv, several))
     return Config(**{part.name: getattr(made, part.name) for part in fields(Config)}), resume, note
+
+
+@cache
+def _parser(prog, default):
+    """The parser as it is before a recipe gives its defaults; to make it takes longer than to read a command line."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", default=default, help="a recipe: a name of the package's, or a .yaml file")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as a recipe, and stop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parser.add_class_arguments(Config, as_group=False)
+    return parser
 
 
 def _wrap_numbers(content, several):
