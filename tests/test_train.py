@@ -131,11 +131,11 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, page, sh
     domains = [f"--data.sources.{name}={path}" for name, path in more.items()]
     held_out = [*domains, f"--data.targets.studio={more['studio']}", "--data.holdout=0.5"]
     longer = [
-        "--pretrain.steps=100",
+        "--pretrain.steps=150",
         "--pretrain.batch_identities=16",
         "--pretrain.scale=16",
         "--pretrain.learning_rate=0.05",
-        "--pretrain.warmup=10",
+        "--pretrain.warmup=20",
     ]
     assert main([*small, *held_out, *longer]) == 0
     folder = only_run(tmp_path)
