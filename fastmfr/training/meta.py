@@ -16,6 +16,7 @@ from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
 from fastmfr.runtime import peak_bytes, to_device
+from fastmfr.training.after_step import AfterStep
 from fastmfr.training.data import images_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import meta_rates, sgd
@@ -44,12 +45,14 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
         make_trainer: (run, backbone, optimizer) -> an object with `step` and `graph` as MetaTrainer has them.
 
     Raises:
-        NonFiniteLoss: a loss or the gradient became NaN or infinite.
+        NonFiniteLoss: a loss, the gradient or a weight became NaN or infinite.
+        KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
     settings, splits, logbook = run.config.meta, run.splits(), run.logbook
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
-    states = run.checkpoints(META)
-    first = states.resume(backbone, optimizer)
+    first = run.checkpoints(META).resume(backbone, optimizer)
+    if first >= settings.steps:
+        return
     logbook.rewind(META, first)
     backbone.train()
     trainer = make_trainer(run, backbone, optimizer)
@@ -59,6 +62,7 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
     with (
         run.images.open(requests, batch_images=batch_images, **numbers) as stream,
         logbook.progress(META, first, settings.steps) as meter,
+        AfterStep(run, META, settings.steps, backbone, backbone, optimizer) as after_step,
     ):
         told = _Records(run, splits, meter, stream, first, batch_images * of_a_step)
         images = iter(stream)
@@ -71,9 +75,7 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
                 losses=_losses(settings, rates),
             )
             told.add(step, result, rates)
-            if (step + 1) % run.config.save_every == 0:
-                states.save(step + 1, backbone, optimizer)
-            run.score_on_the_way(META, backbone, step + 1)
+            after_step(step + 1)
     logbook.say(f"meta: {trainer.graph}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
 
 

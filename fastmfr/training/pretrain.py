@@ -16,6 +16,7 @@ from fastmfr.fused import AS_IT_IS, fused
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
+from fastmfr.training.after_step import AfterStep
 from fastmfr.training.data import images_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
@@ -34,15 +35,15 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
         The classifier, as trained.
 
     Raises:
-        NonFiniteLoss: the loss became NaN or infinite.
+        NonFiniteLoss: the loss or a weight became NaN or infinite.
+        KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
     settings, logbook = run.config.pretrain, run.logbook
     sampler = run.batch_sampler(settings.batch_identities)
     head = _new_head(run, backbone)
     both = nn.ModuleDict({"backbone": backbone, "head": head})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
-    states = run.checkpoints(PRETRAIN)
-    first = states.resume(both, optimizer)
+    first = run.checkpoints(PRETRAIN).resume(both, optimizer)
     if first >= settings.steps:
         return head
     logbook.rewind(PRETRAIN, first)
@@ -54,6 +55,7 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
             requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps
         ) as images,
         logbook.progress(PRETRAIN, first, settings.steps) as meter,
+        AfterStep(run, PRETRAIN, settings.steps, backbone, both, optimizer, lambda: losses.read()) as after_step,
     ):
         losses = _Losses(partial(_record, run, meter, images, first), run.device)
         for step, image_B3HW in images:
@@ -65,11 +67,7 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
             losses.add(loss_B, step, pairs, rate)
-            if (step + 1) % run.config.save_every == 0:
-                losses.read()
-                states.save(step + 1, both, optimizer)
-            run.score_on_the_way(PRETRAIN, backbone, step + 1)
-        losses.read()
+            after_step(step + 1)
     optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
     logbook.say(f"pretrain: {step_of.state}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
     return head
@@ -113,7 +111,7 @@ class _Losses:
         self.read(self._kept_back)
 
     def read(self, kept_back: int = 0):
-        """Record all losses but the last `kept_back`. Before a state is saved none may wait: one may not be finite."""
+        """Record all losses but the last `kept_back`. Before a state is kept none may wait: one may not be finite."""
         while len(self._waiting) > kept_back:
             read, *what = self._waiting.popleft()
             self._record(read(), *what)

@@ -134,7 +134,7 @@ class Run:
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The states of a stage."""
-        return Checkpoints(self.folder / "checkpoints", stage)
+        return Checkpoints(self.folder / "checkpoints", stage, self.logbook.warn)
 
     def new_backbone(self) -> nn.Module:
         """A backbone as the settings say, on the run's device: fresh weights, or those of model.weights."""
