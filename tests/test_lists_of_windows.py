@@ -7,7 +7,7 @@ from evaluation_fakes import class_folder, face
 
 from fastmfr.config import parse
 from fastmfr.pack.build import pack
-from fastmfr.pack.sources import known_names
+from fastmfr.pack.names import known_names
 from fastmfr.protocols import read_folds, read_pairs, read_templates
 
 SAVED = {

@@ -1,6 +1,7 @@
 """Packing: every kind of source comes out as a domain with the same bytes, and what is bad is named."""
 
 import io
+import json
 import os
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from PIL import Image
 from fastmfr.domains import open_domain
 from fastmfr.pack.build import pack
 from fastmfr.pack.images import ordered_map
+from fastmfr.pack.names import known_names
 from fastmfr.pack.writer import RecordWriter
 
 main = command("pack")
@@ -33,6 +35,35 @@ SOURCES = {
     "Hugging Face": hugging_face,
     "records": packed_twice,
 }
+
+
+def tar_of(path, rows):
+    members = [
+        (f"{k}.{end}", content)
+        for k, (encoded, label) in enumerate(rows)
+        for end, content in (("jpg", encoded), ("cls", f"{label}\r\n".encode()))
+    ]
+    return tar(path / "a.tar", members)
+
+
+def json_of(path, rows):
+    members = [
+        (f"{k}.{end}", content)
+        for k, (encoded, label) in enumerate(rows)
+        for end, content in (("jpg", encoded), ("json", json.dumps({"label": label}).encode()))
+    ]
+    return tar(path / "a.tar", members)
+
+
+def list_of(path, rows):
+    for k, (encoded, _) in enumerate(rows):
+        (path / f"{k}.jpg").write_bytes(encoded)
+    (path / "list.txt").write_text("".join(f"{k}.jpg\t{label}\n" for k, (_, label) in enumerate(rows)))
+    return path / "list.txt"
+
+
+def parquet_of(path, rows):
+    return parquet(path / "a.parquet", rows)
 
 
 def people(out):
@@ -78,6 +109,47 @@ def test_one_name_in_two_sources_is_one_person(tmp_path):
     assert people(tmp_path / "out") == {"ann": [picture(1), picture(2)], "bob": [picture(3)]}
 
 
+NAMES = ["ann", "ann ", " ann", "?", "\\", "\\\\", "a\tb", "a\\tb", "a?b", "\x1b"]
+NAMES += ["\udcc0\udcee", "\udcc0\udcef", "\\udcc0\\udcee"]  # bytes that are not UTF-8, and text that looks like them
+
+
+def test_distinct_names_stay_distinct_when_a_packed_folder_is_packed_again(tmp_path):
+    [faces] = folder(tmp_path / "a", {name: [picture(k), picture(k + 50)] for k, name in enumerate(NAMES)})
+    for source, out in [(faces, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")]:
+        packed = pack([source], out)
+        assert (packed.images, packed.identities, packed.shared) == (2 * len(NAMES), len(NAMES), 0)
+        assert sorted(known_names(out).values()) == sorted(NAMES)
+        assert packed.notes == [
+            "3 names differ from another only in the blanks around them, and stay different people: "
+            "' ann', 'ann', 'ann '"
+        ]
+    assert (tmp_path / "once" / "train.rec").read_bytes() == (tmp_path / "twice" / "train.rec").read_bytes()
+
+
+def test_labels_of_one_name_in_a_packed_folder_stay_different_people_and_are_reported(tmp_path, capsys):
+    pack(folder(tmp_path / "a", FACES), tmp_path / "once")
+    (tmp_path / "once" / "identities.txt").write_text("0\t2\n1\t2\n")  # as "?" for unprintable letters once made
+    assert main([str(tmp_path / "once"), str(tmp_path / "twice")]) == 0
+    assert "identities.txt has 2 labels under the name of another label; they stay" in capsys.readouterr().out
+    assert sorted(map(len, people(tmp_path / "twice").values())) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("make", [tar_of, list_of, parquet_of, json_of])
+def test_labels_in_text_keep_their_blanks_but_for_numbers(tmp_path, make):
+    labels = ["ann", "ann ", "7", "8 "]
+    packed = pack([make(tmp_path, [(picture(k), label) for k, label in enumerate(labels)])], tmp_path / "out")
+    assert packed.identities == 4
+    assert {"ann", "ann ", "7"} < set(known_names(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("make", [tar_of, list_of, parquet_of, json_of])
+def test_images_of_nobody_known_do_not_become_one_person(tmp_path, make):
+    rows = [(picture(1), 4), (picture(2), -1), (picture(3), -1)]
+    packed = pack([make(tmp_path, rows)], tmp_path / "out")
+    assert people(tmp_path / "out") == {"4": [picture(1)]}
+    assert ["its label is -1, as of an image of nobody known" in reason for _, reason in packed.refused] == [True] * 2
+
+
 def test_bad_images_are_left_out_and_named(tmp_path, capsys):
     [source] = folder(tmp_path / "a", FACES | {"dan": [b""]})
     (source / "bob" / "z.jpg").write_bytes(picture(3)[:-50])
@@ -85,7 +157,7 @@ def test_bad_images_are_left_out_and_named(tmp_path, capsys):
     assert main([str(source), str(tmp_path / "out")]) == 0
     assert people(tmp_path / "out") == FACES
     assert [line.split("\t") for line in (tmp_path / "out" / "refused.txt").read_text().splitlines()] == [
-        ["bob/t?ab.txt", "neither JPEG nor PNG"],
+        ["bob/t\\tab.txt", "neither JPEG nor PNG"],
         ["bob/z.jpg", "JPEG cut short: no end marker"],
         ["dan/0.jpg", "empty"],
     ]
@@ -160,7 +232,7 @@ def test_names_in_a_tar_write_nothing_outside_and_links_are_not_followed(tmp_pat
     pack([tmp_path / "a.tar"], tmp_path / "inner" / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "inner"]
     assert os.listdir(tmp_path / "inner") == ["out"]
-    assert people(tmp_path / "inner" / "out") == {"../../me?x": [picture(1)]}
+    assert people(tmp_path / "inner" / "out") == {"../../me\\nx": [picture(1)]}
 
 
 def test_rows_of_parquet_without_image_or_label_are_refused(tmp_path):

@@ -67,6 +67,7 @@ def _summary(packed, min_images):
         f"packed {packed.images:,} images of {packed.identities:,} people into {packed.folder} "
         f"({size / 1e6:,.1f} MB); who is who stands in identities.txt"
     )
+    yield from packed.notes
     if packed.shared:
         yield f"{packed.shared:,} names occur in more than one source; each was packed as one person"
     if packed.dropped:

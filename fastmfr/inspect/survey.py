@@ -12,7 +12,7 @@ import numpy as np
 from fastmfr.decode.encoded import checked_size
 from fastmfr.domains import Domain
 from fastmfr.pack.images import ordered_map
-from fastmfr.pack.sources import known_names
+from fastmfr.pack.names import known_names
 
 CHUNK = 256  # images handed to a thread at once
 DIGEST_BYTES = 8  # two of 50 million different images have one digest with a probability of 7e-5

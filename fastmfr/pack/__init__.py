@@ -2,6 +2,7 @@
 
 writer.py   train.rec, train.idx and property, image by image
 source.py   what a source is: listed first, without image bytes, and read later in any order
+names.py    names of people, one line each and read back as they were
 sources.py  class folders, lists and RecordIO folders as sources; any source opened by its path
 tar.py      WebDataset shards as a source
 parquet.py  Parquet files as a source

@@ -19,6 +19,7 @@ import numpy as np
 from fastmfr.image_set import part_of
 
 from .images import ordered_map, prepare
+from .names import NAMES, alike, escaped, printable
 from .source import Identities, Source
 from .sources import open_source
 from .writer import RecordWriter
@@ -38,6 +39,7 @@ class Packed:
         shared: the number of people found in several sources.
         refused: (key, reason) of every bad image.
         sizes: the number of images of each (width, height), in pixels.
+        notes: sentences on what was passed over or is unusual in the sources.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Packed:
     shared: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     sizes: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def pack(
@@ -96,6 +99,12 @@ def _listed(
     identities = Identities()
     listed = [open_source(path, identities, spill) for path in sources]
     packed.refused += chain.from_iterable(source.refused for source in listed)
+    packed.notes += chain.from_iterable(source.notes for source in listed)
+    if similar := alike(identities.names()):
+        packed.notes.append(
+            f"{len(similar):,} names differ from another only in the blanks around them, and stay different people: "
+            f"{', '.join(map(repr, similar[:4]))}"
+        )
     packed.shared = _shared(listed, len(identities))
     names, rank = _ranked(identities.names())
     return listed, names, rank[np.concatenate([np.array(source.identity, np.int32) for source in listed])]
@@ -176,10 +185,10 @@ def _write(
     """Write the people with enough good images, and the lists beside the images."""
     kept = _write_people(writer, good, min_images)
     packed.images, packed.identities, packed.dropped = writer.images, len(kept), len(names) - len(kept)
-    _note(packed.folder / "refused.txt", packed.refused)
+    _note(packed.folder / "refused.txt", [(printable(key), printable(reason)) for key, reason in packed.refused])
     if not kept:
         raise ValueError(_nothing_left(packed, min_images))
-    _note(packed.folder / "identities.txt", [(label, names[rank]) for label, rank in enumerate(kept)])
+    _note(packed.folder / NAMES, [(str(label), escaped(names[rank])) for label, rank in enumerate(kept)])
     width, height = packed.sizes.most_common(1)[0][0]
     writer.size = height, width
 
@@ -197,17 +206,12 @@ def _write_people(writer: RecordWriter, good: Iterable[tuple[int, bytes]], min_i
     return kept
 
 
-def _note(path: Path, rows: Sequence[tuple[object, object]]) -> None:
+def _note(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     """Write rows of (left, right) as lines with a tab; without rows, remove the file."""
     if rows:
-        path.write_text("".join(f"{_plain(left)}\t{_plain(right)}\n" for left, right in rows), encoding="utf-8")
+        path.write_text("".join(f"{left}\t{right}\n" for left, right in rows), encoding="utf-8")
     else:
         path.unlink(missing_ok=True)
-
-
-def _plain(text: object) -> str:
-    """`text` on one line: tabs and all else in a stranger's file name that is not printable become "?"."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def _nothing_left(packed: Packed, min_images: int) -> str:

@@ -1,11 +1,17 @@
 """What a source of images to pack is: a list of images with their people, whose bytes are read later, in any order."""
 
+import re
 from array import array
 from pathlib import Path
 
+_BELOW_0 = re.compile(r"-[0-9]{1,18}")
+
 
 class Identities:
-    """Numbers for names, in the order in which names are first met; one name is one person, whatever the source."""
+    """Numbers for names, in the order in which names are first met; one name is one person, whatever the source.
+
+    Names that differ in anything, blanks around them included, are different people.
+    """
 
     def __init__(self):
         self._numbers: dict[str, int] = {}
@@ -14,15 +20,34 @@ class Identities:
         return len(self._numbers)
 
     def number(self, label: object) -> int:
-        """Return the number of the person labelled `label`; ValueError unless that is a whole number or a name."""
-        name = str(label).strip()
-        if isinstance(label, bool) or not isinstance(label, int | str) or not name:
+        """Return the number of the person labelled `label`.
+
+        Raises:
+            ValueError: the label is neither a name nor a whole number of at least 0.
+        """
+        if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
             raise ValueError(f"its label is {label!r}; want a whole number or a name")
-        return self._numbers.setdefault(name, len(self._numbers))
+        if isinstance(label, int) and label < 0:
+            raise ValueError(f"its label is {label}, as of an image of nobody known; want at least 0, or a name")
+        return self._numbers.setdefault(str(label), len(self._numbers))
 
     def names(self) -> list[str]:
         """Return the names, by number."""
         return list(self._numbers)
+
+
+def label_in_text(text: str) -> int | str:
+    """Return the label that a line or a small text file holds: a whole number, or a name with all its blanks.
+
+    Raises:
+        ValueError: the text is blank.
+    """
+    name, bare = text.strip("\r\n"), text.strip()
+    if not bare:
+        raise ValueError(f"its label is {text!r}; want a whole number or a name")
+    if _BELOW_0.fullmatch(bare):
+        return int(bare)
+    return bare if bare.isdecimal() else name
 
 
 class Source:
@@ -32,6 +57,7 @@ class Source:
         path: the file or folder.
         identity: the number of the person of each image.
         refused: (key, reason) of each image that could not be listed.
+        notes: sentences on what was passed over or is unusual in the source.
     """
 
     def __init__(self, path: Path):
@@ -39,6 +65,7 @@ class Source:
         self.path = path
         self.identity = array("i")
         self.refused: list[tuple[str, str]] = []
+        self.notes: list[str] = []
 
     def key(self, image: int) -> str:
         """Return what a person can find the image by."""

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from fastmfr.domains import open_domain
 from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes, visible
 
+from .names import NAMES, kept_apart, known_names
 from .parquet import list_parquet
-from .source import Identities, Source
+from .source import Identities, Source, label_in_text
 from .tar import list_tar
 
 
@@ -36,27 +39,21 @@ class _Records(Source):
     def __init__(self, path: Path, identities: Identities):
         super().__init__(path)
         self._domain = open_domain(path)
-        names = known_names(path)
-        for identity in range(self._domain.identities):
-            label = self._domain.identity_name(identity)
-            count = int(self._domain.offsets[identity + 1] - self._domain.offsets[identity])
-            self.identity.extend([identities.number(names.get(label, label))] * count)
+        known = known_names(path)
+        labels = [self._domain.identity_name(identity) for identity in range(self._domain.identities)]
+        names = {label: known.get(label, label) for label in labels}
+        if repeated := len(names) - len(set(names.values())):
+            self.notes.append(
+                f"{path / NAMES} has {repeated:,} labels under the name of another label; they stay different people"
+            )
+        for name, count in zip(kept_apart(names).values(), np.diff(self._domain.offsets).tolist(), strict=True):
+            self.identity.extend([identities.number(name)] * count)
 
     def key(self, image: int) -> str:
         return self._domain.key(image)
 
     def read(self, image: int) -> bytes:
         return bytes(self._domain.jpeg(image))
-
-
-def known_names(folder: str | os.PathLike) -> dict[str, str]:
-    """Read {label: name}, both text, of the identities.txt in a packed folder; empty if that file is missing."""
-    try:
-        text = list_text(Path(folder) / "identities.txt")
-    except FileNotFoundError:
-        return {}
-    parts = (line.partition("\t") for line in text.split("\n"))
-    return {label: name for label, tab, name in parts if tab}
 
 
 def _list_folder(path: Path, identities: Identities) -> Source:
@@ -96,7 +93,10 @@ def _list_list(path: Path, identities: Identities) -> Source:
         file, _, label = line.rpartition("\t") if "\t" in line else line.rstrip().rpartition(" ")
         if not entry_path(file) or not label.strip():
             raise ValueError(f"line {number} of {path} is not a path, a tab or space, and a label: {line[:100]!r}")
-        source.append(entry_path(file), identities.number(label))
+        try:
+            source.append(entry_path(file), identities.number(label_in_text(label)))
+        except ValueError as reason:
+            source.refused.append((entry_path(file), str(reason)))
     return source
 
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from .source import Identities, Source
+from .source import Identities, Source, label_in_text
 
 IMAGES = ("jpg", "jpeg", "png")
 LABELS = ("cls", "json")
@@ -36,7 +36,7 @@ class _Tar(Source):
         self._lengths.append(member.size)
 
     def key(self, image: int) -> str:
-        header = tarfile.TarInfo.frombuf(self._at(self._offsets[image] - BLOCK, BLOCK), "utf-8", "replace")
+        header = tarfile.TarInfo.frombuf(self._at(self._offsets[image] - BLOCK, BLOCK), "utf-8", "surrogateescape")
         return f"{self.path.name}:{header.name}"  # not kept: the names of 50 million members are 5 GB
 
     def read(self, image: int) -> bytes:
@@ -63,7 +63,7 @@ def list_tar(path: Path, identities: Identities) -> Source:
     """
     source = _Tar(path)
     try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="replace") as tar:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
             for key, members in _samples(tar):
                 try:
                     image, label = _image(members), _label(tar, members)
@@ -113,7 +113,7 @@ def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> object:
     assert file is not None  # it is a regular member
     content = file.read()
     if member is members.get("cls"):
-        return content.decode("utf-8", "replace")
+        return label_in_text(content.decode("utf-8", "backslashreplace"))
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
