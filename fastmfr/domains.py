@@ -6,11 +6,13 @@ numbered 0..images - 1, identity by identity: identity k has the images offsets[
 Shape suffixes: B = a batch of images.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +21,7 @@ from fastmfr.image_set import ImageSet, part_of
 from fastmfr.protocols.files import regular_bytes, visible
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+SIZED = 100_000  # images of a folder up to which the size of every file is part of its fingerprint
 
 
 class _Folder:
@@ -55,6 +58,22 @@ class _Folder:
     def identity_name(self, identity: int) -> str:
         return self.identity_names[identity]
 
+    def add_to(self, digest: Any) -> None:
+        """Hash the names of all files, and sizes: of all if they are few, else of each identity's first."""
+        few = int(self.offsets[-1]) <= SIZED
+        for identity, names in zip(self.identity_names, self.files, strict=True):
+            digest.update("\0".join(["", identity, *names]).encode("utf-8", "surrogateescape"))
+            for name in names if few else names[:1]:
+                digest.update(b"%d" % _size(self.path / identity / name))
+
+
+def _size(path):
+    """The size of a file in bytes, -1 if it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
 
 class _Records:
     """Images of `path`/train.rec, read in place."""
@@ -64,7 +83,7 @@ class _Records:
             raise FileNotFoundError(f"{path} holds train.rec but not its index, train.idx; copy that too")
         from fastmfr.native import RecordFile  # here, since class folders do without the extension
 
-        self._file = RecordFile(str(path))
+        self._path, self._file = path, RecordFile(str(path))
         self.offsets = self._file.offsets
         self.jpeg, self.jpegs = self._file.jpeg, self._file.jpegs
 
@@ -73,6 +92,12 @@ class _Records:
 
     def identity_name(self, identity: int) -> str:
         return str(self._file.label(int(self.offsets[identity])))
+
+    def add_to(self, digest: Any) -> None:
+        """Hash the index and the size of the records."""
+        digest.update(b"%d" % _size(self._path / "train.rec"))
+        with (self._path / "train.idx").open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
 
 
 class Domain(ImageSet):
@@ -115,6 +140,18 @@ class Domain(ImageSet):
         if not 0 <= identity < self.identities:
             raise IndexError(f"identity {identity} of '{self.name}' was asked for; it has {self.identities:,}")
         return self._source.identity_name(int(identity if self._chosen is None else self._chosen[identity]))
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the domain holds, without reading an image; another one where images have changed.
+
+        It is made of the identities chosen, and of a folder's file names and sizes (above 100,000 images: the size of
+        each identity's first file), or of the size of train.rec and the content of train.idx.
+        """
+        digest = hashlib.sha256(self.offsets.tobytes())
+        if self._chosen is not None:
+            digest.update(self._chosen.tobytes())
+        self._source.add_to(digest)
+        return digest.hexdigest()
 
     def people(self, numbers: ArrayLike) -> "Domain":
         """Restrict the domain to the identities `numbers`, which are renumbered 0, 1, ... in that order.

@@ -1,8 +1,14 @@
 """Where a run keeps its weights and its settings. Needs no torch, so that a wrong path is answered at once."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastmfr.results import BASE, MFR
+
+STEPS = "steps"  # in the metadata of weights that a stage wrote
 
 
 def weights_of(run_or_file: Path | str) -> Path:
@@ -22,6 +28,40 @@ def weights_of(run_or_file: Path | str) -> Path:
         f"there are no weights at {path}; want a .safetensors, .pt or .pth file, or a run folder with "
         f"{' or '.join(names)} in it"
     )
+
+
+def steps_of_weights(path: Path) -> int | None:
+    """The steps after which a stage wrote these weights (safetensors); None if the file does not say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            said = (file.metadata() or {}).get(STEPS, "")
+    except (SafetensorError, OSError):
+        return None
+    return int(said) if said.isdecimal() else None
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Within the block no other process can have the run folder in use; a process that is killed has it no longer.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by another run, process {file.read(20).strip() or 'unknown'}; wait for its end, "
+                "stop it, or start a new run"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def settings_beside(weights: Path) -> Path:

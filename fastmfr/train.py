@@ -6,11 +6,13 @@ domain in two to five minutes on two CPU cores. Your own folders: --data.sources
 
 import os
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
 from fastmfr.commands.frame import status_of
 from fastmfr.config import parse
+from fastmfr.run_folder import in_use
 
 
 def main(arguments: list[str]) -> int:
@@ -31,8 +33,12 @@ def main(arguments: list[str]) -> int:
     from fastmfr.training import Logbook, Run, complete
 
     new = Path(config.folder) / f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    with Logbook(Path(resume) if resume else new) as logbook:
+    with ExitStack() as held, Logbook(Path(resume) if resume else new) as logbook:
+        if resume:
+            held.enter_context(in_use(logbook.folder))
         run = Run.open(config, logbook, new=not resume)
+        if not resume:
+            held.enter_context(in_use(run.folder))
         logbook.say(f"run folder {run.folder}")
         try:
             results = complete(run)

@@ -22,18 +22,24 @@ from fastmfr.config.choices import Device, Mirror
 from fastmfr.decode import Preprocess
 from fastmfr.decode.preprocess import fitted, upright_rgb
 from fastmfr.evaluate import embed
-from fastmfr.run_folder import settings_beside, weights_of
+from fastmfr.run_folder import STEPS, settings_beside, weights_of
 from fastmfr.runtime import device_for, to_channels_last
 
 EMBEDDED_AT_ONCE = 256  # images
 MOST_SAID = 400  # characters of a reason: a wrong depth names hundreds of parameters
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the network's parameters and buffers as safetensors; the file is complete or not there at all."""
+def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) -> None:
+    """Write the network's parameters and buffers as safetensors; the file is complete or not there at all.
+
+    Args:
+        network: The network.
+        path: Where the file is written.
+        steps: The steps of the stage that trained them, kept in the file's metadata.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with replacing(path) as partial:
-        safetensors.torch.save_file(tensors, partial)
+        safetensors.torch.save_file(tensors, partial, {} if steps is None else {STEPS: str(steps)})
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:

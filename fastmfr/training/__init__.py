@@ -5,7 +5,9 @@ stages.py      `complete`: the stages of a run in order
 data.py        the run's domains, batches and images
 pretrain.py    stage one; pretraining_step.py takes one of its steps
 meta.py        stage two
-checkpoint.py  states to resume from    optim.py     SGD and schedules    logbook.py   what a run says and records
+after_step.py  after every step of both: states, scores on the way, signals
+checkpoint.py  states to resume from    resuming.py  what a run was made with, and what may change when it is resumed
+optim.py       SGD and schedules        logbook.py   what a run says and records
 diagnose.py    pictures and figures of the data and the models            errors.py    what ends a run
 """
 

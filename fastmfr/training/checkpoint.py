@@ -151,7 +151,7 @@ def _read(path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path / TENSORS)
     except FileNotFoundError as error:
         raise DamagedState(f"{Path(error.filename).name} is missing") from None
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise error if isinstance(error, DamagedState) else DamagedState(f"{FACTS} cannot be read: {error}") from None
 
 

@@ -35,6 +35,7 @@ from fastmfr.training.data import (
     preprocess,
 )
 from fastmfr.training.logbook import Logbook
+from fastmfr.training.resuming import MadeWith, check_steps
 from fastmfr.weights import load_weights
 
 
@@ -91,15 +92,22 @@ class Run:
             new: the folder must not be another run's: if it is there, the logbook gets one with another name.
 
         Raises:
-            ValueError: a setting, a domain or a batch size that cannot work.
+            ValueError: a setting, a domain or a batch size that cannot work; or, of a run that is resumed, a setting
+                that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
-        device = device_for(config.device)
+        device, made_with = device_for(config.device), MadeWith(logbook.folder)
         _check_before_data(config, device)
+        if not new:
+            config = made_with.as_before(config)
+            made_with.check_settings(config)
+            check_steps(logbook.folder, config)
         seed_and_set_threads(config.seed, config.threads)
         seconds = {}
         with _timed(seconds, "data"):
             sources, targets = open_protocol(config, logbook)
+            if not new:
+                made_with.check_data(sources)
             check_batches(sources, config)
             domains = [*sources.domains, *(target.domain for target in targets.values())]
             decoder, decoding = choose_decoding(config, domains, device, logbook)
@@ -107,7 +115,9 @@ class Run:
         config = replace(config, data=replace(config.data, decode=decoder))
         if new:
             logbook.folder = make_new_folder(logbook.folder)
+            made_with = MadeWith(logbook.folder)
         logbook.folder.mkdir(parents=True, exist_ok=True)
+        made_with.write(config, sources)
         write_text(logbook.folder / "config.yaml", config.to_yaml())
         write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
         images = TrainingImages(sources, config, device, decoding, logbook)

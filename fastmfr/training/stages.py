@@ -3,6 +3,7 @@
 from torch import nn
 
 from fastmfr.results import META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
+from fastmfr.run_folder import steps_of_weights
 from fastmfr.training.diagnose import Diagnosis
 from fastmfr.training.meta import meta_train
 from fastmfr.training.pretrain import pretrain
@@ -15,7 +16,8 @@ TRAIN = {PRETRAIN: pretrain, META: meta_train}
 def complete(run: Run) -> Results:
     """Take every stage that has steps, score its model, and write results.json.
 
-    A stage whose weights are in the run's folder was finished before the run was resumed: its weights are loaded.
+    A stage whose weights are in the run's folder was finished before the run was resumed: its weights are loaded. If
+    more steps are wanted now, the stage goes on from its last state.
 
     Returns:
         What results.json holds.
@@ -34,7 +36,7 @@ def complete(run: Run) -> Results:
     backbone = run.new_backbone()
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
-            _train_or_load(run, stage, backbone)
+            _train_or_load(run, stage, steps, backbone)
             _score(run, MODEL_OF_STAGE[stage], backbone, diagnosis, results)
     if any(target.models for target in results.targets.values()):
         with run.timed("evaluate"):
@@ -45,14 +47,14 @@ def complete(run: Run) -> Results:
     return results
 
 
-def _train_or_load(run, stage, backbone: nn.Module):
+def _train_or_load(run, stage, steps, backbone: nn.Module):
     weights = run.folder / f"{MODEL_OF_STAGE[stage]}.safetensors"
-    if weights.is_file():
+    if weights.is_file() and steps_of_weights(weights) in (steps, None):
         load_weights(backbone, weights)
         return
     with run.timed(stage):
         TRAIN[stage](run, backbone)
-    save_weights(backbone, weights)
+    save_weights(backbone, weights, steps=steps)
 
 
 def _score(run, model, backbone: nn.Module, diagnosis, results):

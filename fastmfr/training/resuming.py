@@ -1,0 +1,148 @@
+"""What a run was made with, written when it begins, and what may be different when it is resumed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fastmfr.atomic import write_text
+from fastmfr.config import Config
+from fastmfr.domains import Joint
+from fastmfr.results import BASE, META, MFR, PRETRAIN
+from fastmfr.run_folder import steps_of_weights
+from fastmfr.training.checkpoint import Checkpoints
+
+RECORD = "made_with.json"
+FREE = (  # settings that a resumed run may change: they do not decide on the weights, or say when training ends
+    *("recipe", "folder", "device", "threads", "save_every", "pretrain.steps", "meta.steps"),
+    *("pretrain.cuda_graph", "meta.cuda_graph", "data.threads", "data.vet", "data.cache", "data.synthetic.folder"),
+)
+FREE_SECTIONS = ("evaluate.",)
+
+
+def settings_kept(config: Config) -> dict[str, Any]:
+    """Return the settings that a resumed run keeps, by dotted name, as JSON has them.
+
+    Of the domains these are the names, for a folder may move: what is in it is compared by its fingerprint. A target
+    may be added if no people of a source are held out for it.
+    """
+    flat = dict(_flat(asdict(config)))
+    flat["data.sources"] = list(config.data.sources)
+    flat["data.targets"] = [name for name in config.data.targets if name in config.data.sources]
+    return {name: value for name, value in flat.items() if name not in FREE and not name.startswith(FREE_SECTIONS)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def data_of(sources: Joint) -> dict[str, dict[str, Any]]:
+    """Return what each source domain holds, by name: people, images and a fingerprint."""
+    return {
+        domain.name: {"people": domain.identities, "images": domain.images, "fingerprint": domain.fingerprint()}
+        for domain in sources.domains
+    }
+
+
+class MadeWith:
+    """The record of a run folder."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / RECORD
+        self._record = None
+        if self._path.is_file():
+            try:
+                self._record = json.loads(self._path.read_text())
+                self._settings, self._data = dict(self._record["settings"]), dict(self._record["data"])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"{self._path} is damaged ({error}): whether {folder} can go on is not known"
+                ) from None
+
+    def as_before(self, config: Config) -> Config:
+        """Return the settings with the decoder that was chosen when the run began, if data.decode is "auto"."""
+        if self._record is None or config.data.decode != "auto":
+            return config
+        return replace(config, data=replace(config.data, decode=self._settings.get("data.decode", "auto")))
+
+    def check_settings(self, config: Config) -> None:
+        """Check that the settings are those the run was made with, but for the ones that may change.
+
+        Raises:
+            ValueError: another value of a setting; the sentence has both values.
+        """
+        if self._record is None:
+            return
+        wanted = settings_kept(config)
+        different = [name for name in wanted if wanted[name] != self._settings.get(name)]
+        if different:
+            values = "; ".join(
+                f"{name} was {self._settings.get(name)!r}, now {wanted[name]!r}" for name in different[:4]
+            )
+            more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+            raise ValueError(
+                f"{self._path.parent} was made with other settings: {values}{more}. A resumed run may change "
+                f"{', '.join(FREE[3:7])} and {FREE_SECTIONS[0]}*; for anything else start a new run"
+            )
+
+    def check_data(self, sources: Joint) -> None:
+        """Check that the source domains hold what they held when the run began.
+
+        Raises:
+            ValueError: images were added, removed or exchanged; the sentence says in which domain.
+        """
+        if self._record is None:
+            return
+        for name, now in data_of(sources).items():
+            before = self._data.get(name, {})
+            if before == now:
+                continue
+            counts = [f"{one.get('people', 0):,} people and {one.get('images', 0):,} images" for one in (before, now)]
+            what = f"{counts[0]} then, {counts[1]} now" if counts[0] != counts[1] else f"{counts[0]}, but not the same"
+            raise ValueError(
+                f"the source domain {name} has changed since {self._path.parent} began: {what}. A resumed run needs "
+                "the same images; put them back, or start a new run with --model.weights to go on from these weights"
+            )
+
+    def write(self, config: Config, sources: Joint) -> None:
+        """Write the record, if the folder has none yet."""
+        if self._record is None:
+            write_text(self._path, json.dumps({"settings": settings_kept(config), "data": data_of(sources)}, indent=1))
+
+
+def check_steps(folder: Path, config: Config) -> None:
+    """Check that each stage of a run folder can end after the steps that are wanted now.
+
+    A finished stage goes on from its last state if more steps are wanted. Pretraining does not once meta-training has
+    begun, for meta-training began from its weights.
+
+    Raises:
+        ValueError: more steps were taken than are wanted, or a stage cannot go on.
+    """
+    has_begun = {}
+    for stage, model, steps in ((META, MFR, config.meta.steps), (PRETRAIN, BASE, config.pretrain.steps)):
+        weights, newest = folder / f"{model}.safetensors", Checkpoints(folder / "checkpoints", stage).newest
+        has_begun[stage] = weights.is_file() or newest > 0
+        taken = steps_of_weights(weights) if weights.is_file() else newest
+        if taken is None or not has_begun[stage] or taken == steps:
+            continue
+        option = f"--{stage}.steps"
+        if taken > steps:
+            raise ValueError(
+                f"{folder} has taken {taken} steps of {stage}; want {option} of at least {taken}, got {steps}"
+            )
+        if weights.is_file() and newest != taken:
+            raise ValueError(
+                f"{stage} of {folder} ended after {taken} steps, and checkpoints/ has no state of that step to go on "
+                f"from; want {option}={taken}, or a new run with --model.weights={weights}"
+            )
+        if stage == PRETRAIN and weights.is_file() and has_begun[META]:
+            raise ValueError(
+                f"{folder} has begun meta-training from the weights of {taken} pretraining steps; want "
+                f"{option}={taken}, or a new run"
+            )

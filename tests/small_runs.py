@@ -1,0 +1,59 @@
+"""What tests of whole runs share beside the fixtures `faces` and `small`."""
+
+import json
+
+from helpers import command
+
+from fastmfr.training import Logbook
+
+DOMAINS = ("studio", "street", "nir")
+PEOPLE, IMAGES = 24, 4  # of each domain
+main = command("train")
+
+
+def arguments(faces, place, patch, pictures=()):
+    """Arguments of a run of seconds in `place`/runs. It draws no page and no sheets that `pictures` does not name."""
+    if "page" not in pictures:
+        patch.setattr("fastmfr.report.write_report", lambda folder: folder / "report.html")
+    if "sheets" not in pictures:
+        patch.setattr("fastmfr.training.diagnose.contact_sheet", lambda images, path: None)
+        patch.setattr("fastmfr.training.diagnose.hardest_sheet", lambda scored, pixels, path: None)
+    return [
+        f"--folder={place / 'runs'}",
+        *(f"--data.sources.{name}={faces[name]}" for name in DOMAINS[:2]),
+        f"--data.targets.nir={faces['nir']}",
+        "--threads=1",
+        "--data.threads=1",
+        "--data.size=32",
+        "--model.width=0.125",
+        "--pretrain.steps=6",
+        "--pretrain.batch_identities=8",
+        "--pretrain.warmup=2",
+        "--meta.steps=3",
+        "--meta.batch_identities=6",
+        "--save_every=100",
+    ]
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def records(folder, stage):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["stage"] == stage]
+
+
+def interrupted(argv, monkeypatch, stop):
+    """Starts a run, or goes on with one, and interrupts it after the (stage, step) `stop` was recorded."""
+    record = Logbook.record
+
+    def stopping(self, stage, step, **values):
+        record(self, stage, step, **values)
+        if (stage, step) == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Logbook, "record", stopping)
+        assert main(argv) == 130
