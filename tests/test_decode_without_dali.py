@@ -89,7 +89,7 @@ def test_runs_come_in_order_begun_ahead_and_a_failed_one_is_only_itself(prefetch
         asked.append(call)
         return [np.frombuffer(flip_bits(SMALL_PNG) if call == 1 else level(call), np.uint8)] * 20, None
 
-    pipeline = PillowPipeline(source, 8, torch.device("cpu"), images=20, threads=2, prefetch=prefetch)
+    pipeline = PillowPipeline(source, 8, torch.device("cpu"), threads=2, prefetch=prefetch)
     for call in range(4):
         if call == 1:
             with pytest.raises(Undecodable):

@@ -69,7 +69,7 @@ def test_pairs_with_images_that_cannot_be_decoded_are_left_out_and_named(tmp_pat
     broken = only("lfw", path)
     broken.images._encoded[6] = b"no picture"  # the first impostor pair
     got = score_set(Pixels(), broken, LOOK, "cpu", far=(0.1,))
-    assert got.bad_images == {"6": "neither JPEG nor PNG"}
+    assert got.bad_images == {"6": "neither JPEG nor PNG, BMP, WebP or TIFF"}
     assert (got.genuine, got.impostors) == (whole.genuine, whole.impostors - 1)
 
 

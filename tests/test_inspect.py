@@ -11,6 +11,7 @@ from PIL import Image
 from fastmfr.domains import open_domain
 from fastmfr.inspect import overlap, survey
 from fastmfr.inspect.overlap import MOST_PEOPLE
+from fastmfr.inspect.sheet import draw_sheet
 from fastmfr.pack.build import pack
 
 main = command("inspect")
@@ -43,7 +44,7 @@ def test_a_survey_counts_sizes_formats_and_damage(two):
     reasons = [
         ("dan/0.jpg", "empty"),
         ("dan/1.jpg", "JPEG cut short: no end marker"),
-        ("dan/2.jpg", "neither JPEG nor PNG"),
+        ("dan/2.jpg", "neither JPEG nor PNG, BMP, WebP or TIFF"),
     ]
     assert found.broken == reasons
     assert not found.sampled
@@ -158,3 +159,12 @@ def test_what_is_no_domain_is_an_error_in_a_sentence(tmp_path, capsys):
     assert "error: there is no folder" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([])
+
+
+def test_a_sheet_shows_16_bit_grey_as_it_is(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 30000, np.uint16)).save(buffer, "PNG")
+    found = survey(domain(tmp_path / "a", {"ann": [buffer.getvalue()]}))
+    assert draw_sheet(found, tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
+    assert (pixels == 117).mean() > 0.1  # 30000 / 257, and not white

@@ -157,7 +157,7 @@ def test_bad_images_are_left_out_and_named(tmp_path, capsys):
     assert main([str(source), str(tmp_path / "out")]) == 0
     assert people(tmp_path / "out") == FACES
     assert [line.split("\t") for line in (tmp_path / "out" / "refused.txt").read_text().splitlines()] == [
-        ["bob/t\\tab.txt", "neither JPEG nor PNG"],
+        ["bob/t\\tab.txt", "neither JPEG nor PNG, BMP, WebP or TIFF"],
         ["bob/z.jpg", "JPEG cut short: no end marker"],
         ["dan/0.jpg", "empty"],
     ]

@@ -21,7 +21,8 @@ from fastmfr.image_set import ImageSet
 from .batches import checked_device
 from .encoded import checked_size
 from .pipeline import PILLOW, Vetting, build_pipeline, dali_installed, pixels
-from .preprocess import needed
+from .preprocess import jpeg_or_png, needed
+from .source import MOST_PIXELS
 
 Chosen = Literal["cpu", "mixed", "pillow"]
 DECODERS = ("cpu", "mixed")  # DALI's; "mixed" is DALI's word for nvJPEG: encoded bytes on the host, pixels on the GPU
@@ -185,6 +186,7 @@ def _images(domains: Sequence[ImageSet]) -> Iterator[tuple[np.ndarray, tuple[int
         try:
             encoded = domains[domain].jpeg(number - starts[domain])
             size = checked_size(encoded)
+            encoded = jpeg_or_png(encoded)
         except (ValueError, OSError):
             continue
         yield encoded, size
@@ -194,7 +196,8 @@ def _turns(
     sample: list[tuple[np.ndarray, tuple[int, int]]], size: int, device: torch.device, decoder: str, threads: int
 ) -> Iterator[float]:
     """The seconds that decoding the sample takes, without end."""
-    images = min(_BATCH, len(sample))
+    largest = max(width * height for _, (width, height) in sample)
+    images = max(1, min(_BATCH, len(sample), MOST_PIXELS // largest))
     runs = []
     for start in range(0, len(sample), images):
         chosen = [sample[number % len(sample)] for number in range(start, start + images)]

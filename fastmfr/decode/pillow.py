@@ -32,13 +32,12 @@ class PillowPipeline:
         size: int,
         device: torch.device,
         *,
-        images: int,
         threads: int,
         prefetch: int,
     ):
         """Start the threads; the arguments are those of `pipeline.build_pipeline`."""
         self._source, self._size, self._device = source, size, device
-        self._images, self._prefetch = images, prefetch
+        self._prefetch = prefetch
         self._calls, self._ended, self._begun = 0, False, deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=_NAME)
         self._stop = weakref.finalize(self, _join, self._pool)  # a pipeline may also be dropped without being closed
@@ -75,9 +74,9 @@ class PillowPipeline:
             return
         self._calls += 1
         pixel_BHW3 = torch.empty(
-            (self._images, self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
+            (len(encoded), self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
         )
-        slots = [slice(start, start + _TASK) for start in range(0, self._images, _TASK)]
+        slots = [slice(start, start + _TASK) for start in range(0, len(encoded), _TASK)]
         array_BHW3 = pixel_BHW3.numpy()
         tasks = [self._pool.submit(_decode, encoded[some], array_BHW3[some]) for some in slots]
         self._begun.append((pixel_BHW3, tasks))

@@ -30,17 +30,17 @@ def build_pipeline(
     A run with an image that cannot be decoded raises RuntimeError, which names no image; later runs are not affected.
 
     Args:
-        source: source(k) returns run k, or raises StopIteration to end the runs: a list of `images` uint8 arrays, and
+        source: source(k) returns run k, or raises StopIteration to end the runs: a list of uint8 arrays, and
             `needed` of their sizes. The arrays are read in place, so they must outlive the run.
         size: pixels a side of the decoded images.
         device: where the decoded images are put, whatever decodes them.
         decoder: "cpu"; "mixed" for nvJPEG, with the resize on a CUDA device; or "pillow".
-        images: how many images a run has.
+        images: the most images that a run has.
         threads: how many CPU threads decode.
         prefetch: how many runs ahead `source` is called.
     """
     if decoder == PILLOW:
-        return PillowPipeline(source, size, device, images=images, threads=threads, prefetch=prefetch)
+        return PillowPipeline(source, size, device, threads=threads, prefetch=prefetch)
     from . import dali
 
     return dali.build_pipeline(source, size, device, decoder, images=images, threads=threads, prefetch=prefetch)

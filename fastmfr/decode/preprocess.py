@@ -3,6 +3,7 @@
     RGB -> shorter side resized to `size` -> centre crop size x size -> changed at random or not -> (x - mean) / std
 
 RGB: grey is repeated three times, a palette is looked up, alpha is dropped (not blended), 16-bit grey is scaled to 8.
+JPEG and PNG are what decoders take; any other format is turned into a PNG of the same pixels by Pillow first.
 EXIF orientation is applied first, as every picture viewer does. Resizing is bilinear with an antialiasing (triangular)
 filter; the longer side is rounded to whole pixels and the border pixel is repeated outwards.
 """
@@ -16,8 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastmfr.config import Preprocess
 
-from .encoded import checked_size
+from .encoded import START, check_sides, checked_size, format_of
 
+DECODED = ("JPEG", "PNG")  # the formats that every decoder takes
+FORMATS = (*DECODED, "BMP", "WEBP", "TIFF")
 AS_IS, CROP, RESIZE = range(3)  # what an image needs to have the wanted size; RESIZE is followed by a crop
 
 
@@ -35,7 +38,7 @@ def decode_reference(encoded: bytes | np.ndarray, preprocess: Preprocess, mirror
     since both decode with libjpeg-turbo; by one after resizing, since Pillow rounds to 8 bits between rows and columns.
 
     Args:
-        encoded: the bytes of a JPEG or PNG, or a uint8 array of them.
+        encoded: the bytes of an image, or a uint8 array of them.
         preprocess: size and normalisation; changes at random are ignored.
         mirror: whether to mirror the image left to right.
 
@@ -43,7 +46,7 @@ def decode_reference(encoded: bytes | np.ndarray, preprocess: Preprocess, mirror
         float32 (3, size, size).
 
     Raises:
-        ValueError: the bytes are no whole JPEG or PNG, or Pillow cannot decode them.
+        ValueError: the bytes are no whole image, or Pillow cannot decode them.
     """
     checked_size(encoded)
     try:
@@ -58,15 +61,17 @@ def decode_reference(encoded: bytes | np.ndarray, preprocess: Preprocess, mirror
 
 
 def upright_rgb(encoded: bytes | np.ndarray) -> Image.Image:
-    """Decode a JPEG or PNG to a Pillow image, RGB and upright.
+    """Decode an image to a Pillow image, RGB and upright.
 
     Raises:
-        ValueError: Pillow cannot decode the image; the message is Pillow's reason.
+        ValueError: the image has no format or size that is wanted, or Pillow cannot decode the image; the message is
+            the reason.
     """
     try:
-        image = Image.open(io.BytesIO(bytes(encoded)), formats=("JPEG", "PNG"))
+        image = Image.open(io.BytesIO(bytes(encoded)), formats=FORMATS)
+        check_sides(*image.size)
         ImageOps.exif_transpose(image, in_place=True)
-        return _as_rgb(image)
+        return as_rgb(image)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its text is the address of an object
@@ -75,15 +80,41 @@ def upright_rgb(encoded: bytes | np.ndarray) -> Image.Image:
         raise ValueError(f"{error}" or type(error).__name__) from error
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Turn a Pillow image of any mode into RGB, 8 bits a channel; the only place that does so.
+
+    Raises:
+        ValueError: the pixels are numbers of an unknown range, as in a floating-point TIFF.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow would clip at 255
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers of an unknown range; save it with 8 or 16 bits a channel")
+    return image.convert("RGB")
+
+
+def jpeg_or_png(encoded: np.ndarray) -> np.ndarray:
+    """Return a JPEG or PNG as it is, and any other image as a PNG of the same pixels, RGB and upright.
+
+    Args:
+        encoded: the bytes of an image, uint8.
+
+    Raises:
+        ValueError: Pillow cannot decode the image.
+    """
+    if format_of(bytes(encoded[:START])) in DECODED:
+        return encoded
+    try:
+        image, buffer = upright_rgb(encoded), io.BytesIO()
+    except ValueError as error:
+        raise ValueError(f"cannot be decoded ({error})") from error
+    image.save(buffer, "PNG", compress_level=1)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
 def fitted(image: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side of an RGB image to `size` and crop the centre; returns pixels, uint8 (size, size, 3)."""
     return _centre(_resize_shorter(image, size), size)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow itself would clip at 255
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _resize_shorter(image: Image.Image, size: int) -> np.ndarray:

@@ -17,18 +17,27 @@ from fastmfr.image_set import ImageSet
 
 from .batches import Requests, checked_request
 from .encoded import checked_size
-from .preprocess import needed
+from .preprocess import RESIZE, jpeg_or_png, needed
 from .verdicts import BAD, UNKNOWN, Verdicts
 
 MAX_TRIES = 1000  # that many bad images in a row are no accident: the domain's files are broken
+MOST_PIXELS = 1 << 27  # that a batch decodes at once, 400 MB; more are decoded part by part
+_ONE_PIXEL = bytes.fromhex(  # a PNG
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360"
+    "00000002000148afa4710000000049454e44ae426082"
+)
+
+# What is known of a good image, in a byte: bits 0 and 1 what its size needs plus one, so that 0 is unknown; bits 2 to
+# 6 the power of two of its pixels, rounded up; bit 7 whether it is neither JPEG nor PNG, to be turned into PNG.
+_NEED, _POWER, _FOREIGN = 3, 2, 128
 
 
 class Found(NamedTuple):
     """A good image."""
 
     image: int  # number in its domain
-    encoded: np.ndarray  # bytes, uint8
-    need: int  # what the size needs, see preprocess.needed
+    encoded: np.ndarray  # bytes, uint8, of a JPEG or PNG
+    known: int  # what is known of it, see _NEED
 
 
 class Reader:
@@ -57,18 +66,19 @@ class Reader:
         """
         self.domains, self.bad = domains, dict[str, str]()
         self._verdicts, self._size, self._vet = verdicts, size, vet
-        self._known = [np.zeros(domain.images, np.uint8) for domain in domains]  # Found.need + 1 of good images
+        self._known = [np.zeros(domain.images, np.uint8) for domain in domains]  # Found.known of good images
 
-    def read(self, domain_B: np.ndarray, image_B: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
+    def read(self, domain_B: np.ndarray, image_B: np.ndarray) -> tuple[list, np.ndarray, np.ndarray, np.ndarray]:
         """Read the images `image_B` of the domains `domain_B`, or their substitutes.
 
         Returns:
-            The encoded bytes of each image, what each size needs (uint8), and the numbers of the images read.
+            The encoded bytes of each image, what each size needs (uint8), the numbers of the images read, and the
+            pixels of each rounded up to a power of two (int64).
 
         Raises:
             ValueError: MAX_TRIES images in a row are bad.
         """
-        encoded, need_B, found_B = [None] * len(image_B), np.empty(len(image_B), np.uint8), image_B.copy()
+        encoded, known_B, found_B = [None] * len(image_B), np.empty(len(image_B), np.uint8), image_B.copy()
         for domain in np.unique(domain_B).tolist():
             slots = np.flatnonzero(domain_B == domain)
             images = image_B[slots]
@@ -77,14 +87,15 @@ class Reader:
                 read = self.domains[domain].jpegs(images)
             except (ValueError, OSError):  # one of them cannot be read at all, so each is read alone
                 read, known = [None] * len(slots), np.zeros_like(known)
-            need_B[slots] = known - 1
+            known_B[slots] = known
             for slot, data in zip(slots.tolist(), read, strict=True):
                 encoded[slot] = data
-            for slot in slots[known == 0].tolist():  # never read before, or bad
+            for slot in slots[(known == 0) | (known >= _FOREIGN)].tolist():  # never read before, bad, or to be turned
                 image = int(image_B[slot])
                 found = self._checked(domain, image, encoded[slot]) or self._substitute(domain, image)
-                found_B[slot], encoded[slot], need_B[slot] = found
-        return encoded, need_B, found_B
+                found_B[slot], encoded[slot], known_B[slot] = found
+        pixel_B = 1 << (known_B % _FOREIGN >> _POWER).astype(np.int64)
+        return encoded, (known_B & _NEED) - np.uint8(1), found_B, pixel_B
 
     def reject(self, domain: int, image: int, reason: str) -> None:
         """Report an image as bad, and never return that image again."""
@@ -98,12 +109,16 @@ class Reader:
             return self._meet(self.domains[domain], image)
         try:
             encoded = self.domains[domain].jpeg(image) if encoded is None else encoded
-            (need,) = needed([checked_size(encoded)], self._size).tolist()
+            width, height = checked_size(encoded)
+            taken = jpeg_or_png(encoded)
             if self._vet and verdict == UNKNOWN:
-                self._vet(encoded)
+                self._vet(taken)
                 self._verdicts.accept(self.domains[domain], image)
-            self._known[domain][image] = need + 1
-            return Found(image, encoded, need)
+            (need,) = needed([(width, height)], self._size).tolist()
+            power = (width * height - 1).bit_length()
+            known = need + 1 | power << _POWER | _FOREIGN * (taken is not encoded)
+            self._known[domain][image] = known
+            return Found(image, taken, known)
         except (ValueError, OSError) as error:
             return self.reject(domain, image, str(error))
 
@@ -140,6 +155,14 @@ class Batch(NamedTuple):
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
     found_B: np.ndarray  # as read
+    pixel_B: np.ndarray  # how many pixels each has, rounded up to a power of two
+
+    @property
+    def most(self) -> int:
+        """How many of the images may be decoded at once."""
+        if self.pixel_B.sum() <= MOST_PIXELS:
+            return len(self.encoded)
+        return int(max(1, MOST_PIXELS // self.pixel_B.max()))
 
 
 class Source:
@@ -158,9 +181,13 @@ class Source:
         self.error: Exception | None = None
         self._requests, self._images = requests, batch_images
         self._first, self._last = first, last
+        self._stand_in = [np.frombuffer(_ONE_PIXEL, np.uint8)] * batch_images, np.full(batch_images, RESIZE, np.uint8)
 
     def __call__(self, call: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return (encoded, need_B) of batch first + `call`, or raise StopIteration."""
+        """Return (encoded, need_B) of batch first + `call`, or raise StopIteration.
+
+        A batch of too many pixels is kept in `ahead` only, and images of one pixel are returned in its place.
+        """
         number = self._first + call
         if self._last is not None and number >= self._last:
             raise StopIteration
@@ -170,9 +197,9 @@ class Source:
             self.error = error
             raise StopIteration from error
         self.ahead[number] = batch
-        return batch[:2]
+        return batch[:2] if batch.most == self._images else self._stand_in
 
     def fetch(self, domain_B: np.ndarray, image_B: np.ndarray) -> Batch:
         """Read the batch of these images, with bad images replaced."""
-        encoded, need_B, found_B = self.reader.read(domain_B, image_B)
-        return Batch(encoded, need_B, domain_B, image_B, found_B)
+        encoded, need_B, found_B, pixel_B = self.reader.read(domain_B, image_B)
+        return Batch(encoded, need_B, domain_B, image_B, found_B, pixel_B)

@@ -2,7 +2,8 @@
 
 DALI, or Pillow in its place, decodes on its own threads, `prefetch` batches ahead. A batch that the decoder fails on
 raises an error that names no image and is lost to the decoder, while later batches still come in order. The lost batch
-is then decoded image by image, with bad images replaced, so the user sees every batch, in order.
+is then decoded image by image, with bad images replaced, so the user sees every batch, in order. A batch of more
+pixels than source.MOST_PIXELS is decoded part by part.
 Shape suffixes: B = images of a batch, 3 = RGB, H W = preprocess.size.
 """
 
@@ -92,6 +93,7 @@ class ImageStream(Batches):
         self._source = Source(self._reader, requests, batch_images=batch_images, first=first, last=last)
         self.bad = self._reader.bad
         self._build = partial(build_pipeline, size=preprocess.size, device=self._device, decoder=decoder)
+        self._threads = threads
         self._pipeline = self._build(self._source, images=batch_images, threads=threads, prefetch=prefetch)
         self._finish = Finish(preprocess, seed, self._device)
 
@@ -111,6 +113,9 @@ class ImageStream(Batches):
         with self._borrowing():
             try:
                 pixel_BHW3 = pixels(self._pipeline)
+                asked = self._source.ahead[number]
+                if asked.most < len(asked.encoded):
+                    pixel_BHW3 = self._part_by_part(asked)
             except StopIteration:
                 if self._source.error:
                     raise self._source.error from None
@@ -123,6 +128,20 @@ class ImageStream(Batches):
             batch.record_stream(torch.cuda.current_stream(self._device))
         del self._source.ahead[number]
         return batch
+
+    def _part_by_part(self, batch: Batch) -> torch.Tensor:
+        """Decode a batch of too many pixels, as many images at once as the bound allows."""
+        parts = [slice(start, start + batch.most) for start in range(0, len(batch.encoded), batch.most)]
+        runs = iter([(batch.encoded[part], batch.need_B[part]) for part in parts])
+        pipeline = self._build(lambda _: next(runs), images=batch.most, threads=self._threads, prefetch=1)
+        decoded = []
+        try:
+            for _ in parts:
+                with self._borrowing():
+                    decoded.append(pixels(pipeline).clone())
+        finally:
+            close_pipeline(pipeline)
+        return torch.cat(decoded)
 
     def _one_by_one(self, batch: Batch) -> torch.Tensor:
         """Decode a batch that the decoder failed on, each image alone, with bad images replaced."""

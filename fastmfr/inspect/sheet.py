@@ -1,10 +1,10 @@
 """Thumbnails of a domain: a row a person, undistorted."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 
+from fastmfr.decode.preprocess import upright_rgb
 from fastmfr.domains import Domain
 
 from .survey import Survey
@@ -33,11 +33,9 @@ def draw_sheet(survey: Survey, path: Path | str) -> bool:
 
 def _thumbnail(domain: Domain, image: int) -> np.ndarray | None:
     """uint8 (SIDE, SIDE, 3), padded in grey if the image is not square; None if the image does not decode."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(io.BytesIO(bytes(domain.jpeg(image)))) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-            return np.asarray(ImageOps.pad(upright, (SIDE, SIDE), color=GREY))
-    except Exception:  # the survey reports damage; a sheet shows what can be seen
+        return np.asarray(ImageOps.pad(upright_rgb(domain.jpeg(image)), (SIDE, SIDE), color=GREY))
+    except ValueError:  # the survey reports damage; a sheet shows what can be seen
         return None

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from fastmfr.decode.encoded import checked_size
+from fastmfr.decode.encoded import START, checked_size, format_of
 from fastmfr.domains import Domain
 from fastmfr.pack.images import ordered_map
 from fastmfr.pack.names import known_names
@@ -28,7 +28,7 @@ class Survey:
         image_N: int64, the numbers of the images that were read, ascending.
         digest_N: uint64, a digest of the bytes of each image; 0 for an image that cannot be read.
         sizes: how many images have each (width, height), in pixels.
-        formats: how many images are "JPEG", and how many "PNG".
+        formats: how many images are "JPEG", "PNG", "BMP", "WEBP" or "TIFF".
         broken: (key, reason) of every broken image.
     """
 
@@ -110,7 +110,7 @@ def _read(domain: Domain, images: np.ndarray) -> list[tuple]:
             encoded = bytes(domain.jpeg(image))
             digest = int.from_bytes(hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest()) if encoded else 0
             size = checked_size(encoded)
-            results.append((digest, size, "PNG" if encoded.startswith(b"\x89") else "JPEG", None))
+            results.append((digest, size, format_of(encoded[:START]), None))
         except ValueError as error:
             results.append((digest, None, None, str(error)))
     return results

@@ -1,49 +1,62 @@
 """One image on its way into the records: checked, and resized if asked."""
 
 import io
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
-from fastmfr.decode.encoded import checked_size
+from fastmfr.decode.encoded import START, checked_size, format_of
+from fastmfr.decode.preprocess import DECODED, jpeg_or_png, upright_rgb
 
 QUALITY = 95  # of a resized JPEG
+LARGE = 1 << 22  # pixels; of larger images one is decoded at a time, so that memory does not grow with the threads
+_ALONE = threading.Lock()
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def prepare(encoded: bytes, short: int | None = None, decode: bool = False) -> tuple[bytes, tuple[int, int]]:
-    """Check one encoded JPEG or PNG, and resize the image if asked.
+    """Check one encoded image, and resize the image if asked.
 
     Args:
-        encoded: the bytes of the image.
+        encoded: the bytes of the image: JPEG, PNG, BMP, WebP or TIFF.
         short: the wanted shorter side in pixels. An image of another size is stored upright, as JPEG of quality 95;
             None keeps all bytes.
         decode: whether to decode every pixel, to find damage that the markers do not show.
 
     Returns:
-        The bytes to store, and (width, height) in pixels.
+        The bytes to store, and (width, height) in pixels. What is neither JPEG nor PNG is stored as PNG, RGB and
+        upright, since that is what trainers read.
 
     Raises:
         ValueError: the image is bad; the message is the reason.
     """
     size = checked_size(encoded)
-    wanted = None if min(size) == short else short
-    if wanted is None and not decode:
-        return encoded, size
+    with _ALONE if size[0] * size[1] > LARGE else nullcontext():
+        if short is not None and min(size) != short:
+            return _resized(_decoded(encoded), short)
+        if format_of(encoded[:START]) in DECODED:
+            if decode:
+                _decoded(encoded)
+            return encoded, size
+        stored = jpeg_or_png(np.frombuffer(encoded, np.uint8)).tobytes()
+        return stored, checked_size(stored)
+
+
+def _decoded(encoded: bytes) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            return (encoded, size) if wanted is None else _resized(image, wanted)
-    except Exception as error:  # decoders meet damage in more ways than they document
+        return upright_rgb(encoded)
+    except ValueError as error:
         raise ValueError(f"does not decode: {error}") from error
 
 
 def _resized(image: Image.Image, short: int) -> tuple[bytes, tuple[int, int]]:
-    image = ImageOps.exif_transpose(image).convert("RGB")
     scale = short / min(image.size)
     width, height = (max(short, round(side * scale)) for side in image.size)
     buffer = io.BytesIO()
