@@ -47,10 +47,12 @@ def test_scores_a_runs_model_on_every_set_that_is_there(run, tmp_path, capsys):
                 str(out),
             ]
         )
-        == 0
+        == 1
     )
-    said = " ".join(capsys.readouterr().out.split())
-    assert "skipped gone: there is no" in said
+    printed = capsys.readouterr()
+    said = " ".join(printed.out.split())
+    assert printed.err.startswith("not scored gone: there is no")
+    assert printed.err.endswith("\nerror: sets scored: 3, not scored: 1\n")
     assert "lfw: FAR 0.01 needs at least 100 impostor pairs, there are 30" in said
     found = json.loads(out.read_text())
     assert found["weights"] == str(run / "mfr.safetensors")
@@ -95,7 +97,7 @@ def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_p
         == 0
     )
     said = " ".join(capsys.readouterr().out.split())
-    assert "skipped multi-pie: no --set multi-pie=PATH was given" in said
+    assert "left out multi-pie: no --set multi-pie=PATH was given" in said
     assert "meglass is not of the paper's size" in said
     found = json.loads(out.read_text())["sets"]
     assert list(found) == ["meglass"]
@@ -108,9 +110,13 @@ def test_a_protocol_names_what_is_missing_and_says_where_sizes_differ(run, tmp_p
         (["{run}"], "there is nothing to score on"),
         (["{run}", "--set", "faces"], "want --set NAME=PATH, got 'faces'"),
         (["{tmp}", "--set", "a=b"], "there are no weights at"),
-        (["{run}", "--set", "a={tmp}/none"], "no set could be scored"),
+        (["{run}", "--set", "a={tmp}/none"], "error: sets scored: 0, not scored: 1"),
+        (["{run}", "--set", "a={tmp}/none", "--out", "{tmp}"], "want --out as a file in a folder that is there"),
         (["{run}", "--sets", "{tmp}/list.yaml"], "should hold lines NAME: PATH"),
-        (["{run}", "--set", "a={tmp}/lfw.bin", "--out", "{tmp}/none/found.json"], "No such file or directory"),
+        (
+            ["{run}", "--set", "a={tmp}/lfw.bin", "--out", "{tmp}/none/found.json"],
+            "as a file in a folder that is there",
+        ),
     ],
 )
 def test_refuses_with_a_sentence(run, tmp_path, capsys, argv, message):
@@ -139,13 +145,11 @@ def test_two_ranks_write_what_one_process_writes_and_say_it_once(run, tmp_path, 
         "16",
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmfr"]
-    two = subprocess.run(
-        [*launch, *typed, "--out", str(tmp_path / "two.json")], capture_output=True, text=True, check=True
-    )
-    assert main([*typed, "--out", str(tmp_path / "one.json")]) == 0
-    one = capsys.readouterr().out
-    for once in ("skipped gone: there is no", "written to", "lfw: FAR 0.01 needs", "lfw 120/120", "faces 36/36"):
-        assert two.stdout.count(once) == one.count(once) == 1
+    two = subprocess.run([*launch, *typed, "--out", str(tmp_path / "two.json")], capture_output=True, text=True)
+    assert main([*typed, "--out", str(tmp_path / "one.json")]) == 1
+    one = "".join(capsys.readouterr())
+    for once in ("not scored gone: there is no", "written to", "lfw: FAR 0.01 needs", "lfw 120/120", "faces 36/36"):
+        assert (two.stdout + two.stderr).count(once) == one.count(once) == 1
     found = [json.loads((tmp_path / f"{name}.json").read_text())["sets"] for name in ("one", "two")]
     assert found[0] == found[1]
     assert list(found[1]["faces"]["bad_images"]) == ["p03/1.jpg"]
@@ -178,7 +182,7 @@ def test_what_goes_wrong_on_one_rank_alone_ends_all_with_its_sentence_once(run, 
     ]
     (said, error), second = (process.communicate() for process in ranks)
     assert [process.returncode for process in ranks] == [1, 1]
-    assert f"skipped a: there is no {tmp_path / 'none'};" in said
-    assert f"skipped b: the ranks find different sets of images at {many}: ('b', 36), ('b', 9); give all" in said
-    assert "error: no set could be scored\n" in error
-    assert not any(word in "".join(second) for word in ("skipped", "error:"))
+    assert f"not scored a: there is no {tmp_path / 'none'};" in error
+    assert f"not scored b: the ranks find different sets of images at {many}: ('b', 36), ('b', 9); give all" in error
+    assert "error: sets scored: 0, not scored: 2\n" in error
+    assert not any(word in "".join((said, *second)) for word in ("not scored", "error:"))

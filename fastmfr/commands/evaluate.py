@@ -1,13 +1,14 @@
 """python -m fastmfr evaluate RUN_OR_WEIGHTS --set NAME=PATH ...: a model scored on sets, as a table and as JSON."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import get_args
 
 import yaml
 
-from fastmfr.commands.frame import is_rank, status_of
+from fastmfr.commands.frame import is_rank, printable, status_of
 from fastmfr.config import parse
 from fastmfr.config.choices import Mirror
 from fastmfr.protocols.files import entry_path, list_text
@@ -50,14 +51,28 @@ def _run(options, settings, model, group):
     try:
         with raise_on_all_ranks(group):
             weights, config = model or _model(options, settings)
-            paths = _paths(options)
-        results = score_sets(weights, config, paths, options.protocol, options.mirror, group)
-        if rank_and_world(group)[0] == 0:
-            write_scores(results, weights, Path(options.out or weights.parent / "evaluation.json"))
+            paths, out = _paths(options), Path(options.out or weights.parent / "evaluation.json")
+            _check_folder(out)
+        results, left_out = score_sets(weights, config, paths, options.protocol, options.mirror, group)
     except KeyboardInterrupt as stopped:
         stopped.add_note("nothing was written")
         raise
-    return 0
+    if rank_and_world(group)[0] == 0:
+        if results:
+            write_scores(results, weights, out)
+        for name, reason in left_out.items():
+            print(printable(f"not scored {name}: {reason}"), file=sys.stderr)
+        if left_out or not results:
+            print(f"error: sets scored: {len(results)}, not scored: {len(left_out)}", file=sys.stderr)
+    return 1 if left_out or not results else 0
+
+
+def _check_folder(out):
+    """Raises OSError or ValueError if no file `out` can be written; scoring takes long."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"want --out as a file in a folder that is there, got {out}")
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"{out.parent} cannot be written to; name a file elsewhere by --out")
 
 
 def _model(options, settings):

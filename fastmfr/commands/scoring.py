@@ -30,8 +30,8 @@ def score_sets(
     protocol: str | None,
     mirror: Mirror | None,
     group: ProcessGroup | None,
-) -> dict[str, Scores]:
-    """Score a model on every set that can be read; the other sets are named and skipped.
+) -> tuple[dict[str, Scores], dict[str, str]]:
+    """Score a model on every set that can be read.
 
     Args:
         weights: the file of the model's weights.
@@ -42,10 +42,11 @@ def score_sets(
         group: the ranks that divide the images among themselves, or None.
 
     Returns:
-        The scores by set; on ranks other than the first, None for each set.
+        The scores by set; on ranks other than the first, None for each set. And why the other sets were not scored, by
+        name.
 
     Raises:
-        FileNotFoundError, ValueError: the model cannot be opened, or no set can be scored.
+        FileNotFoundError, ValueError: the model cannot be opened.
     """
     console = new_console()
     if protocol:
@@ -58,7 +59,7 @@ def score_sets(
             _, sentence = choose_decoder("auto", [], None, device, config.data.threads)  # nothing to measure
             console.print(sentence)
     chosen = {"seed": config.seed, "probes_per_identity": config.evaluate.probes_per_identity}
-    results = {}
+    results, left_out = {}, {}
     for name, path in paths.items():
         try:
             for found in _opened(open_sets(name, path, **chosen), path, group):
@@ -66,10 +67,8 @@ def score_sets(
                     console.print(unlike)
                 results[found.name] = _scored(model, found, mirror, console, group)
         except (ValueError, OSError) as error:
-            console.print(f"skipped {name}: {error}")
-    if not results:
-        raise ValueError("no set could be scored")
-    return results
+            left_out[name] = str(error)
+    return results, left_out
 
 
 def _opened(sets, path, group):
@@ -91,7 +90,7 @@ def _opened(sets, path, group):
 def _restricted(protocol, config, paths, console):
     """(config, paths) at the paper's FARs, with the paper's targets only; says which are missing."""
     for name in protocol.missing(paths):
-        console.print(f"skipped {name}: no --set {name}=PATH was given")
+        console.print(f"left out {name}: no --set {name}=PATH was given")
     config = replace(config, evaluate=replace(config.evaluate, far=protocol.far))
     return config, {name: path for name, path in paths.items() if name in protocol.targets}
 
@@ -139,11 +138,11 @@ def _scored(model, found, mirror, console, group):
 
 
 def write_scores(results: Mapping[str, Scores], weights: Path, out: Path) -> None:
-    """Print the scores as a table with its notes, and write them as JSON to `out`."""
+    """Write the scores as JSON to `out`, and print them as a table with its notes."""
+    written = {"weights": str(weights), "environment": environment(), "sets": to_json(results)}
+    write_text(out, json.dumps(written, indent=1))
     console = new_console()
     console.print(table_of(results), soft_wrap=False)
     for note in notes(results):
         console.print(note)
-    written = {"weights": str(weights), "environment": environment(), "sets": to_json(results)}
-    write_text(out, json.dumps(written, indent=1))
     console.print(f"written to {out}")
