@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -26,54 +27,44 @@ py::array_t<T> read_only(const T* data, uint64_t size, py::handle owner) {
     return array;
 }
 
-/// The encoded image as an array over the map; over its own bytes where the file holds it in several parts.
-py::array_t<uint8_t> image_array(const py::object& file, Record& record) {
-    if (record.joined.empty()) return read_only(record.image.data, record.image.size, file);
-    auto bytes = std::make_unique<std::vector<uint8_t>>(std::move(record.joined));
-    const py::capsule owner(bytes.get(), [](void* held) { delete static_cast<std::vector<uint8_t>*>(held); });
-    bytes.release();
+/// The encoded image as an array that keeps the record's bytes.
+py::array_t<uint8_t> image_array(Record& record) {
+    const py::capsule owner(record.bytes.get(), std::free);
+    (void)record.bytes.release();
     return read_only(record.image.data, record.image.size, owner);
 }
 
-py::array_t<uint8_t> jpeg(const py::object& self, uint64_t image) {
-    const auto& file = self.cast<const RecordFile&>();
+py::array_t<uint8_t> jpeg(const RecordFile& file, uint64_t image) {
     Record record;
     {
-        py::gil_scoped_release release;  // the first touch may wait for the disk
+        py::gil_scoped_release release;  // the disk may make us wait
         file.read(image, record);
     }
-    return image_array(self, record);
+    return image_array(record);
 }
 
-py::list jpegs(const py::object& self, const Int64s& images) {
-    const auto& file = self.cast<const RecordFile&>();
-    std::vector<Record> records(images.size());
-    const int64_t* const numbers = images.data();
+py::list jpegs(const RecordFile& file, const Int64s& images) {
+    const std::vector<int64_t> numbers(images.data(), images.data() + images.size());  // safe from other threads
+    std::vector<Record> records(numbers.size());
     {
-        py::gil_scoped_release release;
-        for (size_t i = 0; i < records.size(); ++i) file.prefetch(uint64_t(numbers[i]));  // all reads in flight at once
+        py::gil_scoped_release release;  // all reads are with the disk before the first is waited for
+        for (size_t i = 0; i < records.size(); ++i) file.begin(uint64_t(numbers[i]), records[i]);
         for (size_t i = 0; i < records.size(); ++i) file.read(uint64_t(numbers[i]), records[i]);
     }
     py::list arrays(records.size());
-    for (size_t i = 0; i < records.size(); ++i) arrays[i] = image_array(self, records[i]);
+    for (size_t i = 0; i < records.size(); ++i) arrays[i] = image_array(records[i]);
     return arrays;
 }
 
-/// A sampler and the Python arrays it reads.
-struct OwnedSampler {
-    std::vector<Int64s> offsets;
-    Sampler sampler;
-};
-
-std::unique_ptr<OwnedSampler> make_sampler(const std::vector<std::string>& names, std::vector<Int64s> offsets,
-                                           uint32_t share, uint64_t seed, uint32_t rank, uint32_t world, bool augment,
-                                           bool per_domain) {
+std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& names, const std::vector<Int64s>& offsets,
+                                      uint32_t share, uint64_t seed, uint32_t rank, uint32_t world, bool augment,
+                                      bool per_domain) {
     if (names.size() != offsets.size()) throw std::invalid_argument("want one name for each array of offsets");
-    std::vector<DomainImages> domains;
-    for (size_t i = 0; i < names.size(); ++i) domains.push_back({names[i], offsets[i].data(), offsets[i].size() - 1});
+    std::vector<DomainImages> domains;  // copies: what the caller does to the arrays later changes no draw
+    for (size_t i = 0; i < names.size(); ++i)
+        domains.push_back({names[i], {offsets[i].data(), offsets[i].data() + offsets[i].size()}});
     py::gil_scoped_release release;
-    Sampler sampler(domains, share, seed, rank, world, augment, per_domain);
-    return std::make_unique<OwnedSampler>(OwnedSampler{std::move(offsets), std::move(sampler)});
+    return std::make_unique<Sampler>(std::move(domains), share, seed, rank, world, augment, per_domain);
 }
 
 /// One (4, share) array: domain, identity, gallery, probe.
@@ -107,8 +98,9 @@ void gather_images(const py::array_t<uint8_t, py::array::c_style>& images, const
     const int64_t batch = index ? index->size() : pixels.images;
     if (out.size() != batch * 3 * pixels.height * pixels.width) throw std::invalid_argument("want out (B, 3, H, W)");
     const int64_t* const numbers = index ? index->data() : nullptr;
-    const Changes changes{values(mirror, batch, "mirror"), values(shift, 2 * batch, "shift"),
-                          values(block, batch, "block"), values(gain, batch, "gain"), values(offset, batch, "offset")};
+    const auto* const mirrored = reinterpret_cast<const uint8_t*>(values(mirror, batch, "mirror"));
+    const Changes changes{mirrored, values(shift, 2 * batch, "shift"), values(block, batch, "block"),
+                          values(gain, batch, "gain"), values(offset, batch, "offset")};
     float* const written = out.mutable_data();
     py::gil_scoped_release release;
     gather(pixels, numbers, batch, changes, mean, scale, written);
@@ -123,6 +115,8 @@ PYBIND11_MODULE(_native, module) {
                py::arg("shift").none(true), py::arg("block").none(true), py::arg("gain").none(true),
                py::arg("offset").none(true), py::arg("mean"), py::arg("scale"), py::arg("out").noconvert());
 
+    py::register_exception<FileChanged>(module, "FileChanged", PyExc_ValueError);
+
     py::class_<RecordFile>(module, "RecordFile")
         .def(py::init<const std::string&>(), py::arg("folder"), GilRelease())
         .def_property_readonly("images", &RecordFile::images)
@@ -132,21 +126,19 @@ PYBIND11_MODULE(_native, module) {
                                    const auto& file = self.cast<const RecordFile&>();
                                    return read_only(file.offsets(), file.identities() + 1, self);
                                })
+        .def_property_readonly("note", &RecordFile::note)
         .def("key", &RecordFile::key, py::arg("image"))
         .def("label", &RecordFile::label, py::arg("image"), GilRelease())
         .def("jpeg", &jpeg, py::arg("image"))
         .def("jpegs", &jpegs, py::arg("images"));
 
-    py::class_<OwnedSampler>(module, "Sampler")
+    py::class_<Sampler>(module, "Sampler")
         .def(py::init(&make_sampler), py::arg("names"), py::arg("offsets"), py::arg("share"), py::arg("seed"),
              py::arg("rank"), py::arg("world"), py::arg("augment"), py::arg("per_domain"))
-        .def("dropped", [](const OwnedSampler& self, uint32_t domain) { return self.sampler.dropped(domain); })
-        .def("batch", [](const OwnedSampler& self, uint64_t step) {
-            return draw(self.sampler, self.sampler.batch(), step);
-        }, py::arg("step"))
-        .def("split", [](const OwnedSampler& self, uint64_t step, uint32_t meta_test) {
-            const Sampler& sampler = self.sampler;
-            return std::pair(draw(sampler, sampler.train(meta_test), step),
-                             draw(sampler, sampler.test(meta_test), step));
+        .def("dropped", &Sampler::dropped, py::arg("domain"))
+        .def("batch", [](const Sampler& self, uint64_t step) { return draw(self, self.batch(), step); },
+             py::arg("step"))
+        .def("split", [](const Sampler& self, uint64_t step, uint32_t meta_test) {
+            return std::pair(draw(self, self.train(meta_test), step), draw(self, self.test(meta_test), step));
         }, py::arg("step"), py::arg("meta_test"));
 }

@@ -136,7 +136,7 @@ void in_cells(const Pixels& pixels, const uint8_t* image, const Change& change, 
         const int64_t bottom = std::min(top + block, height);
         for (int64_t left = 0; left < width; left += block) {
             const int64_t right = std::min(left + block, width);
-            int32_t sum[3] = {0, 0, 0};
+            int64_t sum[3] = {0, 0, 0};
             for (int64_t y = top; y < bottom; ++y) {
                 const uint8_t* const row = image + clamped(y - change.down, height) * width * 3;
                 for (int64_t x = left; x < right; ++x)

@@ -12,9 +12,10 @@ struct Pixels {
     int64_t height, width;
 };
 
-/// What is done to each image of a batch; a null pointer leaves that change out. `shift` holds (down, right) pairs.
+/// What is done to each image of a batch; a null pointer leaves that change out. `shift` holds (down, right) pairs;
+/// `mirror` holds 0 for no and anything else for yes.
 struct Changes {
-    const bool* mirror;
+    const uint8_t* mirror;
     const int32_t *shift, *block;
     const float *gain, *offset;
 };

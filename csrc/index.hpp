@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "mapping.hpp"
+#include "file.hpp"
 #include "record.hpp"
 
 namespace fastmfr {
@@ -20,8 +20,7 @@ struct Entry {
 
 /// Read `key<TAB>offset` lines, whatever they hold. The entries are in the order of their keys, no key comes twice,
 /// and every one begins inside the `rec_size` bytes of the file `rec_path`.
-std::vector<Entry> read_text_index(const Mapping& text, const std::string& text_path, const std::string& rec_path,
-                                   uint64_t rec_size);
+std::vector<Entry> read_text_index(const File& text, const std::string& rec_path, uint64_t rec_size);
 
 /// The images of a file, identity by identity: identity k has images offsets[k] .. offsets[k + 1] - 1.
 struct Index {
@@ -32,13 +31,18 @@ struct Index {
 
     static Index own(const Layout& layout, std::vector<Entry> entries, std::vector<int64_t> offsets);
 
-    /// The index kept at `path`, mapped; without images if there is none, or none that belongs to these two files.
-    static Index load(const std::string& path, const Stamp& rec, const Stamp& text);
+    /// The index kept at `path`; without images if there is none, or none that belongs to these two files. A damaged
+    /// one counts as none, and `note` says so.
+    static Index load(const std::string& path, const Stamp& rec, const Stamp& text, std::string& note);
 
-    /// Keep the index at `path` for the next time; does nothing where the folder cannot be written.
+    /// Replace the index kept at `path` as a whole; does nothing where the folder cannot be written.
     void save(const std::string& path, const Stamp& rec, const Stamp& text) const;
 
+    struct Head;
+
 private:
+    bool take(const Head& head, const File& file);
+
     std::shared_ptr<const void> owner_;
 };
 

@@ -5,9 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <cstdlib>
+#include <memory>
 
-#include "mapping.hpp"
+#include "file.hpp"
 
 namespace fastmfr {
 
@@ -24,17 +25,30 @@ struct Layout {
 constexpr Layout kFloat32{24, 4};  // what mxnet and im2rec write: u32, f32, u64, u64
 constexpr Layout kFloat64{32, 8};  // what some forks write: u32, 4 bytes of padding, f64, u64, u64
 
-/// A decoded record; `image` points into the file's map, or into `joined` where the file holds it in several parts.
+struct Free {
+    void operator()(uint8_t* bytes) const { std::free(bytes); }
+};
+using Bytes = std::unique_ptr<uint8_t, Free>;
+
+/// A decoded record; `image` points into `bytes`.
 struct Record {
-    uint32_t extra = 0;       // how many labels follow the header
+    uint32_t extra = 0;        // how many labels follow the header
     double label[2] = {0, 0};  // the header's own label, or the first two that follow it
     View image;
-    std::vector<uint8_t> joined;
+    Bytes bytes;
+    uint64_t have = 0;  // how many of the record's first bytes are in `bytes`
 };
 
-/// Find the payload of the record at the start of `bytes` (which may end after it) and leave it in `record.image`.
-/// Returns what is wrong, or nullptr.
-const char* find_payload(View bytes, Record& record);
+/// What is read of a record: all of it, or no more than its labels need. The size of `Record::image` is right in both.
+enum class Want { kAll, kLabels };
+
+/// Take what is in memory of the record at `offset` of `file`, in at most `room` bytes, and have the system read the
+/// rest soon, without waiting for it.
+void begin_to_read(const File& file, uint64_t offset, uint64_t room, Record& record);
+
+/// Read the record at `offset` of `file`, in at most `room` bytes, from where `record` has it on; leave its payload in
+/// `record.image`. Returns what is wrong, or nullptr.
+const char* read_payload(const File& file, uint64_t offset, uint64_t room, Want want, Record& record);
 
 /// Take header and labels off the payload in `record.image`. Returns what is wrong, or nullptr.
 const char* take_header(const Layout& layout, Record& record);

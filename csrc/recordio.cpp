@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace fastmfr {
 namespace {
@@ -21,43 +22,52 @@ std::vector<Entry>::const_iterator at_key(const std::vector<Entry>& records, uin
 
 }  // namespace
 
-RecordFile::RecordFile(const std::string& folder)
-    : rec_path_(folder + "/train.rec"), text_path_(folder + "/train.idx"), rec_(rec_path_) {
-    const Mapping text(text_path_);
+RecordFile::RecordFile(const std::string& folder) : rec_(folder + "/train.rec"), text_path_(folder + "/train.idx") {
+    const File text(text_path_);
+    for (const File* file : {&std::as_const(rec_), &text})
+        if (!file->stamp().size) throw std::invalid_argument(file->path() + " is empty; copy or pack it again");
     const std::string kept_path = text_path_ + ".fastmfr";
-    rec_.advise(MADV_RANDOM);
-    index_ = Index::load(kept_path, rec_.stamp(), text.stamp());
+    rec_.advise(POSIX_FADV_RANDOM);
+    index_ = Index::load(kept_path, rec_.stamp(), text.stamp(), note_);
     if (index_.images) return;
-    const std::vector<Entry> records = read_text_index(text, text_path_, rec_path_, rec_.stamp().size);
+    const std::vector<Entry> records = read_text_index(text, rec_.path(), rec_.stamp().size);
     const Layout layout = detect_layout(records);
     Images images = group(records, layout);
     if (images.entries.empty())
-        throw std::invalid_argument(rec_path_ + " holds no image; copy or pack it again");
+        throw std::invalid_argument(rec_.path() + " holds no image; copy or pack it again");
+    text.require_unchanged();
+    rec_.require_unchanged();
     index_ = Index::own(layout, std::move(images.entries), std::move(images.offsets));
     index_.save(kept_path, rec_.stamp(), text.stamp());
 }
 
 const Entry& RecordFile::entry(uint64_t image) const {
     if (image >= index_.images)
-        throw std::out_of_range("image " + std::to_string(image) + " of " + rec_path_ +
+        throw std::out_of_range("image " + std::to_string(image) + " of " + rec_.path() +
                                 " was asked for; it has images 0 to " + std::to_string(index_.images - 1));
     return index_.entries[image];
 }
 
-View RecordFile::bytes(const Entry& entry) const {
-    const View file = rec_.view();
-    if (entry.offset % 4 || entry.offset >= file.size) refuse(entry, "no record can begin there");
-    return {file.data + entry.offset, std::min<uint64_t>(entry.length, file.size - entry.offset)};
+/// Bytes that the record may take.
+uint64_t RecordFile::room(const Entry& entry) const {
+    const uint64_t size = rec_.stamp().size;
+    if (entry.offset % 4 || entry.offset >= size) refuse(entry, "no record can begin there");
+    return std::min<uint64_t>(entry.length, size - entry.offset);
 }
 
 void RecordFile::refuse(const Entry& entry, const std::string& why) const {
-    throw std::invalid_argument("record " + std::to_string(entry.key) + " of " + rec_path_ + ", at byte " +
+    rec_.require_unchanged();
+    throw std::invalid_argument("record " + std::to_string(entry.key) + " of " + rec_.path() + ", at byte " +
                                 std::to_string(entry.offset) + ", cannot be read: " + why +
                                 "; copy the file again, or delete the record's line from train.idx to leave it out");
 }
 
-void RecordFile::decode(const Entry& entry, const Layout& layout, Record& record) const {
-    const char* wrong = find_payload(bytes(entry), record);
+const char* RecordFile::read_payload(const Entry& entry, Want want, Record& record) const {
+    return fastmfr::read_payload(rec_, entry.offset, room(entry), want, record);
+}
+
+void RecordFile::decode(const Entry& entry, const Layout& layout, Want want, Record& record) const {
+    const char* wrong = read_payload(entry, want, record);
     if (!wrong) wrong = take_header(layout, record);
     if (wrong) refuse(entry, wrong);
 }
@@ -72,52 +82,57 @@ uint64_t RecordFile::identity_label(const Entry& entry, const Layout& layout, co
 
 uint64_t RecordFile::label(uint64_t image) const {
     Record record;
-    read(image, record);
+    decode(entry(image), index_.layout, Want::kLabels, record);
     return identity_label(entry(image), index_.layout, record);
 }
 
-void RecordFile::prefetch(uint64_t image) const { Mapping::prefetch(bytes(entry(image))); }
+void RecordFile::begin(uint64_t image, Record& record) const {
+    const Entry& wanted = entry(image);
+    begin_to_read(rec_, wanted.offset, room(wanted), record);
+}
 
 /// The layout that explains one of the first records; a sound file is settled by its first.
 Layout RecordFile::detect_layout(const std::vector<Entry>& records) const {
     const size_t tries = std::min<size_t>(records.size(), 64);
     for (size_t i = 0; i < tries; ++i) {
         Record record;
-        if (find_payload(bytes(records[i]), record)) continue;
+        if (read_payload(records[i], Want::kAll, record)) continue;
         for (const Layout& layout : {kFloat32, kFloat64})
             if (fits(layout, record.image)) return layout;
     }
-    throw std::invalid_argument(rec_path_ + " is not RecordIO with JPEG or PNG images, or train.idx belongs to another "
-                                "file: none of the first " + std::to_string(tries) + " records makes sense");
+    rec_.require_unchanged();
+    throw std::invalid_argument(rec_.path() + " is not RecordIO with JPEG or PNG images, or train.idx belongs to " +
+                                "another file: none of the first " + std::to_string(tries) + " records makes sense");
 }
 
 RecordFile::Images RecordFile::group(const std::vector<Entry>& records, const Layout& layout) const {
     const auto last = std::max_element(records.begin(), records.end(),
                                        [](const Entry& a, const Entry& b) { return a.offset < b.offset; });
     Record record;
-    decode(*last, layout, record);  // a file cut short is found at once
+    decode(*last, layout, Want::kLabels, record);  // a file cut short is found at once
     Images images;
     return take_ranges(records, layout, images) ? images : scan(records, layout);
 }
 
 /// Native files: the images as the identity records group them; false where there are none, or they cannot be right.
 bool RecordFile::take_ranges(const std::vector<Entry>& records, const Layout& layout, Images& images) const {
-    Record record;
+    Record zero;
     uint64_t identity = 0, end = 0, first = 1, next = 1;
     if (records.front().key != 0) return false;
-    decode(records.front(), layout, record);
-    if (record.image.size || record.extra < 2) return false;
-    if (!whole(record.label[0], layout.exact() - 1, identity)) return false;
-    if (!whole(record.label[1], layout.exact() - 1, end)) return false;
+    decode(records.front(), layout, Want::kLabels, zero);
+    if (zero.image.size || zero.extra < 2) return false;
+    if (!whole(zero.label[0], layout.exact() - 1, identity)) return false;
+    if (!whole(zero.label[1], layout.exact() - 1, end)) return false;
     if (records.back().key + uint64_t{1} < end)
         throw std::invalid_argument(text_path_ + " ends at key " + std::to_string(records.back().key) + ", but " +
-                                    rec_path_ + " announces records up to " + std::to_string(end - 1) +
+                                    rec_.path() + " announces records up to " + std::to_string(end - 1) +
                                     "; copy the index again");
     const uint64_t limit = identity;  // identity records follow the images
     auto image = at_key(records, 1);
     for (auto at = at_key(records, identity); identity < end; ++identity, ++at) {
         if (at == records.end() || at->key != identity) return false;
-        const char* wrong = find_payload(bytes(*at), record);
+        Record record;
+        const char* wrong = read_payload(*at, Want::kLabels, record);
         if (wrong || take_header(layout, record) || record.image.size || record.extra < 2) return false;
         if (!whole(record.label[0], layout.exact(), first) || first != next) return false;
         if (!whole(record.label[1], double(limit), next) || next < first) return false;
@@ -129,17 +144,17 @@ bool RecordFile::take_ranges(const std::vector<Entry>& records, const Layout& la
 
 /// Any file: read every record's label and bring the images of an identity together.
 RecordFile::Images RecordFile::scan(const std::vector<Entry>& records, const Layout& layout) const {
-    rec_.advise(MADV_SEQUENTIAL);
+    rec_.advise(POSIX_FADV_SEQUENTIAL);
     std::vector<Entry> found;
     std::vector<uint64_t> labels;
     for (const Entry& entry : records) {
         Record record;
-        decode(entry, layout, record);
+        decode(entry, layout, Want::kLabels, record);
         if (!record.image.size) continue;  // record 0 and identity records
         found.push_back(entry);
         labels.push_back(identity_label(entry, layout, record));
     }
-    rec_.advise(MADV_RANDOM);
+    rec_.advise(POSIX_FADV_RANDOM);
     std::vector<uint32_t> order(found.size());
     std::iota(order.begin(), order.end(), 0);
     if (!std::is_sorted(labels.begin(), labels.end()))

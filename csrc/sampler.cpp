@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 namespace fastmfr {
 namespace {
@@ -16,7 +17,7 @@ uint64_t position_from(uint64_t t, uint32_t j, uint32_t n) { return (t + n - 1 -
 
 }  // namespace
 
-Sampler::Sampler(const std::vector<DomainImages>& domains, uint32_t share, uint64_t seed, uint32_t rank, uint32_t world,
+Sampler::Sampler(std::vector<DomainImages> domains, uint32_t share, uint64_t seed, uint32_t rank, uint32_t world,
                  bool augment, bool per_domain)
     : share_(share), rank_(rank), world_(world), augment_(augment), per_domain_(per_domain), random_(seed) {
     if (domains.empty()) throw std::invalid_argument("a sampler needs at least one domain; none was given");
@@ -27,31 +28,38 @@ Sampler::Sampler(const std::vector<DomainImages>& domains, uint32_t share, uint6
     if (share > kMost / domains.size() / world)
         throw std::invalid_argument("batch_identities x domains x world must stay below 2**31, got " + number(share) +
                                     " x " + number(domains.size()) + " x " + number(world));
-    for (const DomainImages& domain : domains) pools_.push_back(make_pool(domain, augment));
+    for (DomainImages& domain : domains) pools_.push_back(make_pool(std::move(domain), augment));
     require(batch(), 0);
 }
 
-Sampler::Pool Sampler::make_pool(const DomainImages& domain, bool augment) {
-    if (domain.identities < 1 || domain.identities > kMost)
-        throw std::invalid_argument("domain '" + domain.name + "' has " + std::to_string(domain.identities) +
+Sampler::Pool Sampler::make_pool(DomainImages domain, bool augment) {
+    const int64_t identities = domain.identities(), enough = augment ? 1 : 2;
+    if (identities < 1 || identities > kMost)
+        throw std::invalid_argument("domain '" + domain.name + "' has " + std::to_string(identities) +
                                     " identities; a domain holds 1 to 2,147,483,647");
-    const int64_t enough = augment ? 1 : 2;
     uint32_t count = 0;
     if (domain.offsets[0] != 0)
         throw std::invalid_argument("the offsets of domain '" + domain.name + "' must begin with 0");
-    for (int64_t k = 0; k < domain.identities; ++k) {
+    for (int64_t k = 0; k < identities; ++k) {
         const int64_t start = domain.offsets[k], end = domain.offsets[k + 1];
         if (end < start || end - start > kMost)
             throw std::invalid_argument("the offsets of domain '" + domain.name + "' must ascend by less than 2**31: " +
                                         std::to_string(end) + " follows " + std::to_string(start));
         count += end - start >= enough;
     }
-    Pool pool{domain, {}, Grid(std::max(count, 1u)), uint32_t(domain.identities - count)};
-    if (!pool.dropped || !count) return pool;
-    pool.usable.reserve(count);
-    for (int64_t k = 0; k < domain.identities; ++k)
-        if (domain.offsets[k + 1] - domain.offsets[k] >= enough) pool.usable.push_back(uint32_t(k));
-    return pool;
+    std::vector<uint32_t> usable;
+    if (count && count < identities) {
+        usable.reserve(count);
+        for (int64_t k = 0; k < identities; ++k)
+            if (domain.offsets[k + 1] - domain.offsets[k] >= enough) usable.push_back(uint32_t(k));
+    }
+    return {std::move(domain), std::move(usable), Grid(std::max(count, 1u)), uint32_t(identities - count)};
+}
+
+uint32_t Sampler::dropped(uint32_t domain) const {
+    if (domain >= domains())
+        throw std::out_of_range("domain " + number(domain) + " was asked for; there are " + number(domains()));
+    return pools_[domain].dropped;
 }
 
 void Sampler::require_split(uint32_t meta_test) const {
@@ -77,7 +85,7 @@ void Sampler::require(const Stream& stream, uint64_t step) const {
     const uint32_t m = most(stream);
     for (uint32_t j = 0; j < stream.domains; ++j) {
         const Pool& pool = pools_[stream.domain(j)];
-        const uint64_t usable = pool.images.identities - pool.dropped;
+        const uint64_t usable = pool.images.identities() - pool.dropped;
         if (usable < m)
             throw std::invalid_argument(
                 "domain '" + pool.images.name + "' has " + number(usable) + " identities with " +
@@ -102,7 +110,7 @@ void Sampler::draw(const Stream& stream, uint64_t step, PairRows rows) const {
         const Pool& pool = pools_[stream.domain(j)];
         for (uint32_t i = 0; i < count; ++i) {
             if (!pool.usable.empty()) chosen[i] = pool.usable[chosen[i]];
-            __builtin_prefetch(pool.images.offsets + chosen[i]);
+            __builtin_prefetch(pool.images.offsets.data() + chosen[i]);
         }
         for (uint32_t i = 0; i < count; ++i) {
             const uint32_t b = start + i * n;

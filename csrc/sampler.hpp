@@ -18,11 +18,12 @@
 
 namespace fastmfr {
 
-/// A domain's images, identity by identity; `offsets` (identities + 1) belongs to the caller, who keeps it alive.
+/// A domain's images, identity by identity: identity k has images offsets[k] .. offsets[k + 1] - 1.
 struct DomainImages {
     std::string name;
-    const int64_t* offsets;
-    int64_t identities;
+    std::vector<int64_t> offsets;  // identities + 1
+
+    int64_t identities() const { return int64_t(offsets.size()) - 1; }
 };
 
 /// Where the pairs of a batch go, `share` numbers each.
@@ -43,11 +44,12 @@ struct Stream {
 
 class Sampler {
 public:
-    Sampler(const std::vector<DomainImages>& domains, uint32_t share, uint64_t seed, uint32_t rank, uint32_t world,
+    Sampler(std::vector<DomainImages> domains, uint32_t share, uint64_t seed, uint32_t rank, uint32_t world,
             bool augment, bool per_domain);
 
     uint32_t domains() const { return uint32_t(pools_.size()); }
-    uint32_t dropped(uint32_t domain) const { return pools_[domain].dropped; }
+    /// How many identities of a domain are never drawn; throws std::out_of_range for a domain there is not.
+    uint32_t dropped(uint32_t domain) const;
 
     Stream batch() const { return {Stream::kBatch, 0, domains(), share_}; }
     Stream train(uint32_t meta_test) const;
@@ -66,7 +68,7 @@ private:
     };
     enum Use : uint32_t { kPair, kPass = 2, kStep = 4 };  // a permutation takes two tags
 
-    static Pool make_pool(const DomainImages& domain, bool augment);
+    static Pool make_pool(DomainImages domain, bool augment);
     void require_split(uint32_t meta_test) const;
     /// Identities that all ranks take together at a step, and at most from one domain.
     uint64_t slots(const Stream& stream) const { return uint64_t{stream.share} * world_; }

@@ -64,7 +64,7 @@ class GroupedDomainSampler:
 
         Args:
             offsets_by_domain: int64 offsets (identities + 1,) by name, or a sequence of them. Identity k of a domain
-                has the images offsets[k] up to offsets[k + 1] - 1. The arrays are read in place, never changed.
+                has the images offsets[k] up to offsets[k + 1] - 1. The arrays are copied.
             batch_identities: how many identities each rank draws at a step.
             seed: an integer in [0, 2**64).
             rank: the number of this rank, in [0, world).

@@ -182,6 +182,20 @@ def test_the_c_plus_plus_path_equals_the_reference_to_the_bit(N, H, W, skip, wan
         assert torch.cat([around[:skip], around[-1:]]).isnan().all()  # nothing beside it was written
 
 
+def test_the_c_plus_plus_path_takes_any_byte_but_zero_for_true():
+    image_NHW3, out = images(2, 4, 8).cpu().numpy(), np.empty((2, 2, 3, 4, 8), np.float32)
+    for result, mirror in zip(out, ([0, 2], [0, 1]), strict=True):
+        _native.gather_images(image_NHW3, None, np.array(mirror, np.uint8).view(bool), *[None] * 4, 0.0, 1.0, result)
+    np.testing.assert_array_equal(*out)
+
+
+def test_the_c_plus_plus_path_averages_cells_beyond_31_bits():
+    W = 2**31 // 255 + 1  # their grey levels sum to more than a 32-bit integer holds
+    white_NHW3, out = np.full((1, 1, W, 3), 255, np.uint8), np.empty((1, 3, 1, W), np.float32)
+    _native.gather_images(white_NHW3, None, None, None, np.array([W], np.int32), None, None, 0.0, 1.0, out)
+    assert abs(out[0, :, 0, 0] - 255).max() < 1e-3
+
+
 def test_the_c_plus_plus_path_refuses_what_does_not_fit():
     image_NHW3, out = images(2, 4, 4).cpu().numpy(), np.empty((2, 3, 4, 4), np.float32)
     none = [None] * 5

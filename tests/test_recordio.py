@@ -8,7 +8,10 @@ import struct
 import numpy as np
 import pytest
 
+from fastmfr.decode.source import Reader
+from fastmfr.decode.verdicts import Verdicts
 from fastmfr.domains import open_domain
+from fastmfr.native import FileChanged
 from fastmfr.pack import MAGIC, RecordWriter
 
 FLOAT32, FLOAT64 = ("<IfQQ", "f"), ("<I4xdQQ", "d")
@@ -182,7 +185,31 @@ def test_views_are_read_only_and_outlive_their_domain(tmp_path):
     assert offsets.tolist() == [0, 2, 5]
     assert [bytes(image) for image in many] == [jpeg(key) for key in range(1, 6)]
     assert not any(array.flags.writeable for array in (view, offsets, *many))
-    assert not view.flags.owndata  # no copy of the bytes was made
+
+
+@pytest.mark.parametrize("read", [lambda domain: domain.jpeg(4), lambda domain: domain.jpegs(np.arange(5))])
+def test_a_file_cut_short_while_it_is_open_is_named_and_ends_no_process(tmp_path, read):
+    domain = open_domain(write(tmp_path, native([2, 3])))
+    os.truncate(tmp_path / "train.rec", 160)  # within the second image
+    assert bytes(domain.jpeg(0)) == jpeg(1)
+    with pytest.raises(FileChanged, match=r"train.rec was changed while .* had 528 bytes .* has 160 now; put the file"):
+        read(domain)
+    with pytest.raises(FileChanged):
+        domain.identity_name(1)
+
+
+def test_a_file_overwritten_while_it_is_open_is_named(tmp_path):
+    domain = open_domain(write(tmp_path, native([2, 3])))
+    (tmp_path / "train.rec").write_bytes(bytes(528))
+    with pytest.raises(FileChanged, match=r"had 528 bytes when it was opened, and was written to since"):
+        domain.jpeg(0)
+
+
+def test_no_substitute_is_read_from_a_file_that_was_cut_short(tmp_path):
+    reader = Reader([open_domain(write(tmp_path, native([2, 3])))], Verdicts(), 112)
+    os.truncate(tmp_path / "train.rec", 160)
+    with pytest.raises(FileChanged):
+        reader.read(np.zeros(2, int), np.array([0, 4]))
 
 
 def test_the_kept_index_is_used_until_a_file_changes(tmp_path):
@@ -196,6 +223,76 @@ def test_the_kept_index_is_used_until_a_file_changes(tmp_path):
     os.utime(index, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
     with pytest.raises(ValueError, match=r"line 1 of .*train.idx is not a key"):
         open_domain(tmp_path)
+
+
+def damaged(sound):
+    """(what happened, the bytes) of every way to damage a kept index a little: one bit of each byte, cut, longer."""
+    for at in range(len(sound)):
+        yield f"bit {at % 8} of byte {at}", sound[:at] + bytes([sound[at] ^ 1 << at % 8]) + sound[at + 1 :]
+        if at % 16 == 0:
+            yield f"cut at {at}", sound[:at]
+            yield f"zeros from {at}", sound[:at] + bytes(len(sound) - at)
+            yield (
+                f"words at {at} exchanged",
+                sound[:at] + sound[at + 8 : at + 16] + sound[at : at + 8] + sound[at + 16 :],
+            )
+    yield "longer", sound + bytes(8)
+
+
+def test_a_damaged_kept_index_is_made_again_with_a_note(tmp_path):
+    kept = write(tmp_path, flat([1, 0, 1, 2, 0])) / "train.idx.fastmfr"
+    first, sound = open_domain(tmp_path), kept.read_bytes()
+    assert not first.notes
+    for what, content in damaged(sound):
+        if content == sound:
+            continue
+        kept.write_bytes(content)
+        domain = open_domain(tmp_path)
+        assert contents(domain) == contents(first), what
+        assert domain.offsets.tolist() == first.offsets.tolist(), what
+        assert [domain.key(image) for image in range(5)] == [first.key(image) for image in range(5)], what
+        (note,) = domain.notes
+        assert note.startswith(f"{kept}, a copy of the index"), what
+        assert note.endswith("is damaged; it is made again from train.idx and train.rec"), what
+        assert kept.read_bytes() == sound, what
+
+
+def test_a_kept_index_without_a_checksum_is_replaced_without_a_word(tmp_path):
+    kept = write(tmp_path, native([2, 3])) / "train.idx.fastmfr"
+    kept.write_bytes(b"FMFRIDX1" + bytes(200))  # as older versions wrote it
+    domain = open_domain(tmp_path)
+    assert contents(domain) == [jpeg(key) for key in range(1, 6)]
+    assert kept.read_bytes().startswith(b"FMFRIDX2")
+    assert not domain.notes
+
+
+def test_a_pipe_in_place_of_the_kept_index_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(write(tmp_path, native([2, 3])) / "train.idx.fastmfr")
+    assert open_domain(tmp_path).images == 5
+
+
+def test_an_index_longer_than_what_is_read_at_once(tmp_path):
+    index = write(tmp_path, native([2, 3])) / "train.idx"
+    first, *lines = index.read_text().splitlines()
+    blank = " " * 999 + "\n"  # not a divisor of 2**20: some line lies across the border
+    index.write_text("\n".join([first, blank * 1500, *lines]))
+    assert contents(open_domain(tmp_path)) == [jpeg(key) for key in range(1, 6)]
+    index.write_text("\n".join([first, blank * 1500, *lines[:-1], "x"]))
+    with pytest.raises(ValueError, match=r"line 1509 of .*train.idx is not a key"):
+        open_domain(tmp_path)
+
+
+def test_records_larger_than_what_is_read_at_once(tmp_path):
+    large = [jpeg(key, size) for key, size in enumerate((70_000, 40, 200_000))]
+    large[2] = large[2][:100_000] + MAGIC + large[2][100_000:]
+    with RecordWriter(tmp_path) as writer:
+        for encoded in large:
+            writer.add(0, encoded)
+    domain = open_domain(tmp_path)
+    assert contents(domain) == [bytes(view) for view in domain.jpegs(np.arange(3))] == large
+    lines = (tmp_path / "train.idx").read_text().splitlines(keepends=True)
+    (tmp_path / "train.idx").write_text("".join([*lines[:2], *lines[4:]]))  # image 1 alone: all bytes after it are room
+    assert contents(open_domain(tmp_path)) == large[:1]
 
 
 def test_a_folder_that_cannot_keep_an_index_opens_all_the_same(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastmfr
+from fastmfr import _native
 from fastmfr.sampler import GroupedDomainSampler, Pairs, ReferenceSampler, permutation, philox
 
 
@@ -244,6 +245,35 @@ def test_refuses_steps_and_splits_that_do_not_exist():
         two.split(0, "domain7")
     with pytest.raises(ValueError, match="meta_test must be a whole number from 0 up to 1, got 2"):
         two.split(0, 2)
+
+
+def test_what_the_caller_does_to_the_offsets_later_changes_no_draw():
+    offsets = {"a": csr([1, 3, 2, 2, 5]), "b": csr([2] * 5)}
+    sampler = GroupedDomainSampler(offsets, 4, seed=0)
+    before = [sampler.batch(0), *sampler.split(3, "b")]
+    for values in offsets.values():
+        values[1:] = 10**12
+    assert all(map(same, before, [sampler.batch(0), *sampler.split(3, "b")]))
+
+
+def test_the_extension_refuses_domains_that_are_not_there():
+    def make(*offsets, rank=0, world=1):
+        return _native.Sampler([str(d) for d in range(len(offsets))], offsets, 2, 0, rank, world, False, False)
+
+    two = make(csr([2] * 9), csr([1, 2, 2]))
+    assert [two.dropped(domain) for domain in range(2)] == [0, 1]
+    for domain in (2, 99, 2**32 - 1):
+        with pytest.raises(IndexError, match=f"domain {domain} was asked for; there are 2"):
+            two.dropped(domain)
+        with pytest.raises(ValueError, match=rf"meta_test must be in \[0, 2\), got {domain}"):
+            two.split(0, domain)
+    for offsets in ([], [0]):
+        with pytest.raises(ValueError, match="identities; a domain holds 1 to"):
+            make(np.array(offsets, np.int64))
+    with pytest.raises(ValueError, match="rank must be in"):
+        make(csr([2] * 9), world=0)
+    with pytest.raises(ValueError, match="one name for each array of offsets"):
+        _native.Sampler(["a", "b"], [csr([2] * 9)], 2, 0, 0, 1, False, False)
 
 
 def test_says_how_to_build_a_missing_extension(monkeypatch):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastmfr.image_set import ImageSet
+from fastmfr.native import FileChanged
 
 from .batches import Requests, checked_request
 from .encoded import checked_size
@@ -76,7 +77,7 @@ class Reader:
             pixels of each rounded up to a power of two (int64).
 
         Raises:
-            ValueError: MAX_TRIES images in a row are bad.
+            ValueError: MAX_TRIES images in a row are bad, or a file of many images was changed since it was opened.
         """
         encoded, known_B, found_B = [None] * len(image_B), np.empty(len(image_B), np.uint8), image_B.copy()
         for domain in np.unique(domain_B).tolist():
@@ -119,6 +120,8 @@ class Reader:
             known = need + 1 | power << _POWER | _FOREIGN * (taken is not encoded)
             self._known[domain][image] = known
             return Found(image, taken, known)
+        except FileChanged:  # not the fault of one image: no number stands for the image that it stood for
+            raise
         except (ValueError, OSError) as error:
             return self.reject(domain, image, str(error))
 
