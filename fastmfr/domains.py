@@ -1,6 +1,6 @@
 """Open a domain of face images, restrict the domain to some people, join several domains with identities kept apart.
 
-A domain is a class folder (`identity/*.jpg`) or an InsightFace RecordIO folder (train.rec, train.idx). Its images are
+A domain is a class folder (`identity/image`) or an InsightFace RecordIO folder (train.rec, train.idx). Its images are
 numbered 0..images - 1, identity by identity: identity k has the images offsets[k] up to offsets[k + 1].
 
 Shape suffixes: B = a batch of images.
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastmfr.image_set import ImageSet, part_of
-from fastmfr.protocols.files import regular_bytes, visible
+from fastmfr.protocols.class_folder import PassedOver, is_image, list_people
+from fastmfr.protocols.files import regular_bytes
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SIZED = 100_000  # images of a folder up to which the size of every file is part of its fingerprint
 
 
@@ -28,17 +28,15 @@ class _Folder:
     """Images under `path`/identity/; keeps file names only."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.identity_names, self.files = [], []
-        for identity in sorted(entry.name for entry in visible(path) if entry.is_dir()):
-            if names := _image_names(path / identity):
-                self.identity_names.append(identity)
-                self.files.append(names)
+        self.path, passed = path, PassedOver()
+        people = list_people(path, is_image, passed)
+        self.identity_names, self.files = [name for name, _ in people], [files for _, files in people]
         if not self.files:
             raise ValueError(
-                f"{path} holds no domain: looked for train.rec, and for one folder an identity with images in it "
-                f"({', '.join(SUFFIXES)}), and found neither"
+                f"{path} holds no domain: looked for train.rec, and for one folder an identity with images in it, and "
+                f"found neither{''.join(f'; {note}' for note in passed.notes(path))}"
             )
+        self.notes = passed.notes(path)
         self.offsets = np.fromiter(accumulate(map(len, self.files), initial=0), np.int64, len(self.files) + 1)
 
     def key(self, image: int) -> str:
@@ -76,7 +74,7 @@ def _size(path):
 
 
 class _Records:
-    """Images of `path`/train.rec, read in place."""
+    """Images of `path`/train.rec."""
 
     def __init__(self, path: Path):
         if not (path / "train.idx").is_file():
@@ -84,6 +82,7 @@ class _Records:
         from fastmfr.native import RecordFile  # here, since class folders do without the extension
 
         self._path, self._file = path, RecordFile(str(path))
+        self.notes = (self._file.note,) if self._file.note else ()
         self.offsets = self._file.offsets
         self.jpeg, self.jpegs = self._file.jpeg, self._file.jpegs
 
@@ -108,12 +107,13 @@ class Domain(ImageSet):
         path: the folder of the domain.
         offsets: int64 (identities + 1,), read-only. Identity k has the images offsets[k] up to offsets[k + 1] - 1, at
             least one.
+        notes: sentences on what was passed over when the domain was opened.
     """
 
     def __init__(self, name: str, path: Path, source: _Folder | _Records, chosen: np.ndarray | None = None):
         """Make a domain of the identities `chosen`, int64, of an opened source; None chooses all."""
         self.name, self.path = name, path
-        self._source, self._chosen = source, chosen
+        self._source, self._chosen, self.notes = source, chosen, source.notes
         self.offsets = source.offsets
         if chosen is not None:
             images = source.offsets[chosen + 1] - source.offsets[chosen]
@@ -188,7 +188,8 @@ class Domain(ImageSet):
 def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
     """Open the class folder or RecordIO folder at `path`.
 
-    Hidden files, files that are not images, and identity folders without an image are passed over.
+    Hidden files, files that are no images, folders without an image and links that lead back are passed over, and
+    counted in the domain's `notes`. A file is an image by its suffix or by its content.
 
     Args:
         path: a folder of one folder per identity, or a folder with train.rec and train.idx.
@@ -203,20 +204,6 @@ def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
         raise FileNotFoundError(f"there is no folder {path}; a domain is a folder of identities or with a train.rec")
     source = _Records(path) if (path / "train.rec").is_file() else _Folder(path)
     return Domain(name or path.resolve().name, path, source)
-
-
-def _image_names(folder: Path) -> list[str]:
-    """The sorted names of the images in an identity's folder; refuses folders within it."""
-    names = []
-    for entry in visible(folder):
-        if entry.name.lower().endswith(SUFFIXES):
-            names.append(entry.name)
-        elif entry.is_dir():
-            raise ValueError(
-                f"{folder} holds the folder '{entry.name}' where images were looked for: a domain is "
-                f"path/identity/image, no deeper; open {folder} itself, or move its images up"
-            )
-    return sorted(names)
 
 
 @dataclass(frozen=True)

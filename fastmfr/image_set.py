@@ -12,10 +12,12 @@ class ImageSet:
     Attributes:
         name: what reports call the set.
         offsets: int64 (identities + 1,). Identity k has the images offsets[k] up to offsets[k + 1] - 1.
+        notes: sentences that a user should read before relying on figures of the set.
     """
 
     name: str
     offsets: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
     def identities(self) -> int:
@@ -28,7 +30,7 @@ class ImageSet:
         return int(self.offsets[-1])
 
     def jpeg(self, image: int) -> np.ndarray:
-        """Return the encoded bytes (JPEG or PNG) of one image, read-only uint8; ValueError if they cannot be read."""
+        """Return the encoded bytes of one image, read-only uint8; ValueError if they cannot be read."""
         raise NotImplementedError
 
     def jpegs(self, images: np.ndarray) -> list[np.ndarray]:

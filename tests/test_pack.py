@@ -302,7 +302,7 @@ def test_nothing_good_is_an_error_that_says_why(tmp_path, capsys):
 
 
 def broken_sources(path):
-    (path / "deep" / "ann" / "more").mkdir(parents=True)
+    (path / "deep" / "ann" / "more" / "images").mkdir(parents=True)
     (path / "empty").mkdir()
     (path / "a.tar").write_bytes(b"PK\3\4" * 500)
     tar(path / "whole.tar", [("a.jpg", picture(1)), ("a.cls", b"1")])

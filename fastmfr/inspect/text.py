@@ -39,8 +39,9 @@ def table(surveys: Sequence[Survey], common: Overlap) -> Table:
 
 
 def of_domain(found: Survey) -> Iterator[str]:
-    """Yield lines on one domain: a histogram of images a person, sizes, what is broken."""
+    """Yield lines on one domain: what was passed over, a histogram of images a person, sizes, what is broken."""
     name, single = found.domain.name, int((found.counts == 1).sum())
+    yield from found.domain.notes
     yield f"\n{name}: people by how many images they have"
     yield from _histogram(found.counts)
     if found.sampled:

@@ -7,7 +7,8 @@ from typing import BinaryIO
 import numpy as np
 
 from fastmfr.domains import open_domain
-from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes, visible
+from fastmfr.protocols.class_folder import PassedOver, list_people
+from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes
 
 from .names import NAMES, kept_apart, known_names
 from .parquet import list_parquet
@@ -58,19 +59,16 @@ class _Records(Source):
 
 def _list_folder(path: Path, identities: Identities) -> Source:
     """A class folder: every file that is not hidden counts, so that a file that is no image is refused and reported."""
-    source = _Files(path, path)
-    for folder in sorted((entry for entry in visible(path) if entry.is_dir()), key=lambda entry: entry.name):
-        for entry in sorted(visible(folder.path), key=lambda entry: entry.name):
-            if entry.is_dir():
-                raise ValueError(
-                    f"{folder.path} holds the folder '{entry.name}' where images were looked for: a class "
-                    "folder is path/identity/image, no deeper; pack that one, or move its images up"
-                )
-            source.append(f"{folder.name}/{entry.name}", identities.number(folder.name))
+    source, passed = _Files(path, path), PassedOver()
+    for name, files in list_people(path, lambda entry: True, passed):
+        for file in files:
+            source.append(f"{name}/{file}", identities.number(name))
     if not source.identity:
         raise ValueError(
             f"{path} holds nothing to pack: looked for one folder an identity with images in it, and for train.rec"
+            f"{''.join(f'; {note}' for note in passed.notes(path))}"
         )
+    source.notes += passed.notes(path)
     return source
 
 

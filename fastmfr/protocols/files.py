@@ -60,12 +60,6 @@ def entry_path(entry: str) -> str:
     return path
 
 
-def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
-    """Return the entries of a folder whose names do not begin with a dot."""
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
 def _check(path: Path, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):  # opening a folder gives an error of its own
         return

@@ -11,16 +11,18 @@ import numpy as np
 
 from fastmfr.image_set import ImageSet
 
+from .class_folder import SUFFIXES
 from .files import entry_path, regular_bytes
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+_CROPS = (".jpg", ".jpeg", ".png")
+_TRIED = [write(suffix) for suffix in SUFFIXES for write in (str, str.upper, str.title)]  # .jpg .JPG .Jpg ...
 
 
 class ImageFiles(ImageSet):
     """Image files that a list names.
 
-    If an entry is not there, or is no JPEG or PNG by its name, the same name with another suffix is looked for: the
-    lists of NIR-VIS sets name the original .bmp, and crops are kept as .jpg or .png.
+    If an entry is not there, or is no JPEG or PNG by its name, the same name with another suffix, in lower or upper
+    case, is looked for: the lists of NIR-VIS sets name the original .bmp, and crops are kept as .jpg or .png.
     """
 
     def __init__(self, name: str, root: Path, entries: Sequence[str]):
@@ -67,11 +69,11 @@ class EncodedImages(ImageSet):
 
 
 def find_image(root: Path, entry: str) -> Path | None:
-    """Find the file of a list's entry, under its own suffix or that of an image; None if there is none.
+    """Find the file of a list's entry, under its own suffix or that of an image in any case; None if there is none.
 
     Only regular files count: a stranger's list may name a device, whose content never ends.
     """
     path = root / entry
-    candidates = [path] if path.suffix.lower() in SUFFIXES else []
-    candidates += [Path(f"{stem}{suffix}") for stem in (path, path.with_suffix("")) for suffix in SUFFIXES]
-    return next((found for found in candidates if found.is_file()), None)
+    candidates = [path] if path.suffix.lower() in _CROPS else []
+    candidates += [Path(f"{stem}{suffix}") for stem in (path, path.with_suffix("")) for suffix in _TRIED]
+    return next((found for found in [*candidates, path] if found.is_file()), None)
