@@ -124,7 +124,7 @@ class MarginHead(nn.Module):
             loss_B, float32.
 
         Raises:
-            ValueError: If fewer identities take part than the batch has rows.
+            ValueError: If fewer identities take part than the batch has.
         """
         unit_BD, norm_B = unit_rows(embedding_BD)
         if self.group:
@@ -187,10 +187,10 @@ class MarginHead(nn.Module):
             return self.weight_CD, self.inverse_norms(), local_B
         C = len(self.weight_CD)
         N = max(1, int(self.sample_rate * C))
-        if len(local_B) > N and N < C:
+        if len(local_B) > N and N < C and (own := len(local_B[(local_B >= 0) & (local_B < C)].unique())) > N:
             raise ValueError(
-                f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the batch's "
-                f"{len(local_B)} rows; want a larger sample_rate or a smaller batch"
+                f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the {own} of the batch; want "
+                "a larger sample_rate or a smaller batch"
             )
         device = self.weight_CD.device
         state = np.random.SeedSequence([self.seed, draw, self._rank]).generate_state(1)

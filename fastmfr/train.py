@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         try:
             results = complete(run)
             page = write_report(run.folder)
-        except KeyboardInterrupt as stopped:
+        except (KeyboardInterrupt, OSError) as stopped:
             stopped.add_note(f"go on with: python -m fastmfr.train --resume {run.folder}")
             raise
         _say_results(results, run.folder, page, logbook)

@@ -26,6 +26,9 @@ from fastmfr.run_folder import STEPS, settings_beside, weights_of
 from fastmfr.runtime import device_for, to_channels_last
 
 EMBEDDED_AT_ONCE = 256  # images
+WRAPPERS = ("state_dict", "model", "backbone", "network", "model_state_dict")  # keys around a state dict
+PREFIXES = ("module.", "_orig_mod.", "module.")  # in front of every name
+LFS = b"version https://git-lfs"
 MOST_SAID = 400  # characters of a reason: a wrong depth names hundreds of parameters
 
 
@@ -45,7 +48,8 @@ def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) ->
 def load_weights(network: nn.Module, path: Path | str) -> None:
     """Fill the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's.
 
-    Nothing that is pickled in the file is run.
+    A state dict may stand within a checkpoint, under one of the keys WRAPPERS, and its names may begin with "module."
+    or "_orig_mod.", as DataParallel and torch.compile have them. Nothing that is pickled in the file is run.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,6 +58,11 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}; want a .safetensors, .pt or .pth file")
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(
+                f"{path} is a pointer of Git LFS, not the weights themselves; fetch them by `git lfs pull`"
+            )
     try:
         network.load_state_dict(_state_of(path))
     except RuntimeError as error:
@@ -68,15 +77,29 @@ def _state_of(path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises ValueError for a file that is none, and runs nothing in it."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read as weights ({type(error).__name__}): want .safetensors, or a .pt or .pth file that "
             "torch.save wrote of a state dict; a file that holds code or is cut short is not read"
         ) from None
+    state = _unwrapped(state)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{path} holds {type(state).__name__}, no state dict; save the network's state_dict()")
+    return state
+
+
+def _unwrapped(state):
+    """The state dict in what other trainers save around it, its names without what DataParallel and compile prepend."""
+    for _ in range(2):
+        inner = [state[name] for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)]
+        state = inner[0] if len(inner) == 1 else state
+    if isinstance(state, dict) and all(isinstance(name, str) for name in state):
+        for prefix in PREFIXES:
+            if state and all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
@@ -126,9 +149,11 @@ class Model:
 def _pixels(image, size) -> np.ndarray:
     """uint8 (size, size, 3), RGB."""
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"want pixels as uint8 (height, width, 3), got {image.dtype} {image.shape}")
         return fitted(Image.fromarray(image), size)
+    if not isinstance(image, bytes | Path | str):
+        raise ValueError(f"want an image as bytes, a path or an array of pixels, got {type(image).__name__}")
     encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
     try:
         return fitted(upright_rgb(encoded), size)

@@ -1,7 +1,8 @@
-"""What tests of whole runs share beside the fixtures `faces` and `small`."""
+"""What tests of whole runs and of their states share beside the fixtures `faces` and `small`."""
 
 import json
 
+import torch
 from helpers import command
 
 from fastmfr.training import Logbook
@@ -57,3 +58,22 @@ def interrupted(argv, monkeypatch, stop):
     with monkeypatch.context() as patched:
         patched.setattr(Logbook, "record", stopping)
         assert main(argv) == 130
+
+
+def trained(steps, seed=0):
+    """A small network after a few steps, and its optimizer."""
+    from fastmfr.backbone import build
+    from fastmfr.training.optim import set_rate, sgd
+
+    torch.manual_seed(seed)
+    network = build("mfr28", width=0.0625)
+    optimizer = sgd(network.parameters(), 0.9, 5e-4)
+    for _ in range(steps):
+        set_rate(optimizer, 0.01)
+        network(torch.randn(4, 3, 16, 16)).square().sum().backward()
+        optimizer.step()
+    return network, optimizer
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))

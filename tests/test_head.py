@@ -131,12 +131,24 @@ def test_two_ranks_are_one_classifier(tmp_path):
         torch.testing.assert_close(torch.cat(got), want.detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_of_pairs_takes_part_though_it_has_more_rows_than_identities_are_drawn():
+    embedding, label = batch(B=24)
+    label = label.remainder(8)
+    sampled = head(sample_rate=0.5)  # 11 of 23
+    sampled(embedding, label).mean().backward()
+    sampled.update(0.1, **SGD)
+    whole = head()
+    drawn = (sampled.weight_CD != whole.weight_CD).any(1)
+    assert drawn.sum() == 11
+    assert drawn[label.unique()].all()
+
+
 def test_errors_name_what_was_given():
     with pytest.raises(ValueError, match="at least 2 identities, got 1"):
         MarginHead(16, 1, CosFace())
     with pytest.raises(ValueError, match="want sample_rate above 0 and at most 1, got 0"):
         head(sample_rate=0)
-    with pytest.raises(ValueError, match="takes 2 of 23 identities, fewer than the batch's 12 rows"):
+    with pytest.raises(ValueError, match=r"takes 2 of 23 identities, fewer than the \d+ of the batch"):
         head(sample_rate=0.1)(*batch())
     with pytest.raises(RuntimeError, match=r"call backward\(\) on its loss before update\(\)"):
         head().update(0.1, **SGD)

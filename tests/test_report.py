@@ -125,9 +125,13 @@ def test_scores_that_were_cut_are_named_and_the_rest_is_shown(run, broken):
     assert found.notes == ["results.json is cut or holds no scores, so no figures are shown."]
 
 
-def test_an_empty_folder_gives_a_page_that_names_what_is_missing(tmp_path):
+def test_a_folder_without_most_of_a_run_gives_a_page_that_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no config\.yaml, metrics\.jsonl or"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "config.yaml").write_text(CONFIG)
     text = write_report(tmp_path).read_text()
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "results.json"):
+    for name in ("environment.json", "metrics.jsonl", "results.json"):
         assert f"{name} is missing" in text
     assert "<img" not in text
     assert not (tmp_path / "roc.png").exists()

@@ -256,6 +256,7 @@ class Config:
         require_choice("device", self.device, Device)
         _at_least(self, 1, "save_every")
         _at_least(self, 0, "threads", "seed")
+        require(self.seed < 2**63, f"want seed below 2^63, got {self.seed}")
         name = self.recipe
         plain = name and "/" not in name and name not in (".", "..")
         require(bool(plain), f"want recipe as a name that can be part of a folder's, got {name!r}")

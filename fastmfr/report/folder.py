@@ -28,10 +28,15 @@ def read(path: Path) -> RunFolder:
     """Read the run in a folder.
 
     Raises:
-        FileNotFoundError: `path` is no folder.
+        FileNotFoundError: `path` is no folder, or a run wrote nothing in it.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}; give the folder that a training run wrote")
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl", "results.json")):
+        raise FileNotFoundError(
+            f"{path} is no run folder: it has no config.yaml, metrics.jsonl or results.json; give the folder that a "
+            "training run wrote"
+        )
     run = RunFolder(path)
     run.config = _text(run, "config.yaml", "its settings cannot be shown")
     run.environment = _text(run, "environment.json", "the machine and versions it ran on are not known")

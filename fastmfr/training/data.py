@@ -184,11 +184,13 @@ def check_batches(sources: Joint, config: Config) -> None:
     """Check that every stage with steps can draw its batches.
 
     Raises:
-        ValueError: a domain is too small for a batch, or there is one source domain for meta-training.
+        ValueError: a domain is too small for a batch, there is one source domain for meta-training, or
+            pretrain.sample_rate takes fewer identities than a batch has.
     """
     domains, meta = sources.domains, config.meta
     if config.pretrain.steps:
         batch_sampler(sources, config, config.pretrain.batch_identities)
+        _check_sample_rate(sources, config.pretrain)
     if meta.steps and len(domains) == 1:
         raise ValueError(
             "meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
@@ -198,6 +200,16 @@ def check_batches(sources: Joint, config: Config) -> None:
         splits = Splits(sources, config)
         for i in range(splits.of_a_step):
             splits.pairs(i)
+
+
+def _check_sample_rate(sources, settings):
+    """Raises ValueError if fewer identities would take part in a step than a batch has."""
+    drawn = max(1, int(settings.sample_rate * sources.identities))
+    if drawn < min(settings.batch_identities, sources.identities):
+        raise ValueError(
+            f"pretrain.sample_rate {settings.sample_rate:g} takes {drawn} of {sources.identities} identities, fewer "
+            f"than the {settings.batch_identities} of a batch; raise it, or lower pretrain.batch_identities"
+        )
 
 
 def images_of(*pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
