@@ -4,9 +4,11 @@ Shape suffix: P = all their elements, and the gaps between them.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _ALIGNED = 128  # bytes: convolution libraries and vector loads want a tensor to begin at a multiple
 
@@ -61,6 +63,12 @@ class Flat:
         """Return the tensors that lie in a buffer, as views."""
         return [flat_P.as_strided(*place) for place in self._places]
 
+    def pieces(self, counts: Sequence[int]) -> list[slice]:
+        """Return the parts of a buffer that hold the first counts[0] tensors, the next counts[1] tensors, and so on."""
+        starts = [start for _, _, start in self._places] + [self._elements]
+        ends = list(accumulate(counts, initial=0))
+        return [slice(starts[begin], starts[end]) for begin, end in pairwise(ends)]
+
     def by_name(self, flat_P: Tensor) -> dict[str, Tensor]:
         """Return the same views by name."""
         return dict(zip(self.names, self.views(flat_P), strict=True))
@@ -71,37 +79,24 @@ class Flat:
         return flat_P
 
 
-class FlatSgd:
-    """The parameters and the momentum of torch.optim.SGD, moved into two flat buffers.
-
-    The network and the optimizer hold views of the buffers, so saving and stepping them work as before.
-
-    Args:
-        network: The network; its trained parameters become views.
-        optimizer: SGD over all trained parameters of the network, in one group.
-
-    Attributes:
-        flat: The layout of both buffers, in the order of the network's parameters.
-        theta_P: The parameters.
-        momentum_P: Their momentum; 0 if the optimizer has none yet.
-        momentum: The optimizer's factor of the momentum.
-        weight_decay: The optimizer's weight decay.
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a network that are trained, by name.
 
     Raises:
-        ValueError: If the parameters do not have one dtype and one device.
+        ValueError: If a parameter has no value yet, is a shard, or was made in torch.inference_mode().
     """
-
-    def __init__(self, network: nn.Module, optimizer: torch.optim.SGD):
-        (group,) = optimizer.param_groups
-        self.momentum, self.weight_decay = group["momentum"], group["weight_decay"]
-        trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-        self.flat = Flat({name: value.detach() for name, value in trained.items()})
-        self.theta_P = self.flat.fill(self.flat.empty(), [value.detach() for value in trained.values()])
-        self.momentum_P = self.flat.zeros()
-        for parameter, value, momentum in zip(
-            trained.values(), self.flat.views(self.theta_P), self.flat.views(self.momentum_P), strict=True
-        ):
-            before = optimizer.state[parameter].get("momentum_buffer")
-            if before is not None:
-                momentum.copy_(before)
-            parameter.data, optimizer.state[parameter]["momentum_buffer"] = value, momentum
+    for name, value in network.named_parameters():
+        if is_lazy(value):
+            raise ValueError(
+                f"{name} has no shape yet, for its module is lazy; pass one batch through the network first"
+            )
+        if type(value.data) is not Tensor:
+            raise ValueError(
+                f"want parameters that are plain tensors, got {name}, which is a {type(value.data).__name__}; a "
+                "meta step takes the whole, unsharded network on each rank"
+            )
+        if value.is_inference():
+            raise ValueError(
+                f"{name} was made in torch.inference_mode() and cannot be trained; make the network outside"
+            )
+    return {name: value for name, value in network.named_parameters() if value.requires_grad}

@@ -16,10 +16,10 @@ from torch import nn
 
 from fastmfr.config.choices import Engine as EngineChoice
 from fastmfr.config.meta_settings import MetaSettings
-from fastmfr.flat import Flat
+from fastmfr.flat import Flat, trained_parameters
 from fastmfr.kernels import add_split  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.engine import Engine, make_engine
+from fastmfr.meta.engine import Engine, gradients_on, make_engine
 from fastmfr.meta.splits import concatenated, summands
 from fastmfr.meta.trainer import MetaTrainer
 from fastmfr.meta.types import MetaGradient, MetaStep, PairBatch, Split, TestPass, TrainPass
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 
+@gradients_on()
 def meta_gradient(
     backbone: nn.Module,
     splits: Iterable[Split],
@@ -82,7 +83,7 @@ def meta_gradient(
     losses = losses or MfrLosses()
     chosen = MetaSettings(gamma, engine, order=order, **settings)
     chosen.check(alpha, losses)
-    trained = {name: value.detach() for name, value in backbone.named_parameters() if value.requires_grad}
+    trained = {name: value.detach() for name, value in trained_parameters(backbone).items()}
     used, reason = make_engine(backbone, list(trained), chosen)
     flat = Flat(trained)
     theta_P = flat.fill(flat.empty(), list(trained.values()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,12 +35,20 @@ class RecordedStep:
         """Return a sentence: whether steps are replayed, and if not, why."""
         return self._recordings.state
 
-    def __call__(self, splits: Iterable[Split], alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
-        """Take one step."""
+    def __call__(
+        self, splits: Iterable[Split], alpha: float, rate: float, losses: MfrLosses, of_optimizer: Any = None
+    ) -> MetaStep:
+        """Take one step; `of_optimizer` are more numbers that a recording holds."""
         if not self._recordings.is_possible:
             return self._step(splits, alpha, rate, losses)
         splits = [(train, test) for train, test in splits]
-        key = alpha, rate, losses, [[tensor.shape for tensor in tensors] for tensors in map(_tensors, splits)]
+        key = (
+            alpha,
+            rate,
+            losses,
+            of_optimizer,
+            [[tensor.shape for tensor in tensors] for tensors in map(_tensors, splits)],
+        )
         recording = self._recordings.take(key, lambda: self._record(splits, alpha, rate, losses))
         return recording.run(splits) if recording else self._step(splits, alpha, rate, losses)
 

@@ -1,6 +1,7 @@
 """The interface of the two engines, and which of the two a backbone gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -53,6 +54,13 @@ class Engine(Protocol):
     def test(self, theta: Sequence[Tensor], pairs: PairBatch, losses: MfrLosses) -> TestPass:
         """Compute losses and gradient of a meta-test batch, without domain alignment."""
         ...
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Record graphs of autograd within the block, whatever torch.no_grad() or inference_mode() surround it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def make_engine(backbone: nn.Module, names: Sequence[str], settings: MetaSettings) -> tuple[Engine, str]:

@@ -33,13 +33,36 @@ class Groups:
         self.images = [torch.cat(half) for half in halves]
 
     def join(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (gallery_BD, probe_BD) in the order of the pairs, from the embeddings of each group's images."""
+        """Return (gallery_BD, probe_BD) in the order of the pairs, from the embeddings of each group's images.
+
+        The losses are computed in float32 if the embeddings have 16 bits.
+
+        Raises:
+            ValueError: If a backbone has returned something else than a tensor (images, D) of floating point numbers.
+        """
+        embeddings = [_checked(*made) for made in zip(embeddings, self.images, strict=True)]
         if self._back is None:
             gallery_BD, probe_BD = embeddings[0].chunk(2)
             return gallery_BD, probe_BD
         halves = zip(*(embedding.chunk(2) for embedding in embeddings), strict=True)
         gallery_BD, probe_BD = (torch.cat(half)[self._back] for half in halves)
         return gallery_BD, probe_BD
+
+
+def _checked(embedding, images):
+    """The embeddings of a group, in at least float32."""
+    is_tensor = isinstance(embedding, Tensor)
+    if not is_tensor or embedding.ndim != 2 or len(embedding) != len(images) or not embedding.is_floating_point():
+        got = f"a tensor {tuple(embedding.shape)} of {embedding.dtype}" if is_tensor else f"a {_described(embedding)}"
+        raise ValueError(
+            f"want a backbone that maps images {tuple(images.shape)} to a floating point tensor of embeddings "
+            f"({len(images)}, D), got {got}; wrap the backbone in a module that returns the embeddings alone"
+        )
+    return embedding.float() if embedding.dtype in (torch.bfloat16, torch.float16) else embedding
+
+
+def _described(value):
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list, dict)) else type(value).__name__
 
 
 def loss_gradients(

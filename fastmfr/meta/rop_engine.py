@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastmfr.config.choices import BatchNormStatistics, Memory, Precision
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.autograd_engine import refuse_first_order
+from fastmfr.meta.graphs import refuse_first_order
 from fastmfr.meta.pair_batches import Groups, loss_gradients
 from fastmfr.meta.types import PairBatch, TestPass, TrainPass
 from fastmfr.precision import activations, matmul_precision

@@ -1,11 +1,14 @@
 """From any nn.Module to the list of its operations, by torch.fx, or a sentence that says why that is impossible."""
 
 import operator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastmfr.rop.operations import BatchNorm, Convolution, Linear, Operation, PReLU
 from fastmfr.rop.parameterless import Add, Flatten, Mean, ReLU
@@ -71,16 +74,58 @@ def trace(network: nn.Module) -> list[Step]:
             the first such node of the traced graph.
     """
     for name, module in network.named_modules():
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module) or _has_any_global_hook():
             raise NoROperator(
-                f"module {name or 'itself'} has hooks, which the R-operator would leave out; autograd "
-                "takes this backbone"
+                f"module {name or 'itself'} has hooks, or a forward set on the object, which the R-operator would "
+                "leave out; autograd takes this backbone"
             )
     try:
-        graph = fx.Tracer().trace(network)
+        with _unchanged(network), torch.enable_grad():
+            graph = _Tracer().trace(network)
+    except NoROperator:
+        raise
     except Exception as error:  # the network's code may raise anything when it gets a proxy
         raise NoROperator(f"torch.fx cannot trace this backbone ({error}); autograd takes it") from error
     return _Reader(network).read(graph)
+
+
+class _Tracer(fx.Tracer):
+    """Traces a network whose operations all run in the modes that the network is called in."""
+
+    def __init__(self):
+        super().__init__()
+        self._autocast = _autocast()
+
+    def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
+        if not torch.is_grad_enabled() or _autocast() != self._autocast:
+            raise NoROperator(
+                "this backbone switches autograd or autocast within its forward, which the R-operator would leave "
+                "out; autograd takes this backbone"
+            )
+        return super().create_node(*arguments, **named)
+
+
+def _autocast():
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+
+
+@contextmanager
+def _unchanged(network):
+    """Undo what the network's code does to its modules while it is traced, such as counting calls or storing a value.
+
+    Within the block the modules have copies of their buffers.
+    """
+    before = [(module, dict(vars(module))) for module in network.modules()]
+    for module, attributes in before:
+        vars(module)["_buffers"] = {
+            name: None if value is None else value.clone() for name, value in attributes["_buffers"].items()
+        }
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 class _Reader:
