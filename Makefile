@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
+SANITIZED := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: train test lint docs bench gpu clean
+.PHONY: train test lint docs bench sanitize gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
@@ -25,6 +26,18 @@ docs: $(DOCS_INSTALLED)  ## the documentation site, into build/site; warnings ar
 
 bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results
 	$(VENV)/bin/python -m pytest bench
+
+sanitize: $(INSTALLED)  ## csrc under AddressSanitizer and UBSan in the tests that reach it, its threads under ThreadSanitizer
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/sanitize 'pybind11>=3.0,<4'
+	$(CXX) $(SANITIZED) -fsanitize=address,undefined -fno-sanitize-recover=all -shared -fPIC -fvisibility=hidden \
+	    $$(PYTHONPATH=build/sanitize $(VENV)/bin/python -m pybind11 --includes) csrc/*.cpp -o build/sanitize/_native.so
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests/native FASTMFR_NATIVE=build/sanitize \
+	    $(VENV)/bin/python -m pytest -p built_elsewhere tests/test_recordio.py tests/test_recordio_fuzz.py \
+	    tests/test_sampler.py tests/test_gather.py
+	$(CXX) $(SANITIZED) -fsanitize=thread -pthread -Icsrc tests/native/threads.cpp \
+	    $(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)) -o build/sanitize/threads
+	build/sanitize/threads
 
 gpu:  ## all tests and benches for a CUDA device, with the Python at hand: torch, triton and fastmfr installed, no more
 	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) bench/gpu.py $(ARGS)
