@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastmfr.domains import open_domain
+
 
 def picture(n, form="JPEG", size=(12, 10)):
     """The encoded bytes of a picture that differs from n to n."""
@@ -80,3 +82,40 @@ def hugging_face(path):
     rows = [({"bytes": FACES[name][k], "path": f"{k}.jpg"}, list(FACES).index(name)) for name, k in SHUFFLED]
     metadata = {"huggingface": json.dumps(features)}
     return [parquet(path / f"{k}.parquet", half, metadata) for k, half in enumerate((rows[:2], rows[2:]))]
+
+
+def tar_of(path, rows):
+    members = [
+        (f"{k}.{end}", content)
+        for k, (encoded, label) in enumerate(rows)
+        for end, content in (("jpg", encoded), ("cls", f"{label}\r\n".encode()))
+    ]
+    return tar(path / "a.tar", members)
+
+
+def json_of(path, rows):
+    members = [
+        (f"{k}.{end}", content)
+        for k, (encoded, label) in enumerate(rows)
+        for end, content in (("jpg", encoded), ("json", json.dumps({"label": label}).encode()))
+    ]
+    return tar(path / "a.tar", members)
+
+
+def list_of(path, rows):
+    for k, (encoded, _) in enumerate(rows):
+        (path / f"{k}.jpg").write_bytes(encoded)
+    (path / "list.txt").write_text("".join(f"{k}.jpg\t{label}\n" for k, (_, label) in enumerate(rows)))
+    return path / "list.txt"
+
+
+def parquet_of(path, rows):
+    return parquet(path / "a.parquet", rows)
+
+
+def people(out):
+    """{name: its images} of a packed folder."""
+    domain = open_domain(out)
+    names = dict(line.split("\t") for line in (out / "identities.txt").read_text().splitlines())
+    bounds = zip(domain.offsets, domain.offsets[1:], strict=False)
+    return {names[domain.identity_name(k)]: [bytes(domain.jpeg(i)) for i in range(*b)] for k, b in enumerate(bounds)}

@@ -1,21 +1,17 @@
 """Packing: every kind of source comes out as a domain with the same bytes, and what is bad is named."""
 
 import io
-import json
 import os
 import sys
-import tarfile
 
 import numpy as np
 import pytest
 from helpers import command
-from pack_fakes import FACES, folder, hugging_face, listing, parquet, picture, plain_parquet, shards, tar
+from pack_fakes import FACES, folder, hugging_face, listing, parquet, people, picture, plain_parquet, shards, tar
 from PIL import Image
 
-from fastmfr.domains import open_domain
 from fastmfr.pack.build import pack
 from fastmfr.pack.images import ordered_map
-from fastmfr.pack.names import known_names
 from fastmfr.pack.writer import RecordWriter
 
 main = command("pack")
@@ -35,43 +31,6 @@ SOURCES = {
     "Hugging Face": hugging_face,
     "records": packed_twice,
 }
-
-
-def tar_of(path, rows):
-    members = [
-        (f"{k}.{end}", content)
-        for k, (encoded, label) in enumerate(rows)
-        for end, content in (("jpg", encoded), ("cls", f"{label}\r\n".encode()))
-    ]
-    return tar(path / "a.tar", members)
-
-
-def json_of(path, rows):
-    members = [
-        (f"{k}.{end}", content)
-        for k, (encoded, label) in enumerate(rows)
-        for end, content in (("jpg", encoded), ("json", json.dumps({"label": label}).encode()))
-    ]
-    return tar(path / "a.tar", members)
-
-
-def list_of(path, rows):
-    for k, (encoded, _) in enumerate(rows):
-        (path / f"{k}.jpg").write_bytes(encoded)
-    (path / "list.txt").write_text("".join(f"{k}.jpg\t{label}\n" for k, (_, label) in enumerate(rows)))
-    return path / "list.txt"
-
-
-def parquet_of(path, rows):
-    return parquet(path / "a.parquet", rows)
-
-
-def people(out):
-    """{name: its images} of a packed folder."""
-    domain = open_domain(out)
-    names = dict(line.split("\t") for line in (out / "identities.txt").read_text().splitlines())
-    bounds = zip(domain.offsets, domain.offsets[1:], strict=False)
-    return {names[domain.identity_name(k)]: [bytes(domain.jpeg(i)) for i in range(*b)] for k, b in enumerate(bounds)}
 
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
@@ -109,47 +68,6 @@ def test_one_name_in_two_sources_is_one_person(tmp_path):
     assert people(tmp_path / "out") == {"ann": [picture(1), picture(2)], "bob": [picture(3)]}
 
 
-NAMES = ["ann", "ann ", " ann", "?", "\\", "\\\\", "a\tb", "a\\tb", "a?b", "\x1b"]
-NAMES += ["\udcc0\udcee", "\udcc0\udcef", "\\udcc0\\udcee"]  # bytes that are not UTF-8, and text that looks like them
-
-
-def test_distinct_names_stay_distinct_when_a_packed_folder_is_packed_again(tmp_path):
-    [faces] = folder(tmp_path / "a", {name: [picture(k), picture(k + 50)] for k, name in enumerate(NAMES)})
-    for source, out in [(faces, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")]:
-        packed = pack([source], out)
-        assert (packed.images, packed.identities, packed.shared) == (2 * len(NAMES), len(NAMES), 0)
-        assert sorted(known_names(out).values()) == sorted(NAMES)
-        assert packed.notes == [
-            "3 names differ from another only in the blanks around them, and stay different people: "
-            "' ann', 'ann', 'ann '"
-        ]
-    assert (tmp_path / "once" / "train.rec").read_bytes() == (tmp_path / "twice" / "train.rec").read_bytes()
-
-
-def test_labels_of_one_name_in_a_packed_folder_stay_different_people_and_are_reported(tmp_path, capsys):
-    pack(folder(tmp_path / "a", FACES), tmp_path / "once")
-    (tmp_path / "once" / "identities.txt").write_text("0\t2\n1\t2\n")  # as "?" for unprintable letters once made
-    assert main([str(tmp_path / "once"), str(tmp_path / "twice")]) == 0
-    assert "identities.txt has 2 labels under the name of another label; they stay" in capsys.readouterr().out
-    assert sorted(map(len, people(tmp_path / "twice").values())) == [1, 2, 3]
-
-
-@pytest.mark.parametrize("make", [tar_of, list_of, parquet_of, json_of])
-def test_labels_in_text_keep_their_blanks_but_for_numbers(tmp_path, make):
-    labels = ["ann", "ann ", "7", "8 "]
-    packed = pack([make(tmp_path, [(picture(k), label) for k, label in enumerate(labels)])], tmp_path / "out")
-    assert packed.identities == 4
-    assert {"ann", "ann ", "7"} < set(known_names(tmp_path / "out").values())
-
-
-@pytest.mark.parametrize("make", [tar_of, list_of, parquet_of, json_of])
-def test_images_of_nobody_known_do_not_become_one_person(tmp_path, make):
-    rows = [(picture(1), 4), (picture(2), -1), (picture(3), -1)]
-    packed = pack([make(tmp_path, rows)], tmp_path / "out")
-    assert people(tmp_path / "out") == {"4": [picture(1)]}
-    assert ["its label is -1, as of an image of nobody known" in reason for _, reason in packed.refused] == [True] * 2
-
-
 def test_bad_images_are_left_out_and_named(tmp_path, capsys):
     [source] = folder(tmp_path / "a", FACES | {"dan": [b""]})
     (source / "bob" / "z.jpg").write_bytes(picture(3)[:-50])
@@ -175,64 +93,6 @@ def test_a_file_that_a_list_names_and_nobody_has_is_refused(tmp_path):
     [(key, reason)] = pack([tmp_path / "list.txt"], tmp_path / "out").refused
     assert key == "gone.jpg"
     assert "No such file" in reason
-
-
-def test_samples_of_a_tar_that_cannot_be_used_are_refused(tmp_path):
-    members = [
-        ("a.jpg", picture(1)),
-        ("a.cls", b"7"),
-        ("alone.jpg", picture(2)),
-        ("label.cls", b"7"),
-        ("two.jpg", picture(3)),
-        ("two.png", picture(4, "PNG")),
-        ("two.cls", b"7"),
-        ("bad.jpg", picture(5)),
-        ("bad.json", b"{"),
-        ("none.jpg", picture(5)),
-        ("none.json", b"[]"),
-        ("odd.jpg", picture(5)),
-        ("odd.json", b'{"label": 1.5}'),
-        ("readme.txt", b"hello"),
-        (".jpg", picture(6)),
-        ("blank.jpg", picture(5)),
-        ("blank.cls", b" "),
-        ("cut.jpg", picture(5)[:40]),
-        ("cut.cls", b"7"),
-        ("huge.jpg", picture(5)),
-        ("huge.cls", b"7" * (1 << 21)),
-    ]
-    packed = pack([tar(tmp_path / "a.tar", members)], tmp_path / "out")
-    assert people(tmp_path / "out") == {"7": [picture(1)]}
-    reasons = {
-        "alone": "no label",
-        "label": "no image",
-        "two": "more than one image",
-        "bad": "not JSON",
-        "none": 'no "label"',
-        "odd": "its label is 1.5",
-        "blank": "its label is ' '",
-        "cut.jpg": "frame header",
-        "huge": "2,097,152 bytes",
-    }
-    assert {key.removeprefix("a.tar:") for key, _ in packed.refused} == set(reasons)
-    for key, reason in packed.refused:
-        assert reasons[key.removeprefix("a.tar:")] in reason
-
-
-def test_names_in_a_tar_write_nothing_outside_and_links_are_not_followed(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        file.addfile(link)
-        for name, content in [("link.cls", b"1"), ("../../evil.jpg", picture(1)), ("../../evil.cls", b"../../me\nx")]:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            file.addfile(info, io.BytesIO(content))
-    (tmp_path / "inner").mkdir()
-    pack([tmp_path / "a.tar"], tmp_path / "inner" / "out")
-    assert sorted(os.listdir(tmp_path)) == ["a.tar", "inner"]
-    assert os.listdir(tmp_path / "inner") == ["out"]
-    assert people(tmp_path / "inner" / "out") == {"../../me\\nx": [picture(1)]}
 
 
 def test_rows_of_parquet_without_image_or_label_are_refused(tmp_path):
@@ -356,32 +216,3 @@ def test_an_output_that_cannot_be_is_refused(tmp_path):
         pack([source], tmp_path / "out")
     with pytest.raises(ValueError, match="want resize of at least 1, got 0"):
         pack([source], tmp_path / "other", resize=0)
-
-
-def test_a_damaged_tar_gives_data_or_a_sentence(tmp_path):
-    [whole, _] = shards(tmp_path / "source")
-    sound, rng, packed, sentences = whole.read_bytes().rstrip(b"\0"), np.random.default_rng(0), 0, []
-    for n in range(60):
-        damaged = bytearray(sound)
-        for at in rng.integers(0, len(damaged), rng.integers(1, 6)):
-            damaged[at] = rng.integers(256)
-        if n % 2:  # the headers are what can mislead
-            block = 512 * rng.integers(0, len(damaged) // 512)
-            damaged[block + 124 + rng.integers(12)] = rng.integers(256)  # its size
-        whole.write_bytes(damaged)
-        try:
-            packed += pack([whole], tmp_path / f"out{n}", workers=1).images
-        except ValueError as refusal:
-            sentences.append(str(refusal))
-    assert packed > 20
-    assert [sentence for sentence in sentences if str(whole) in sentence]
-
-
-def test_a_tar_that_would_lead_back_to_itself_is_refused(tmp_path):
-    [whole, _] = shards(tmp_path / "source")
-    content = bytearray(whole.read_bytes())
-    content[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1024, as GNU tar writes numbers that octal digits do not hold
-    content[148:156] = b"%06o\0 " % (256 + sum(content[:148]) + sum(content[156:512]))
-    whole.write_bytes(content)
-    with pytest.raises(ValueError, match="not a whole, uncompressed tar file"):
-        pack([whole], tmp_path / "out")

@@ -8,8 +8,8 @@ from fastmfr.progress import new_console, progress_of
 
 SOURCES = """\
 sources (several at once; the same name in two of them is one person)
-  folder        folder/identity/image.jpg or .png; or a RecordIO folder, to pack it anew
-  file.tar      WebDataset: key.jpg or key.png with key.cls, or with key.json that holds "label"
+  folder        folder/identity/image; or a RecordIO folder, to pack it again
+  file.tar      WebDataset: key.jpg, key.png, ... with key.cls, or with key.json that holds "label"; or a class folder
   file.parquet  columns image (bytes, or as Hugging Face writes it) and label; needs pyarrow
   list.txt      a line `path<TAB>label` an image, paths relative to the list
 """

@@ -1,7 +1,9 @@
-"""WebDataset shards as a source: consecutive members that share a name up to its first dot are one sample.
+"""WebDataset shards as a source: consecutive members that share a name up to its last dot are one sample.
 
-A sample is `key.jpg`, `key.jpeg` or `key.png` with `key.cls` (the label as text) or `key.json` (with "label" in it).
-Members are found once and read in place; none is unpacked, so no name in a tar ever becomes a path.
+A sample is an image, `key.jpg`, `key.png` or the like, with `key.cls` (the label as text) or `key.json` (with "label"
+in it). In a tar without any label the folder of an image is its label, as in a class folder that was put into a tar.
+Members are found once and read in place; none is unpacked, so no name in a tar ever becomes a path. Every member that
+is not taken is reported: it is refused, or counted if the rest of its sample is taken.
 """
 
 import json
@@ -9,18 +11,24 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from fastmfr.decode.encoded import START, format_of
+from fastmfr.protocols.class_folder import SUFFIXES
 
 from .source import Identities, Source, label_in_text
 
-IMAGES = ("jpg", "jpeg", "png")
+IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
+USUAL = 3  # the first of IMAGES, which are taken if a sample has a second image of another format
 LABELS = ("cls", "json")
 LABEL_BYTES = 1 << 20  # real labels take a few bytes; a label of gigabytes is not read
 BLOCK = 512
 # what tarfile raises on damage; the last three on bad sizes
 DAMAGE = (tarfile.TarError, EOFError, OSError, OverflowError, MemoryError, ValueError)
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
+_NAME = re.compile(r"(.*[^/])\.([^./]*)", re.DOTALL)
+_NEITHER = "neither an image nor a label by its name"
 
 
 class _Tar(Source):
@@ -34,6 +42,16 @@ class _Tar(Source):
         self.identity.append(identity)
         self._offsets.append(member.offset_data)
         self._lengths.append(member.size)
+
+    def take_over(self, other: "_Tar", image: int, identity: int) -> None:
+        """Append an image of another list of the same file."""
+        self.identity.append(identity)
+        self._offsets.append(other._offsets[image])
+        self._lengths.append(other._lengths[image])
+
+    def starts_image(self, member: tarfile.TarInfo) -> bool:
+        """Whether a member's content is that of an image."""
+        return format_of(self._at(member.offset_data, min(member.size, START))) is not None
 
     def key(self, image: int) -> str:
         header = tarfile.TarInfo.frombuf(self._at(self._offsets[image] - BLOCK, BLOCK), "utf-8", "surrogateescape")
@@ -53,6 +71,84 @@ class _Tar(Source):
             os.close(descriptor)
 
 
+class _Sample:
+    """Members of one key: one at most of each suffix of an image or label, and what lies beside them."""
+
+    def __init__(self, key: str):
+        self.key, self.beside = key, list[tarfile.TarInfo]()
+        self.members: dict[str, tarfile.TarInfo] = {}
+
+    @property
+    def labelled(self) -> bool:
+        return any(suffix in self.members for suffix in LABELS)
+
+    @property
+    def whole(self) -> bool:
+        return self.labelled and any(suffix in self.members for suffix in IMAGES)
+
+    def add(self, key: str, suffix: str, member: tarfile.TarInfo) -> bool:
+        """Take a member if it belongs to this sample; tell whether it does."""
+        known, extends = suffix in IMAGES + LABELS, key.startswith(f"{self.key}.")
+        if key == self.key and known and suffix not in self.members:
+            self.members[suffix] = member
+        elif (not known and (key == self.key or extends)) or (extends and not self.whole):
+            self.beside.append(member)  # such as 01.txt or 01.mask.png of sample 01
+        else:
+            return False
+        return True
+
+
+class _Listing:
+    """The source that a tar's samples become."""
+
+    def __init__(self, path: Path, identities: Identities):
+        self.source = _Tar(path)
+        self._identities, self._labelled, self._passed = identities, False, Counter()
+        self._unlabelled, self._folders = _Tar(path), Identities()  # images without a label, and their folders
+
+    def refuse(self, name: str, reason: object) -> None:
+        self.source.refused.append((f"{self.source.path.name}:{name}", str(reason)))
+
+    def take(self, tar: tarfile.TarFile, sample: _Sample) -> None:
+        if not sample.labelled:
+            for member in (*sample.members.values(), *sample.beside):
+                self._hold_image(member)
+            return
+        self._labelled = True
+        images = [member for suffix, member in sample.members.items() if suffix in IMAGES]
+        try:
+            image = _image(sample.members)
+            self.source.append(image, self._identities.number(_label(tar, sample.members)))
+        except ValueError as reason:
+            self.refuse(sample.key, reason)
+            for member in sample.beside:
+                self.refuse(member.name, f"it belongs to {sample.key}, which was refused")
+            return
+        self._passed.update(PurePosixPath(one.name).suffix for one in (*images, *sample.beside) if one is not image)
+
+    def _hold_image(self, member: tarfile.TarInfo) -> None:
+        """Keep an image without a label until it is known whether the tar has labels at all."""
+        path = PurePosixPath(member.name)
+        if path.suffix and path.suffix[1:].lower() not in IMAGES:
+            self._passed[path.suffix] += 1
+        else:
+            self._unlabelled.append(member, self._folders.number(path.parent.name or "."))
+
+    def done(self) -> Source:
+        """The source, once all samples are taken."""
+        folders = self._folders.names()
+        for image, folder in enumerate(self._unlabelled.identity):
+            if self._labelled or folders[folder] == ".":
+                reason = "no label: want .cls or .json beside the image, or no label in the tar and folders of people"
+                self.source.refused.append((self._unlabelled.key(image), reason))
+            else:
+                self.source.take_over(self._unlabelled, image, self._identities.number(folders[folder]))
+        if self._passed:
+            counts = ", ".join(f"{count:,} of {suffix!r}" for suffix, count in sorted(self._passed.items()))
+            self.source.notes.append(f"passed over in {self.source.path}, members beside images by suffix: {counts}")
+        return self.source
+
+
 def list_tar(path: Path, identities: Identities) -> Source:
     """List the samples of the shard at `path`, with people numbered by `identities`.
 
@@ -61,42 +157,50 @@ def list_tar(path: Path, identities: Identities) -> Source:
     Raises:
         ValueError: the file is damaged or compressed.
     """
-    source = _Tar(path)
+    listing = _Listing(path, identities)
     try:
         with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for key, members in _samples(tar):
-                try:
-                    image, label = _image(members), _label(tar, members)
-                    source.append(image, identities.number(label))
-                except ValueError as reason:
-                    source.refused.append((f"{path.name}:{key}", str(reason)))
+            for sample in _samples(tar, listing.source.starts_image, listing.refuse):
+                listing.take(tar, sample)
+            return listing.done()
     except DAMAGE as error:
         raise ValueError(f"{path} is not a whole, uncompressed tar file ({error}); unpack or fetch it again") from error
-    return source
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str | None, dict[str, tarfile.TarInfo]]]:
-    """(key, {suffix: member}) of every sample with an image or a label."""
-    current, members = None, {}
+def _samples(
+    tar: tarfile.TarFile, starts_image: Callable[[tarfile.TarInfo], bool], refuse: Callable[[str, str], None]
+) -> Iterator[_Sample]:
+    """Every sample with an image or a label; what belongs to none is refused."""
+    current = None
     while (member := tar.next()) is not None:
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile keeps every member in memory
         if member.size < 0:
             raise tarfile.ReadError("a member of negative size")  # the next one would be this one again
-        name = _NAME.fullmatch(member.name)
-        suffix = name[2].lower() if name else None
-        if not name or suffix not in IMAGES + LABELS or not member.isfile() or member.issparse():
+        if member.isdir():
             continue
-        if name[1] != current or suffix in members:
-            if members:
-                yield current, members
-            current, members = name[1], {}
-        members[suffix] = member
-    if members:
-        yield current, members
+        if not member.isfile() or member.issparse():
+            refuse(member.name, "a link or a special file; want a regular one")
+            continue
+        name = _NAME.fullmatch(member.name)
+        key, suffix = (name[1], name[2].lower()) if name else (member.name, "")
+        if not name and starts_image(member):
+            suffix = IMAGES[0]
+        if current and current.add(key, suffix, member):
+            continue
+        if suffix not in IMAGES + LABELS:
+            refuse(member.name, _NEITHER)
+            continue
+        if current:
+            yield current
+        current = _Sample(key)
+        current.add(key, suffix, member)
+    if current:
+        yield current
 
 
 def _image(members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:
-    found = [members[suffix] for suffix in IMAGES if suffix in members]
+    found = [members[suffix] for suffix in IMAGES[:USUAL] if suffix in members]
+    found = found or [members[suffix] for suffix in IMAGES[USUAL:] if suffix in members]
     if len(found) != 1:
         raise ValueError("more than one image of this key" if found else "no image beside the label")
     return found[0]
