@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from pack_fakes import folder, picture
 
-from fastmfr.protocols import Protocol, gallery_probe, hold_out, leave_one_out
+from fastmfr.domains import open_domain
+from fastmfr.pack.build import pack
+from fastmfr.protocols import Protocol, gallery_probe, hold_out, leave_one_out, read_folds, read_pairs, shared_images
 
 COUNTS = [3, 1, 4, 0, 2, 6]  # several probes, gallery only, several, nobody, one probe, several
 OFFSETS = np.append(0, np.cumsum(COUNTS))
@@ -108,6 +111,56 @@ def test_a_domain_on_both_sides_is_held_out_by_people():
 def test_a_protocol_that_would_mix_its_sides_is_refused(sources, targets, message):
     with pytest.raises(ValueError, match=message):
         Protocol(sources, targets)
+
+
+def test_a_link_to_a_source_is_that_source(tmp_path):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "link").symlink_to("faces")
+    faces, link = str(tmp_path / "faces"), str(tmp_path / "link")
+    with pytest.raises(ValueError, match="both 'asian' and 'unseen': its people would be counted twice"):
+        Protocol({"asian": faces}, {"unseen": link})
+    assert Protocol({"asian": faces}, {"asian": link}).held_out == ["asian"]
+
+
+def test_images_that_target_and_source_share_are_counted_whatever_holds_them(tmp_path):
+    people = {f"p{k}": [picture(2 * k), picture(2 * k + 1)] for k in range(6)}
+    [source] = folder(tmp_path / "source", people)
+    pack([source], tmp_path / "copy")
+    [mixed] = folder(tmp_path / "mixed", {"zoe": [picture(90), people["p3"][1]], "yan": [picture(91), b"", b""]})
+    [other] = folder(tmp_path / "other", {"yan": [picture(92), b"", b""]})
+    sources = [open_domain(other), open_domain(source)]
+    targets = [open_domain(path) for path in (tmp_path / "copy", mixed)]
+    said = list(shared_images(sources, targets))
+    assert len(said) == 2
+    assert (
+        "12 of 12 images compared of target copy are images of source source, byte for byte, the first copy/" in said[0]
+    )
+    assert "1 of 3 images compared of target mixed are images of source source" in said[1]
+    assert "the first mixed/zoe/1.jpg = source/p3/1.jpg: its score" in said[1]
+    assert "4 of 4 images compared of target copy" in next(shared_images(sources, targets, most=4))  # the same four
+    assert list(shared_images([sources[0]], targets)) == []
+
+
+def test_an_image_that_is_enrolled_and_looked_up_is_counted(tmp_path):
+    for fold in (1, 2):
+        (tmp_path / f"gallery_{fold}.txt").write_text("a/1.jpg\nb/1.jpg\nc/1.jpg\n")
+        (tmp_path / f"probe_{fold}.txt").write_text("a/2.jpg\nb/2.jpg\n" + "c/1.jpg\n./b/1.jpg\n" * (fold - 1))
+    images, _ = read_folds(tmp_path, "nir")
+    assert len(images.notes) == 1
+    assert images.notes[0].startswith(
+        "nir: 2 of 6 images looked up are enrolled too, in the gallery of the same fold, the first b/1.jpg: each finds"
+    )
+    (tmp_path / "probe_2.txt").write_text("a/2.jpg\n")
+    assert read_folds(tmp_path)[0].notes == ()
+
+
+def test_pairs_of_an_image_with_itself_are_counted(tmp_path):
+    (tmp_path / "pairs.txt").write_text("a/1.jpg a/2.jpg 1\na/2.jpg a/2.jpg 1\na/1.jpg b/1.jpg 0\n")
+    images, _ = read_pairs(tmp_path / "pairs.txt")
+    assert images.notes == (
+        "pairs: 1 of 3 pairs compare an image with itself, the first a/2.jpg: the figures are too good. Remove these "
+        "pairs",
+    )
 
 
 @pytest.mark.parametrize(("domains", "message"), [(PATHS, "none of the domains"), ({"welsh": "w.rec"}, "at least two")])

@@ -69,7 +69,8 @@ def read_folds(folder: str | os.PathLike, name: str | None = None) -> tuple[Imag
         name: what reports call the set; by default the name of the folder.
 
     Returns:
-        The images of all lists, and the gallery and probe of each fold; lists without a number are one fold.
+        The images of all lists, and the gallery and probe of each fold; lists without a number are one fold. The
+        images' `notes` say if a gallery and its probe list have images in common.
 
     Raises:
         ValueError: there is no list, or a list has no partner or names no image.
@@ -84,7 +85,21 @@ def read_folds(folder: str | os.PathLike, name: str | None = None) -> tuple[Imag
         rows = [_read_listed(path, people, images) for path in (gallery, probe)]
         folds.append(GalleryProbe(*rows[0], *rows[1]))
     root = image_root(lists[0][0], list(images))
-    return ImageFiles(name or folder.resolve().name, root, list(images)), tuple(folds)
+    listed = ImageFiles(name or folder.resolve().name, root, list(images))
+    listed.notes = _both_enrolled_and_looked_up(listed, folds)
+    return listed, tuple(folds)
+
+
+def _both_enrolled_and_looked_up(images: ImageFiles, folds: list[GalleryProbe]) -> tuple[str, ...]:
+    """A sentence if images are in the gallery and in the probe list of one fold."""
+    both = [image for fold in folds for image in np.intersect1d(fold.gallery, fold.probe).tolist()]
+    if not both:
+        return ()
+    return (
+        f"{images.name}: {len(both):,} of {sum(len(np.unique(fold.probe)) for fold in folds):,} images looked up are "
+        f"enrolled too, in the gallery of the same fold, the first {images.key(both[0])}: each finds itself, so the "
+        "figures are too good. Remove them from one list",
+    )
 
 
 def folder_lists(folder: Path) -> list[tuple[Path, Path]]:
@@ -170,6 +185,12 @@ def read_pairs(
     if folds:
         fold_N = np.arange(len(rows)) * folds // len(rows)
     entries = list(images)
+    listed = ImageFiles(name or path.stem, Path(root) if root else image_root(path, entries), entries)
+    if count := int((first_N == second_N).sum()):
+        listed.notes = (
+            f"{listed.name}: {count:,} of {len(rows):,} pairs compare an image with itself, the first "
+            f"{entries[first_N[np.argmax(first_N == second_N)]]}: the figures are too good. Remove these pairs",
+        )
     pairs = PairList(
         first_N,
         second_N,
@@ -177,7 +198,7 @@ def read_pairs(
         None if fold_N.min() < 0 else fold_N,
         _people(entries, first_N, second_N, is_mate_N.astype(bool)),
     )
-    return ImageFiles(name or path.stem, Path(root) if root else image_root(path, entries), entries), pairs
+    return listed, pairs
 
 
 def _read_pair_lines(path: Path) -> tuple[Numbers, list[tuple[int, int, bool, int]], int]:

@@ -11,7 +11,7 @@ class Protocol:
     """Source domains to learn from and target domains to score on, each as {name: path}.
 
     People of a domain that is both, with one name and one path, are held out: some identities are trained on and the
-    others scored (see `hold_out`). Every other target is unseen.
+    others scored (see `hold_out`). Every other target is unseen. A link is the path that the link leads to.
 
     Raises:
         ValueError: there is no source, or a person would be trained on and scored.
@@ -27,14 +27,14 @@ class Protocol:
         for name, path in [*self.sources.items(), *self.targets.items()]:
             if not name.strip() or not os.fspath(path):
                 raise ValueError(f"want every domain as NAME: PATH, got {name!r}: {str(path)!r}")
-            first = name_of.setdefault(os.path.abspath(path), name)
+            first = name_of.setdefault(os.path.realpath(path), name)
             if first != name:
                 raise ValueError(
                     f"{path} is given as both {first!r} and {name!r}: its people would be counted twice, "
                     "or scored after being trained on; give it one name"
                 )
         for name in self.held_out:
-            if os.path.abspath(self.sources[name]) != os.path.abspath(self.targets[name]):
+            if os.path.realpath(self.sources[name]) != os.path.realpath(self.targets[name]):
                 raise ValueError(
                     f"{name!r} is {self.sources[name]} as a source and {self.targets[name]} as a target; "
                     "give the two different names, or the same path to hold out part of its people"
