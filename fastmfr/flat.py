@@ -3,6 +3,7 @@
 Shape suffix: P = all their elements, and the gaps between them.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
@@ -80,7 +81,7 @@ class Flat:
 
 
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a network that are trained, by name.
+    """Return the parameters of a network that are trained, by name; warn of hooks on them, which nothing will call.
 
     Raises:
         ValueError: If a parameter has no value yet, is a shard, or was made in torch.inference_mode().
@@ -99,4 +100,12 @@ def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
             raise ValueError(
                 f"{name} was made in torch.inference_mode() and cannot be trained; make the network outside"
             )
-    return {name: value for name, value in network.named_parameters() if value.requires_grad}
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    hooked = [name for name, value in trained.items() if value._backward_hooks or value._post_accumulate_grad_hooks]
+    if hooked:
+        warnings.warn(
+            f"parameters have hooks ({', '.join(hooked)}), which a meta step does not call; change the gradients that "
+            "meta_gradient returns instead",
+            stacklevel=3,
+        )
+    return trained

@@ -1,11 +1,13 @@
 """Backbones that compute again in backward, keep state, or do what few do: beside autograd through the inner step."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
@@ -292,18 +294,23 @@ def test_the_r_operator_leaves_what_tracing_does_not_show_to_autograd():
     assert "a forward set on the object" in meta_gradient(patched(), [batches()], **SETTINGS).reason
 
 
-def test_compiled_parts_run_uncompiled_at_the_second_order():
-    def make():
-        mine = net(one_after_the_other, body)
-        if not plain:
-            mine.middle.compile(backend="aot_eager")
-        return mine
+def test_warns_of_hooks_on_parameters():
+    mine = net(one_after_the_other)
+    mine.first.weight.register_hook(lambda gradient: 0 * gradient)
+    with pytest.warns(UserWarning, match=r"hooks \(first.weight\), which a meta step does not call"):
+        meta_gradient(mine, [batches()], **SETTINGS)
 
-    plain = True
-    expected = meta_gradient(make(), [batches()], **SETTINGS).grad
-    plain = False
-    got = meta_gradient(make(), [batches()], **SETTINGS).grad
-    assert expected.keys() == got.keys()
+
+def test_compiled_parts_run_uncompiled_at_the_second_order():
+    got = []
+    for is_compiled in (True, False):
+        mine = net(one_after_the_other, body)
+        if is_compiled:
+            mine.middle.compile(backend="aot_eager")
+        torch.manual_seed(7)
+        got.append(meta_gradient(mine, [batches()], **SETTINGS).grad)
+    for name, value in got[1].items():
+        torch.testing.assert_close(got[0][name], value, msg=name, rtol=1e-9, atol=1e-12)
 
 
 def kept_in_a_list():
@@ -312,10 +319,36 @@ def kept_in_a_list():
     return mine
 
 
+def reads_a_cache(net, image):
+    """The weight of the first pass, in all passes."""
+    net.cache = net.cache if hasattr(net, "cache") else 2 * net.last.weight
+    return F.linear(net.first(image).flatten(1), net.cache)
+
+
+def follows(net, image):
+    """A network beside its own slow copy, which it updates in its forward."""
+    with torch.no_grad():
+        net.middle.weight.lerp_(net.last[1].weight, 0.1)
+    return net.last(net.first(image)) + net.middle(net.first(image).flatten(1))
+
+
+def selective(net, image):
+    contexts = partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
+    return net.last(net.checkpoint(net.middle, net.first(image), use_reentrant=False, context_fn=contexts))
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "sentence"),
     [
         (kept_in_a_list, RuntimeError, "reads last.weight in another way"),
+        (lambda: net(reads_a_cache, last=bias_free), RuntimeError, "reads last.weight in another way"),
+        (
+            lambda: net(follows, lambda: bias_free().requires_grad_(False)),
+            RuntimeError,
+            "changes its parameter middle.weight",
+        ),
+        (lambda: net(selective, body), RuntimeError, "want a checkpoint without context_fn"),
+        (lambda: net(lambda net, image: net.last(net.first(image)).detach()), ValueError, "depend on no trained"),
         (
             lambda: net(lambda net, image: (one_after_the_other(net, image), image)),
             ValueError,
@@ -333,7 +366,7 @@ def kept_in_a_list():
         ),
         (lambda: torch.jit.script(body()), ValueError, "is TorchScript"),
     ],
-    ids=["list", "tuple", "image", "lazy", "script"],
+    ids=["list", "cache", "follower", "selective", "detached", "tuple", "image", "lazy", "script"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_refuses_in_a_sentence(make, kind, sentence):

@@ -139,10 +139,11 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
         ({"batch_norm": "per_domain"}, 0.1, "'per_domain' reads the domains of every batch on the host"),
         ({}, None, "1 counts its batches on the host"),
         ({"batch_norm": "per_domain", "sharing": "per_domain"}, 0.1, ""),
+        ({"curvature": "fp32"}, 0.1, r"dropout (2) would draw other numbers for H v"),
     ],
 )
 def test_says_what_keeps_a_step_from_being_recorded(settings, momentum, sentence, monkeypatch):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.Dropout(0.1))
     if "device" in sentence:
         net = net.to("meta")
     else:

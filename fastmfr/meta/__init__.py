@@ -51,10 +51,14 @@ def meta_gradient(
 ) -> MetaGradient:
     """Compute the gradient of one meta-batch: the mean over splits of gamma * grad L_S + (1 - gamma) * d L_T / d theta.
 
-    The backbone stays as it is, but for its running statistics. With sharing "per_domain" each domain costs one
-    gradient and one Hessian-vector product for all splits. That is several times faster, and another objective: each
-    domain's pairs serve every split; L_S is the mean of the domains' losses, so no impostor pair and no soft class
-    crosses domains, and nothing is aligned.
+    The backbone stays as it is, but for running statistics and other buffers. The pass over each train batch changes
+    them, once; with batch_norm "frozen" no buffer changes, and InstanceNorm uses its running statistics too.
+    Activation checkpoints (use_reentrant=False) and attention are exact. At order 2 attention is computed by matrix
+    products, and what torch.compile has compiled runs uncompiled. torch.no_grad() around the call has no effect.
+
+    With sharing "per_domain" each domain costs one gradient and one Hessian-vector product for all splits. That is
+    several times faster, and another objective: each domain's pairs serve every split; L_S is the mean of the domains'
+    losses, so no impostor pair and no soft class crosses domains, and nothing is aligned.
 
     Args:
         backbone: Any module that maps image_B3HW to embedding_BD.
@@ -76,9 +80,11 @@ def meta_gradient(
         The gradient by parameter name, and the losses and norms of each split.
 
     Raises:
-        ValueError: If a setting is out of range, if settings do not go together, if "rop" does not apply, or if there
-            are too few splits.
-        RuntimeError: At order 2, if an operation of the backbone or of the losses has no double backward.
+        ValueError: If a setting is out of range, if settings do not go together, if "rop" does not apply, if there are
+            too few splits, or if the backbone returns something else than embeddings (B, D), is lazy, or is wrapped in
+            TorchScript or DistributedDataParallel.
+        RuntimeError: If the backbone reads a parameter in another way than from its module, or uses a reentrant
+            checkpoint. At order 2 also if an operation of the backbone or of the losses has no double backward.
     """
     losses = losses or MfrLosses()
     chosen = MetaSettings(gamma, engine, order=order, **settings)

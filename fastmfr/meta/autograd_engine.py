@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmfr.config.choices import BatchNormStatistics, Precision
 from fastmfr.losses import MfrLosses
-from fastmfr.meta.graphs import check_reads, double_backward, reentrant_checkpoints, refuse_first_order
+from fastmfr.meta.graphs import check_reads, double_backward, leaves_of, reentrant_checkpoints, refuse_first_order
 from fastmfr.meta.held import Held
 from fastmfr.meta.pair_batches import Groups, loss_gradients
 from fastmfr.meta.types import PairBatch, TestPass, TrainPass
@@ -83,19 +83,19 @@ class AutogradEngine:
         return there.hvp(there.gradient(dz), v)
 
     def _pass(self, theta, pairs, precision, **settings):
-        leaves = [value.detach().requires_grad_() for value in theta]
-        held = Held(self.backbone, dict(zip(self.names, leaves, strict=True)), self.batch_norm, **settings)
+        leaves = leaves_of(dict(zip(self.names, theta, strict=True)))
+        held = Held(self.backbone, leaves, self.batch_norm, **settings)
         groups = Groups(pairs, self.batch_norm == "per_domain")
         warned = reentrant_checkpoints() if self._is_new else nullcontext([])
-        with warned as refusals, held.first(), autocast(precision, leaves[0].device):
+        with warned as refusals, held.first(), autocast(precision, theta[0].device):
             rows = [self.backbone(images) for images in groups.images]
         self._is_new = False
         embeddings = groups.join(rows)
-        own = {id(value): name for name, value in self.backbone.named_parameters() if name in self.names}
-        read = check_reads(embeddings, own)
-        if refusals and not read.issuperset(map(id, leaves)):
+        own = dict(self.backbone.named_parameters())
+        reads_all = check_reads(embeddings, leaves, {name: own[name] for name in self.names})
+        if refusals and not reads_all:
             raise RuntimeError(refusals[0])
-        return _Pass(held, leaves, embeddings, precision, settings["second_order"])
+        return _Pass(held, list(leaves.values()), embeddings, precision, settings["second_order"])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.cuda_graph import Recordings, record
 from fastmfr.losses import MfrLosses
 from fastmfr.meta.types import MetaStep, PairBatch, Split
+from fastmfr.rop.tracing import dropping
 
 
 class RecordedStep:
@@ -84,5 +85,10 @@ def _obstacle(backbone, settings):
         return (
             f"{cuda_graph.PLAINLY}, for batch_norm 'per_domain' reads the domains of every batch on the host; "
             "'batch' does not"
+        )
+    if not found and settings.hvp_precision != settings.precision and (names := dropping(backbone)):
+        return (
+            f"{cuda_graph.PLAINLY}, for dropout ({', '.join(sorted(names))}) would draw other numbers for H v than for "
+            "the gradient; one precision for both does not"
         )
     return found

@@ -12,6 +12,7 @@ _REENTRANT = (
     "torch.utils.checkpoint with use_reentrant=True hides its parameters from the meta step, and cannot be "
     "differentiated twice; want use_reentrant=False"
 )
+_NAME = "_fastmfr_name"  # attribute of the leaves of a pass
 _WITHOUT_INPUTS = "None of the inputs have requires_grad=True"  # how torch warns of a checkpoint that drops gradients
 
 
@@ -31,32 +32,52 @@ def refuse_first_order(loss: Tensor) -> None:
             )
 
 
-def check_reads(embeddings: Iterable[Tensor], own: Mapping[int, str]) -> set[int]:
+def leaves_of(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters as new leaves of autograd, which `check_reads` recognises as those of this pass or another."""
+    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    for name, leaf in leaves.items():
+        setattr(leaf, _NAME, name)
+    return leaves
+
+
+def check_reads(embeddings: Iterable[Tensor], leaves: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
     """Check that the pass which made `embeddings` read the parameters that it was given.
 
     Args:
         embeddings: The outputs of the pass.
-        own: {id of a parameter: its name} of the backbone's own parameters that are trained, and so were replaced.
+        leaves: {name: tensor}, the parameters that the pass was given, made by `leaves_of`.
+        own: {name: parameter}, the backbone's own parameters in whose place the leaves were.
 
     Returns:
-        The ids of the tensors that the graph ends in.
+        Whether the embeddings depend on each of the leaves.
 
     Raises:
-        RuntimeError: If the pass has read one of its own parameters, or if it has used a reentrant checkpoint.
+        ValueError: If the embeddings depend on no parameter.
+        RuntimeError: If the pass has read one of the backbone's own parameters, or one of another pass, or if it has
+            used a reentrant checkpoint.
     """
-    ends = set()
+    here, names = set(map(id, leaves.values())), {id(value): name for name, value in own.items()}
+    read, wrong = set(), set()
     for node in _nodes(embeddings):
         if type(node).__name__ == "CheckpointFunctionBackward":
             raise RuntimeError(_REENTRANT)
-        if (variable := getattr(node, "variable", None)) is not None:
-            ends.add(id(variable))
-    if unheld := sorted(own[end] for end in ends & own.keys()):
+        variable = getattr(node, "variable", None)
+        if id(variable) in here:
+            read.add(id(variable))
+        elif variable is not None:
+            wrong.add(names.get(id(variable)) or getattr(variable, _NAME, None))
+    if wrong := sorted(filter(None, wrong)):
         raise RuntimeError(
-            f"the backbone reads {', '.join(unheld)} in another way than as the attribute of the module that holds "
-            "the parameter (from a list, a closure or a cache), so the meta step cannot move the parameter; want it "
-            "read as module.name in each forward pass"
+            f"the backbone reads {', '.join(wrong)} in another way than as the attribute of the module that holds the "
+            "parameter (from a list, a closure or a cache), so the meta step cannot move the parameter; want it read "
+            "as module.name in each forward pass"
         )
-    return ends
+    if not any(embedding.requires_grad for embedding in embeddings):
+        raise ValueError(
+            "the backbone's embeddings depend on no trained parameter; want a forward without detach() or no_grad() "
+            "between the trained layers and the embeddings"
+        )
+    return read == here
 
 
 @contextmanager
@@ -79,6 +100,11 @@ def double_backward() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "selective activation checkpoint" in str(error):
+            raise RuntimeError(
+                "a selective checkpoint (with context_fn) can be passed backward once, and order 2 passes twice; want "
+                "a checkpoint without context_fn, or order 1"
+            ) from error
         found = re.search(r"derivative for '?(?:aten::)?(\w+?)(?:_backward)?'? is not implemented", str(error))
         if found is None:
             raise

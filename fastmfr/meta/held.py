@@ -47,6 +47,7 @@ class Held:
     ):
         own = dict(backbone.named_parameters())
         self._instead = {id(own[name]): value for name, value in parameters.items()}
+        self._fixed = {name: value for name, value in own.items() if name not in parameters}
         self._modules = list(backbone.modules())
         self._frozen, self._tracking, self._second_order = batch_norm == "frozen", tracking, second_order
         self._repeats = repeats
@@ -58,12 +59,23 @@ class Held:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Hold the backbone for the pass itself."""
+        """Hold the backbone for the pass itself.
+
+        Raises:
+            RuntimeError: If the pass changes a parameter that is not trained.
+        """
+        versions = [value._version for value in self._fixed.values()]
         before = [dict(vars(module)) for module in self._modules]
         writes = self._tracking and not self._frozen
         with self._held(), self._draws.repeated() if self._repeats else nullcontext():
             yield
             after = [vars(module)["_buffers"] for module in self._modules]
+        for (name, value), version in zip(self._fixed.items(), versions, strict=True):
+            if value._version != version:
+                raise RuntimeError(
+                    f"the backbone changes its parameter {name}, which is not trained, in its forward, and would do so "
+                    "in the passes after the inner step too; want a buffer, which only the first pass changes"
+                )
         for module, attributes, buffers in zip(self._modules, before, after, strict=True):
             if writes:
                 _write(module._buffers, buffers)
