@@ -76,11 +76,10 @@ class Held:
                     f"the backbone changes its parameter {name}, which is not trained, in its forward, and would do so "
                     "in the passes after the inner step too; want a buffer, which only the first pass changes"
                 )
-        for module, attributes, buffers in zip(self._modules, before, after, strict=True):
-            if writes:
-                _write(module._buffers, buffers)
-            else:
-                vars(module).update(attributes)
+        if writes:
+            _write([module._buffers for module in self._modules], after)
+        else:
+            _restore(self._modules, before)
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -88,8 +87,7 @@ class Held:
         before = [dict(vars(module)) for module in self._modules]
         with self._held():
             yield
-        for module, attributes in zip(self._modules, before, strict=True):
-            vars(module).update(attributes)
+        _restore(self._modules, before)
 
     @contextmanager
     def _held(self):
@@ -140,14 +138,19 @@ class _Draws:
 
 def _copies(buffers_of_modules):
     """Copies of the buffers of each module; what two modules share stays shared."""
-    made = {}
+    buffers_of_modules = list(buffers_of_modules)
+    own = {id(value): value for buffers in buffers_of_modules for value in buffers.values() if value is not None}
+    made = {key: torch.empty_like(value) for key, value in own.items()}
+    _copy(list(made.values()), list(own.values()))
+    return [{name: made.get(id(value)) for name, value in buffers.items()} for buffers in buffers_of_modules]
 
-    def copy(value):
-        if value is not None and id(value) not in made:
-            made[id(value)] = value.detach().clone()
-        return made.get(id(value))
 
-    return [{name: copy(value) for name, value in buffers.items()} for buffers in buffers_of_modules]
+@torch.no_grad()
+def _copy(targets, sources):
+    """Copy tensors into others, those of one dtype in one launch."""
+    for dtype in {target.dtype for target in targets}:
+        places = [place for place, target in enumerate(targets) if target.dtype == dtype]
+        torch._foreach_copy_([targets[place] for place in places], [sources[place] for place in places])
 
 
 def _restore(modules, before):
@@ -155,17 +158,19 @@ def _restore(modules, before):
         vars(module).update(attributes)
 
 
-@torch.no_grad()
-def _write(own, made):
-    """Write buffers that a pass has made into a module's own, in place if they are alike."""
-    for name, value in made.items():
-        mine = own.get(name)
-        alike = None not in (mine, value) and (mine.shape, mine.dtype, mine.device) == (
-            value.shape,
-            value.dtype,
-            value.device,
-        )
-        if alike:
-            mine.copy_(value)
-        else:
-            own[name] = None if value is None else value.detach()
+def _write(own_of_modules, made_of_modules):
+    """Write buffers that a pass has made into the modules' own, in place if they are alike."""
+    targets, sources = [], []
+    for own, made in zip(own_of_modules, made_of_modules, strict=True):
+        for name, value in made.items():
+            mine = own.get(name)
+            if mine is None or value is None or _kind(mine) != _kind(value):
+                own[name] = None if value is None else value.detach()
+            else:
+                targets.append(mine)
+                sources.append(value)
+    _copy(targets, sources)
+
+
+def _kind(tensor):
+    return tensor.shape, tensor.dtype, tensor.device
