@@ -2,8 +2,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <cstdlib>
+#include <exception>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -26,6 +29,13 @@ py::array_t<T> read_only(const T* data, uint64_t size, py::handle owner) {
     py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
     return array;
 }
+
+/// The text as a str. It may hold names of files, which may be any bytes: they become what os.fsdecode makes of them.
+py::object text_of(const std::string& text) {
+    return py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefaultAndSize(text.data(), py::ssize_t(text.size())));
+}
+
+void raise(PyObject* type, const std::exception& error) { PyErr_SetObject(type, text_of(error.what()).ptr()); }
 
 /// The encoded image as an array that keeps the record's bytes.
 py::array_t<uint8_t> image_array(Record& record) {
@@ -115,10 +125,24 @@ PYBIND11_MODULE(_native, module) {
                py::arg("shift").none(true), py::arg("block").none(true), py::arg("gain").none(true),
                py::arg("offset").none(true), py::arg("mean"), py::arg("scale"), py::arg("out").noconvert());
 
-    py::register_exception<FileChanged>(module, "FileChanged", PyExc_ValueError);
+    static const py::handle changed = py::exception<FileChanged>(module, "FileChanged", PyExc_ValueError).release();
+    py::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const FileChanged& error) {
+            raise(changed.ptr(), error);
+        } catch (const std::invalid_argument& error) {
+            raise(PyExc_ValueError, error);
+        } catch (const std::out_of_range& error) {
+            raise(PyExc_IndexError, error);
+        }
+    });
 
     py::class_<RecordFile>(module, "RecordFile")
-        .def(py::init<const std::string&>(), py::arg("folder"), GilRelease())
+        .def(py::init([](const std::filesystem::path& folder) {
+            py::gil_scoped_release release;
+            return std::make_unique<RecordFile>(folder.string());
+        }), py::arg("folder"))
         .def_property_readonly("images", &RecordFile::images)
         .def_property_readonly("identities", &RecordFile::identities)
         .def_property_readonly("offsets",
@@ -126,7 +150,7 @@ PYBIND11_MODULE(_native, module) {
                                    const auto& file = self.cast<const RecordFile&>();
                                    return read_only(file.offsets(), file.identities() + 1, self);
                                })
-        .def_property_readonly("note", &RecordFile::note)
+        .def_property_readonly("note", [](const RecordFile& self) { return text_of(self.note()); })
         .def("key", &RecordFile::key, py::arg("image"))
         .def("label", &RecordFile::label, py::arg("image"), GilRelease())
         .def("jpeg", &jpeg, py::arg("image"))

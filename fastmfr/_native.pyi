@@ -1,6 +1,7 @@
 """Types of the compiled extension (csrc/bindings.cpp); fastmfr.native imports them."""
 
 from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ def gather_images(
 class FileChanged(ValueError): ...
 
 class RecordFile:
-    def __init__(self, folder: str) -> None: ...
+    def __init__(self, folder: str | bytes | PathLike[str]) -> None: ...
     @property
     def images(self) -> int: ...
     @property
@@ -38,7 +39,7 @@ class RecordFile:
 class Sampler:
     def __init__(
         self,
-        names: Sequence[str],
+        names: Sequence[str | bytes],
         offsets: Sequence[NDArray[np.int64]],
         share: int,
         seed: int,

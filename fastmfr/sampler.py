@@ -6,6 +6,7 @@ same numbers in NumPy; the compiled sampler must equal the reference bit for bit
 Shape suffixes: B = identities a rank draws at a step.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -81,9 +82,8 @@ class GroupedDomainSampler:
 
         self.names, offsets = _domains(offsets_by_domain)
         _check(batch_identities, seed, rank, world, single)
-        self._native = Sampler(
-            self.names, offsets, batch_identities, seed, rank, world, single == "augment", per_domain
-        )
+        names = [os.fsencode(name) for name in self.names]  # that of a folder may hold bytes that are not UTF-8
+        self._native = Sampler(names, offsets, batch_identities, seed, rank, world, single == "augment", per_domain)
         self.dropped = {name: self._native.dropped(d) for d, name in enumerate(self.names)}
 
     def batch(self, step: int) -> Pairs:

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import re
 import struct
 
 import numpy as np
@@ -196,6 +197,20 @@ def test_a_file_cut_short_while_it_is_open_is_named_and_ends_no_process(tmp_path
         read(domain)
     with pytest.raises(FileChanged):
         domain.identity_name(1)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_read_and_named(tmp_path):
+    folder = write(tmp_path / os.fsdecode(b"caf\xe9"), native([2, 3]))
+    domain = open_domain(folder)
+    assert contents(domain) == [jpeg(key) for key in range(1, 6)]
+    with open(folder / "train.idx.fastmfr", "ab") as kept:
+        kept.write(bytes(8))
+    assert str(folder) in open_domain(folder).notes[0]
+    os.truncate(folder / "train.rec", 160)
+    with pytest.raises(FileChanged, match=re.escape(str(folder))):
+        domain.jpeg(4)
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        open_domain(folder)
 
 
 def test_a_file_overwritten_while_it_is_open_is_named(tmp_path):

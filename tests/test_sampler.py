@@ -224,6 +224,7 @@ def test_a_small_domain_is_named_with_what_was_asked():
         ({"offsets_by_domain": {"a": [0]}}, r"'a': want .* got int64 of shape \(1,\)"),
         ({"offsets_by_domain": {"a": [0.0, 2.0]}}, "'a': want whole-number offsets"),
         ({"offsets_by_domain": {"a": [1, 3]}}, "'a' must begin with 0"),
+        ({"offsets_by_domain": {"a\udce9": [1, 3]}}, "'a\udce9' must begin with 0"),  # a name of bytes beyond UTF-8
         ({"offsets_by_domain": {"a": [0, 3, 2]}}, "'a' must ascend by less than 2.*: 2 follows 3"),
     ],
 )
