@@ -39,6 +39,8 @@ class FlatOptimizer:
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer):
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"want an optimizer of torch.optim, got a {type(optimizer).__name__}")
         trained, groups = trained_parameters(network), optimizer.param_groups
         _check(network, optimizer)
         self._network, self._optimizer = network, optimizer
