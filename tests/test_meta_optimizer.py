@@ -158,6 +158,19 @@ def test_what_is_loaded_or_set_between_steps_counts():
     assert_equal_networks(net, twin)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients_have_no_effect(mode):
+    net = network()
+    twin = copy.deepcopy(net)
+    for one, surrounding in ((net, mode), (twin, torch.enable_grad)):
+        with surrounding():
+            trainer = MetaTrainer(one, sgd(one.parameters(), 0.9, 0.1), MetaSettings(0.3))
+            trainer.step(splits(0), **RATES)
+        trainer.step(splits(1), **RATES)
+    for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_says_that_only_plain_sgd_is_recorded():
     net = network()
     trainer = MetaTrainer(net, torch.optim.AdamW(net.parameters()), MetaSettings(0.3))

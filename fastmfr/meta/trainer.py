@@ -45,6 +45,7 @@ class MetaTrainer:
             optimizer has parameters of another network, has no trained parameter of this one, or needs a closure.
     """
 
+    @gradients_on()
     def __init__(
         self, backbone: nn.Module, optimizer: torch.optim.Optimizer, settings: MetaSettings, *, cuda_graph: bool = True
     ):

@@ -113,13 +113,13 @@ def _autocast():
 def _unchanged(network):
     """Undo what the network's code does to its modules while it is traced, such as counting calls or storing a value.
 
-    Within the block the modules have copies of their buffers.
+    Within the block the modules have copies of their buffers, except for BatchNorm, which tracing does not run.
     """
     before = [(module, dict(vars(module))) for module in network.modules()]
-    for module, attributes in before:
-        vars(module)["_buffers"] = {
-            name: None if value is None else value.clone() for name, value in attributes["_buffers"].items()
-        }
+    for module, _ in before:
+        if type(module) not in _NORM:
+            copies = {name: value if value is None else value.clone() for name, value in module._buffers.items()}
+            vars(module)["_buffers"] = copies
     try:
         yield
     finally:
