@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from fastmfr.image_set import ImageSet, part_of
 from fastmfr.protocols.class_folder import PassedOver, is_image, list_people
 from fastmfr.protocols.files import regular_bytes
+from fastmfr.protocols.records import Records, find_records
 
 SIZED = 100_000  # images of a folder up to which the size of every file is part of its fingerprint
 
@@ -73,32 +74,6 @@ def _size(path):
         return -1
 
 
-class _Records:
-    """Images of `path`/train.rec."""
-
-    def __init__(self, path: Path):
-        if not (path / "train.idx").is_file():
-            raise FileNotFoundError(f"{path} holds train.rec but not its index, train.idx; copy that too")
-        from fastmfr.native import RecordFile  # here, since class folders do without the extension
-
-        self._path, self._file = path, RecordFile(str(path))
-        self.notes = (self._file.note,) if self._file.note else ()
-        self.offsets = self._file.offsets
-        self.jpeg, self.jpegs = self._file.jpeg, self._file.jpegs
-
-    def key(self, image: int) -> str:
-        return f"train.rec:{self._file.key(image)}"
-
-    def identity_name(self, identity: int) -> str:
-        return str(self._file.label(int(self.offsets[identity])))
-
-    def add_to(self, digest: Any) -> None:
-        """Hash the index and the size of the records."""
-        digest.update(b"%d" % _size(self._path / "train.rec"))
-        with (self._path / "train.idx").open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-
-
 class Domain(ImageSet):
     """Encoded images grouped by identity; `open_domain` makes one.
 
@@ -110,7 +85,7 @@ class Domain(ImageSet):
         notes: sentences on what was passed over when the domain was opened.
     """
 
-    def __init__(self, name: str, path: Path, source: _Folder | _Records, chosen: np.ndarray | None = None):
+    def __init__(self, name: str, path: Path, source: _Folder | Records, chosen: np.ndarray | None = None):
         """Make a domain of the identities `chosen`, int64, of an opened source; None chooses all."""
         self.name, self.path = name, path
         self._source, self._chosen, self.notes = source, chosen, source.notes
@@ -119,6 +94,11 @@ class Domain(ImageSet):
             images = source.offsets[chosen + 1] - source.offsets[chosen]
             self.offsets = np.concatenate([[0], np.cumsum(images)])
         self.offsets.flags.writeable = False
+
+    @property
+    def has_records(self) -> bool:
+        """Whether the images are records of one file; else each is a file."""
+        return isinstance(self._source, Records)
 
     def __repr__(self):
         return f"Domain({self.name!r}, identities={self.identities:,}, images={self.images:,})"
@@ -192,17 +172,19 @@ def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
     counted in the domain's `notes`. A file is an image by its suffix or by its content.
 
     Args:
-        path: a folder of one folder per identity, or a folder with train.rec and train.idx.
+        path: a folder of one folder per identity, or a folder with train.rec and train.idx. The two may have another
+            name, if they are alone in the folder; an index that is missing is made and kept beside the records.
         name: what reports call the domain; by default the name of the folder.
 
     Raises:
-        FileNotFoundError: the folder or train.idx is missing.
+        FileNotFoundError: the folder is missing.
         ValueError: the folder or its files are no domain.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; a domain is a folder of identities or with a train.rec")
-    source = _Records(path) if (path / "train.rec").is_file() else _Folder(path)
+    found = find_records(path)
+    source = Records(*found) if found else _Folder(path)
     return Domain(name or path.resolve().name, path, source)
 
 

@@ -125,12 +125,6 @@ def test_folders_that_are_no_domain_say_what_was_looked_for(tmp_path, folder):
         open_domain(tmp_path)
 
 
-def test_records_without_an_index_are_missing_a_file(tmp_path):
-    (tmp_path / "train.rec").write_bytes(b"any")
-    with pytest.raises(FileNotFoundError, match=r"holds train.rec but not its index, train.idx"):
-        open_domain(tmp_path)
-
-
 def test_an_image_that_went_away_is_named(folder):
     domain = open_domain(folder)
     os.remove(folder / "s1" / "0.jpg")

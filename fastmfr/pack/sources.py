@@ -9,6 +9,7 @@ import numpy as np
 from fastmfr.domains import open_domain
 from fastmfr.protocols.class_folder import PassedOver, list_people
 from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes
+from fastmfr.protocols.records import find_records
 
 from .names import NAMES, kept_apart, known_names
 from .parquet import list_parquet
@@ -40,6 +41,7 @@ class _Records(Source):
     def __init__(self, path: Path, identities: Identities):
         super().__init__(path)
         self._domain = open_domain(path)
+        self.notes += self._domain.notes
         known = known_names(path)
         labels = [self._domain.identity_name(identity) for identity in range(self._domain.identities)]
         names = {label: known.get(label, label) for label in labels}
@@ -113,7 +115,7 @@ def open_source(path: str | os.PathLike, identities: Identities, spill: BinaryIO
     """
     path = Path(path)
     if path.is_dir():
-        return _Records(path, identities) if (path / "train.rec").is_file() else _list_folder(path, identities)
+        return _Records(path, identities) if find_records(path) else _list_folder(path, identities)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; a source is a class folder, a .tar or .parquet file, or a list")
     refuse_unless_regular(path)

@@ -127,7 +127,7 @@ def write_lists(domain: Domain, settings: ListSettings, out: Path) -> list[Drawn
         ValueError: a list is there with other content, the name of a file cannot stand in a list, the domain is a
             RecordIO folder, or too few people have the images asked for.
     """
-    if (domain.path / "train.rec").is_file():
+    if domain.has_records:
         raise ValueError(f"{domain.path} is a RecordIO folder, and lists name files; give the one it was packed from")
     folds = range(1, settings.folds + 1) or (0,)
     drawn = [draw_lists(domain, settings, fold) for fold in folds]

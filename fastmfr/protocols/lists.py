@@ -208,10 +208,10 @@ def _read_pair_lines(path: Path) -> tuple[Numbers, list[tuple[int, int, bool, in
     images, rows, folds = Numbers(), [], 0
     for number, line in lines(path):
         columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
-        if not rows and len(columns) <= 2 and all(column.isdecimal() for column in columns):
-            folds = int(columns[0]) if len(columns) == 2 else 0  # LFW's header: folds, and pairs of each kind in a fold
-            continue
         try:
+            if not rows and len(columns) <= 2 and all(column.isdecimal() for column in columns):
+                folds = _fold(columns[0]) if len(columns) == 2 else 0  # LFW's header: folds, pairs of a kind in a fold
+                continue
             first, second, is_mate, fold = _pair(columns)
         except (ValueError, IndexError):
             raise ValueError(
@@ -233,7 +233,15 @@ def _pair(columns: list[str]) -> tuple[str, str, bool, int]:
     first, second, flag, *fold = columns
     if flag not in ("0", "1") or len(fold) > 1:
         raise ValueError
-    return entry_path(first), entry_path(second), flag == "1", int(fold[0]) if fold else -1
+    return entry_path(first), entry_path(second), flag == "1", _fold(fold[0]) if fold else -1
+
+
+def _fold(text: str) -> int:
+    """Raises ValueError for what is no number, or is beyond 32 bits."""
+    number = int(text)
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"want a fold within 32 bits, got {text[:20]}")
+    return number
 
 
 def _people(entries: list[str], first_N: np.ndarray, second_N: np.ndarray, is_mate_N: np.ndarray) -> np.ndarray | None:

@@ -1,0 +1,139 @@
+"""RecordIO folders under any name: opened in place, or by an index that is made if theirs is missing or of no use."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmfr.atomic import write_text
+
+from .record_index import Index, index_of
+
+if TYPE_CHECKING:
+    from fastmfr.native import RecordFile
+
+RECORDS, INDEX = "train.rec", "train.idx"
+_NAMED = 3  # records left out that a note names
+
+
+def find_records(folder: Path) -> tuple[Path, Path | None] | None:
+    """Find the RecordIO file in a folder, and the index beside it.
+
+    Returns:
+        (records, index): train.rec, or the only .rec file of a folder without folders; and the index of that name, or
+        train.idx, or None. None if there is no such file.
+
+    Raises:
+        ValueError: there are several .rec files, and none is train.rec.
+    """
+    records = folder / RECORDS
+    if not records.is_file():
+        found = sorted(path for path in folder.glob("*.rec") if path.is_file())
+        if not found or any(path.is_dir() for path in folder.iterdir()):
+            return None
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ValueError(f"{folder} holds {names}, and want one domain; move each into a folder of its own")
+        records = found[0]
+    beside = (records.with_suffix(".idx"), folder / INDEX)
+    return records, next((path for path in beside if path.is_file()), None)
+
+
+class Records:
+    """Images of a RecordIO file, read in place; the source of a Domain."""
+
+    def __init__(self, records: Path, index: Path | None):
+        """Open the file `records` by its index; None makes an index, and keeps the index beside the file if possible.
+
+        Raises:
+            ValueError: there is no record that can be used.
+            ImportError: the compiled extension is not built.
+        """
+        self.records, self.notes = records, ()
+        self._index, self._file = (index, self._opened(index)) if index else self._made()
+        self.offsets = self._file.offsets
+        self.jpeg, self.jpegs = self._file.jpeg, self._file.jpegs
+        if self._file.note:
+            self.notes += (self._file.note,)
+
+    def key(self, image: int) -> str:
+        """Return the name of the file and the key of the record."""
+        return f"{self.records.name}:{self._file.key(image)}"
+
+    def identity_name(self, identity: int) -> str:
+        """Return the label of an identity."""
+        return str(self._file.label(int(self.offsets[identity])))
+
+    def add_to(self, digest: Any) -> None:
+        """Hash the index and the size of the records."""
+        digest.update(b"%d" % self.records.stat().st_size)
+        if isinstance(self._index, str):
+            digest.update(self._index.encode())
+            return
+        with self._index.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+
+    def _made(self) -> "tuple[Path | str, RecordFile]":
+        """An index made out of the records, the file of it or its text if the folder cannot be written to; opened."""
+        made, beside = index_of(self.records), self.records.with_suffix(".idx")
+        if not made.text:
+            raise ValueError(f"{self.records} holds no record that can be used; copy or pack it again")
+        file = self._linked(made.text)
+        self._note_left_out(made)
+        try:
+            write_text(beside, made.text)
+        except OSError as error:
+            self.notes += (f"{self.records} has no index, and the one made of it cannot be kept beside it: {error}",)
+            return made.text, file
+        self.notes += (f"{self.records} had no index; {beside.name} was made of it",)
+        return beside, file
+
+    def _opened(self, index: Path) -> "RecordFile":
+        from fastmfr.native import FileChanged, RecordFile  # here, since class folders do without the extension
+
+        folder = self.records.parent
+        if self.records.name != RECORDS or index.name != INDEX:
+            return self._linked(index)
+        try:
+            return RecordFile(str(folder))
+        except FileChanged:
+            raise
+        except ValueError:
+            sound = self._sound_part(index)
+            if sound is None:
+                raise
+        self._note_left_out(sound)
+        return self._linked(sound.text)
+
+    def _sound_part(self, index: Path) -> Index | None:
+        """The index of the records that can be used, if they are most; None for a file that is cut short."""
+        try:
+            sound = index_of(self.records, index)
+        except (ValueError, OSError):
+            return None
+        few = 0 < len(sound.left_out) <= sound.text.count("\n")
+        return None if sound.cut_short or not few else sound
+
+    def _linked(self, index: Path | str) -> "RecordFile":
+        """The file opened in a folder of links that has the names that the extension reads."""
+        from fastmfr.native import RecordFile
+
+        with tempfile.TemporaryDirectory(prefix="fastmfr-") as place:
+            (Path(place) / RECORDS).symlink_to(self.records.resolve())
+            if isinstance(index, str):
+                (Path(place) / INDEX).write_text(index)
+            else:
+                (Path(place) / INDEX).symlink_to(index.resolve())
+            try:
+                return RecordFile(place)  # keeps the files open
+            except ValueError as error:
+                said = str(error).replace(f"{place}/{RECORDS}", str(self.records))
+                raise ValueError(said.replace(f"{place}/{INDEX}", f"the index of {self.records}")) from error
+
+    def _note_left_out(self, index: Index) -> None:
+        if index.left_out:
+            first = "; ".join(f"{key}: {reason}" for key, reason in index.left_out[:_NAMED])
+            self.notes += (
+                f"{len(index.left_out):,} records of {self.records} are left out, for they are damaged or of nobody "
+                f"known ({first}{'; ...' if len(index.left_out) > _NAMED else ''}); pack the folder to be rid of them",
+            )
