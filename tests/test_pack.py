@@ -2,12 +2,11 @@
 
 import io
 import os
-import sys
 
 import numpy as np
 import pytest
 from helpers import command
-from pack_fakes import FACES, folder, hugging_face, listing, parquet, people, picture, plain_parquet, shards, tar
+from pack_fakes import FACES, folder, hugging_face, listing, people, picture, plain_parquet, shards, tar
 from PIL import Image
 
 from fastmfr.pack.build import pack
@@ -95,18 +94,6 @@ def test_a_file_that_a_list_names_and_nobody_has_is_refused(tmp_path):
     assert "No such file" in reason
 
 
-def test_rows_of_parquet_without_image_or_label_are_refused(tmp_path):
-    rows = [
-        ({"bytes": picture(1), "path": None}, 3),
-        ({"bytes": None, "path": "x.jpg"}, 3),
-        (None, 3),
-        ({"bytes": picture(2), "path": None}, None),
-    ]
-    packed = pack([parquet(tmp_path / "a.parquet", rows)], tmp_path / "out")
-    assert people(tmp_path / "out") == {"3": [picture(1)]}
-    assert [key for key, _ in packed.refused] == ["a.parquet:1", "a.parquet:2", "a.parquet:3"]
-
-
 def test_resized_images_are_jpegs_of_that_shorter_side_and_others_stay(tmp_path):
     exact, wide, tall = picture(1, "PNG", (20, 16)), picture(2, size=(64, 32)), picture(3, "PNG", (8, 12))
     pack(folder(tmp_path / "a", {"ann": [exact, tall, wide]}), tmp_path / "out", resize=16)
@@ -190,20 +177,6 @@ def test_what_is_no_source_is_refused_with_a_sentence(tmp_path, name, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         pack([tmp_path / name], tmp_path / "out")
     assert os.listdir(tmp_path / "out") == []
-
-
-def test_parquet_files_that_cannot_be_read_are_refused_with_a_sentence(tmp_path, monkeypatch):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table({"picture": [b""], "label": [1]}), tmp_path / "b.parquet")
-    for name, sentence in [("a", "cannot be read as Parquet"), ("b", "has no column image; .* found picture, label")]:
-        with pytest.raises(ValueError, match=sentence):
-            pack([tmp_path / f"{name}.parquet"], tmp_path / "out")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match="run `pip install pyarrow`"):
-        pack([tmp_path / "b.parquet"], tmp_path / "out")
 
 
 def test_an_output_that_cannot_be_is_refused(tmp_path):

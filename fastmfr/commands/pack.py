@@ -10,8 +10,8 @@ SOURCES = """\
 sources (several at once; the same name in two of them is one person)
   folder        folder/identity/image; or a RecordIO folder, to pack it again
   file.tar      WebDataset: key.jpg, key.png, ... with key.cls, or with key.json that holds "label"; or a class folder
-  file.parquet  columns image (bytes, or as Hugging Face writes it) and label; needs pyarrow
-  list.txt      a line `path<TAB>label` an image, paths relative to the list
+  file.parquet  columns image (bytes, a path, or as Hugging Face writes it) and label; needs pyarrow
+  list.txt      a line `path<TAB>label` an image, or as mxnet's .lst; paths relative to the list
 """
 
 

@@ -1,6 +1,7 @@
 """List class folders, RecordIO folders and lists of files as sources; open any source by what its path is."""
 
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,8 @@ from .names import NAMES, kept_apart, known_names
 from .parquet import list_parquet
 from .source import Identities, Source, label_in_text
 from .tar import list_tar
+
+_NUMBER = re.compile(r"(-?[0-9]+)(?:\.0*)?")  # whole
 
 
 class _Files(Source):
@@ -77,7 +80,8 @@ def _list_folder(path: Path, identities: Identities) -> Source:
 def _list_list(path: Path, identities: Identities) -> Source:
     """A text file of lines `path<TAB>label`, or `path label` in a line without a tab; paths are relative to the file.
 
-    Folders are separated by / or \\. Empty lines and lines that begin with # are skipped.
+    Also mxnet's two: `number<TAB>label<TAB>path` and `1<TAB>path<TAB>label`, with what follows left out. Folders are
+    separated by / or \\. Empty lines and lines that begin with # are skipped.
     """
     source = _Files(path, path.parent)
     try:
@@ -90,7 +94,7 @@ def _list_list(path: Path, identities: Identities) -> Source:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        file, _, label = line.rpartition("\t") if "\t" in line else line.rstrip().rpartition(" ")
+        file, label = _file_and_label(line)
         if not entry_path(file) or not label.strip():
             raise ValueError(f"line {number} of {path} is not a path, a tab or space, and a label: {line[:100]!r}")
         try:
@@ -98,6 +102,18 @@ def _list_list(path: Path, identities: Identities) -> Source:
         except ValueError as reason:
             source.refused.append((entry_path(file), str(reason)))
     return source
+
+
+def _file_and_label(line: str) -> tuple[str, str]:
+    """The path and the label of a line, as text."""
+    columns = line.split("\t")
+    if len(columns) > 2 and columns[0].strip().isdecimal():  # mxnet's: a label there may be written as 3.000000
+        first, is_label = columns[1], _NUMBER.fullmatch(columns[1].strip())
+        file, label = (columns[-1], first) if is_label else (first, columns[2])
+        whole = _NUMBER.fullmatch(label.strip())
+        return file, whole[1] if whole else label
+    file, _, label = line.rpartition("\t") if "\t" in line else line.rstrip().rpartition(" ")
+    return file, label
 
 
 def open_source(path: str | os.PathLike, identities: Identities, spill: BinaryIO) -> Source:
