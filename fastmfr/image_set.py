@@ -29,6 +29,11 @@ class ImageSet:
         """The number of images."""
         return int(self.offsets[-1])
 
+    @property
+    def single(self) -> int:
+        """The number of identities with one image, of which no pair can be made."""
+        return int((np.diff(self.offsets) == 1).sum())
+
     def jpeg(self, image: int) -> np.ndarray:
         """Return the encoded bytes of one image, read-only uint8; ValueError if they cannot be read."""
         raise NotImplementedError

@@ -82,6 +82,7 @@ class GroupedDomainSampler:
 
         self.names, offsets = _domains(offsets_by_domain)
         _check(batch_identities, seed, rank, world, single)
+        _check_pairs(self.names, offsets, single)
         names = [os.fsencode(name) for name in self.names]  # that of a folder may hold bytes that are not UTF-8
         self._native = Sampler(names, offsets, batch_identities, seed, rank, world, single == "augment", per_domain)
         self.dropped = {name: self._native.dropped(d) for d, name in enumerate(self.names)}
@@ -129,6 +130,18 @@ def _check(batch_identities, seed, rank, world, single):
     _whole("rank", rank, 0, _whole("world", world, 1, 2**31))
     if single not in get_args(Single):
         raise ValueError(f"single must be one of {', '.join(get_args(Single))}, got {single!r}")
+
+
+def _check_pairs(names, offsets, single):
+    least = 2 if single == "drop" else 1
+    for name, ends in zip(names, offsets, strict=True):
+        most = np.diff(ends).max()
+        if 0 <= most < least:
+            raise ValueError(
+                f"none of the {len(ends) - 1:,} identities of domain '{name}' has "
+                f"{'a second image, and a pair is of two' if most == 1 else 'an image'}; leave the domain out"
+                f"{', or let images be paired with themselves by single=augment' if most == 1 else ''}"
+            )
 
 
 def _number(names, meta_test):

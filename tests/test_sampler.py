@@ -200,6 +200,19 @@ def test_identities_with_one_image_are_paired_with_themselves_on_request():
     assert ((batch.gallery == batch.probe) == np.isin(batch.identity, [0, 2])).all()
 
 
+@pytest.mark.parametrize(
+    ("counts", "single", "sentence"),
+    [
+        ([1] * 11, "drop", r"none of the 11 identities of domain 'b' has a second image, .* by single=augment"),
+        ([0, 1], "drop", r"none of the 2 identities of domain 'b' has a second image"),
+        ([0, 0], "augment", r"none of the 2 identities of domain 'b' has an image; leave the domain out$"),
+    ],
+)
+def test_a_domain_without_any_pair_is_refused_for_that(counts, single, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        GroupedDomainSampler({"a": csr([2, 2]), "b": csr(counts)}, 2, seed=0, single=single)
+
+
 def test_a_small_domain_is_named_with_what_was_asked():
     domains = {"european": csr([2] * 50), "asian": csr([2] * 9 + [1]), "african": csr([2] * 50)}
     with pytest.raises(ValueError, match=r"domain 'asian' has 9 identities with two images or more, but .* up to 10"):

@@ -30,7 +30,7 @@ def table(surveys: Sequence[Survey], common: Overlap) -> Table:
             f"{found.domain.identities:,}",
             f"{found.domain.images:,}",
             f"{counts.min():,} / {np.median(counts):g} / {counts.max():,}",
-            f"{(counts == 1).sum():,}",
+            f"{found.domain.single:,}",
             f"{100 * found.formats['JPEG'] / read:.0f} %" if read else "-",
             f"{len(found.broken):,}",
             f"{repeated:,}",
@@ -40,7 +40,7 @@ def table(surveys: Sequence[Survey], common: Overlap) -> Table:
 
 def of_domain(found: Survey) -> Iterator[str]:
     """Yield lines on one domain: what was passed over, a histogram of images a person, sizes, what is broken."""
-    name, single = found.domain.name, int((found.counts == 1).sum())
+    name, single = found.domain.name, found.domain.single
     yield from found.domain.notes
     yield f"\n{name}: people by how many images they have"
     yield from _histogram(found.counts)
