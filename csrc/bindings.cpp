@@ -139,10 +139,10 @@ PYBIND11_MODULE(_native, module) {
     });
 
     py::class_<RecordFile>(module, "RecordFile")
-        .def(py::init([](const std::filesystem::path& folder) {
+        .def(py::init([](const std::filesystem::path& records, const std::filesystem::path& index) {
             py::gil_scoped_release release;
-            return std::make_unique<RecordFile>(folder.string());
-        }), py::arg("folder"))
+            return std::make_unique<RecordFile>(records.string(), index.string());
+        }), py::arg("records"), py::arg("index"))
         .def_property_readonly("images", &RecordFile::images)
         .def_property_readonly("identities", &RecordFile::identities)
         .def_property_readonly("offsets",

@@ -179,8 +179,7 @@ Index Index::load(const std::string& path, const Stamp& rec, const Stamp& text, 
     } catch (const std::invalid_argument&) {  // none yet, or not ours to read
         return {};
     }
-    note = path + ", a copy of the index that was kept to open the files faster, is damaged; it is made again from "
-                  "train.idx and train.rec";
+    note = path + ", a copy of the index that was kept to open the records faster, is damaged; it is made again";
     return {};
 }
 

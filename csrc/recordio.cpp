@@ -22,7 +22,7 @@ std::vector<Entry>::const_iterator at_key(const std::vector<Entry>& records, uin
 
 }  // namespace
 
-RecordFile::RecordFile(const std::string& folder) : rec_(folder + "/train.rec"), text_path_(folder + "/train.idx") {
+RecordFile::RecordFile(const std::string& records, const std::string& index) : rec_(records), text_path_(index) {
     const File text(text_path_);
     for (const File* file : {&std::as_const(rec_), &text})
         if (!file->stamp().size) throw std::invalid_argument(file->path() + " is empty; copy or pack it again");
@@ -30,9 +30,9 @@ RecordFile::RecordFile(const std::string& folder) : rec_(folder + "/train.rec"),
     rec_.advise(POSIX_FADV_RANDOM);
     index_ = Index::load(kept_path, rec_.stamp(), text.stamp(), note_);
     if (index_.images) return;
-    const std::vector<Entry> records = read_text_index(text, rec_.path(), rec_.stamp().size);
-    const Layout layout = detect_layout(records);
-    Images images = group(records, layout);
+    const std::vector<Entry> entries = read_text_index(text, rec_.path(), rec_.stamp().size);
+    const Layout layout = detect_layout(entries);
+    Images images = group(entries, layout);
     if (images.entries.empty())
         throw std::invalid_argument(rec_.path() + " holds no image; copy or pack it again");
     text.require_unchanged();
@@ -59,7 +59,7 @@ void RecordFile::refuse(const Entry& entry, const std::string& why) const {
     rec_.require_unchanged();
     throw std::invalid_argument("record " + std::to_string(entry.key) + " of " + rec_.path() + ", at byte " +
                                 std::to_string(entry.offset) + ", cannot be read: " + why +
-                                "; copy the file again, or delete the record's line from train.idx to leave it out");
+                                "; copy the file again, or delete the record's line from its index to leave it out");
 }
 
 const char* RecordFile::read_payload(const Entry& entry, Want want, Record& record) const {
@@ -101,7 +101,7 @@ Layout RecordFile::detect_layout(const std::vector<Entry>& records) const {
             if (fits(layout, record.image)) return layout;
     }
     rec_.require_unchanged();
-    throw std::invalid_argument(rec_.path() + " is not RecordIO with JPEG or PNG images, or train.idx belongs to " +
+    throw std::invalid_argument(rec_.path() + " is not RecordIO with JPEG or PNG images, or its index belongs to " +
                                 "another file: none of the first " + std::to_string(tries) + " records makes sense");
 }
 

@@ -1,4 +1,4 @@
-// RecordIO folders: native InsightFace files, and flat ones written by im2rec.
+// RecordIO files and their indexes: native InsightFace files, and flat ones written by im2rec.
 //
 // Native: record 0 has no image and the labels (N + 1, M); images have the keys 1..N; the identity records N + 1..M - 1
 // have no image and the labels (first key, last key + 1). Flat: every record is an image with its identity as label.
@@ -15,18 +15,18 @@
 
 namespace fastmfr {
 
-/// The images of `folder`/train.rec, numbered 0..images - 1, identity by identity in the order of their labels.
+/// The images of a RecordIO file, numbered 0..images - 1, identity by identity in the order of their labels.
 /// All methods may be called from several threads. Whatever is wrong with the files is a std::invalid_argument whose
 /// text names the file, but for a file that is no longer the one that was opened: that is a FileChanged.
 class RecordFile {
 public:
-    explicit RecordFile(const std::string& folder);
+    RecordFile(const std::string& records, const std::string& index);
 
     uint64_t images() const { return index_.images; }
     uint64_t identities() const { return index_.identities; }
     const int64_t* offsets() const { return index_.offsets; }
 
-    /// What the user should know of how the folder was opened; mostly nothing.
+    /// What the user should know of how the files were opened; mostly nothing.
     const std::string& note() const { return note_; }
 
     uint32_t key(uint64_t image) const { return entry(image).key; }

@@ -213,6 +213,17 @@ def test_a_folder_whose_name_is_not_utf_8_is_read_and_named(tmp_path):
         open_domain(folder)
 
 
+def test_records_under_another_name_keep_their_index_and_are_named(tmp_path):
+    write(tmp_path, native([2, 3]))
+    for kind in ("rec", "idx"):
+        (tmp_path / f"train.{kind}").rename(tmp_path / f"faces.{kind}")
+    domain = open_domain(tmp_path)
+    assert (tmp_path / "faces.idx.fastmfr").exists()
+    os.truncate(tmp_path / "faces.rec", 160)
+    with pytest.raises(FileChanged, match=re.escape(str(tmp_path / "faces.rec"))):
+        domain.jpeg(4)
+
+
 def test_a_file_overwritten_while_it_is_open_is_named(tmp_path):
     domain = open_domain(write(tmp_path, native([2, 3])))
     (tmp_path / "train.rec").write_bytes(bytes(528))
@@ -268,7 +279,7 @@ def test_a_damaged_kept_index_is_made_again_with_a_note(tmp_path):
         assert [domain.key(image) for image in range(5)] == [first.key(image) for image in range(5)], what
         (note,) = domain.notes
         assert note.startswith(f"{kept}, a copy of the index"), what
-        assert note.endswith("is damaged; it is made again from train.idx and train.rec"), what
+        assert note.endswith("is damaged; it is made again"), what
         assert kept.read_bytes() == sound, what
 
 

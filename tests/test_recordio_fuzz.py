@@ -149,7 +149,7 @@ def asked(folder, read):
 
 def images_read(folder):
     """How many images of the folder can be read, asking everything there is to ask of it."""
-    file = asked(folder, lambda: _native.RecordFile(str(folder)))
+    file = asked(folder, lambda: _native.RecordFile(f"{folder}/train.rec", f"{folder}/train.idx"))
     domain = asked(folder, lambda: open_domain(folder))
     assert file is None or domain is not None
     if domain is None:
@@ -258,7 +258,7 @@ def test_damage_to_the_kept_index(kind, data):
     """Also where train.rec is damaged since, with the size and time that the kept index goes by."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), FORMATS[kind])
-        _native.RecordFile(folder)  # which keeps the index
+        open_domain(folder)  # which keeps the index
         rec, kept = Path(folder) / "train.rec", Path(folder) / "train.idx.fastmfr"
         facts, whole, index = rec.stat(), rec.read_bytes(), kept.read_bytes()
         entries = range(HEAD, HEAD + 16 * IMAGES[kind], 4)

@@ -78,7 +78,7 @@ class Records:
         made, beside = index_of(self.records), self.records.with_suffix(".idx")
         if not made.text:
             raise ValueError(f"{self.records} holds no record that can be used; copy or pack it again")
-        file = self._linked(made.text)
+        file = self._opened_by(made.text)
         self._note_left_out(made)
         try:
             write_text(beside, made.text)
@@ -91,11 +91,8 @@ class Records:
     def _opened(self, index: Path) -> "RecordFile":
         from fastmfr.native import FileChanged, RecordFile  # here, since class folders do without the extension
 
-        folder = self.records.parent
-        if self.records.name != RECORDS or index.name != INDEX:
-            return self._linked(index)
         try:
-            return RecordFile(str(folder))
+            return RecordFile(self.records, index)
         except FileChanged:
             raise
         except ValueError:
@@ -103,7 +100,7 @@ class Records:
             if sound is None:
                 raise
         self._note_left_out(sound)
-        return self._linked(sound.text)
+        return self._opened_by(sound.text)
 
     def _sound_part(self, index: Path) -> Index | None:
         """The index of the records that can be used, if they are most; None for a file that is cut short."""
@@ -114,21 +111,17 @@ class Records:
         few = 0 < len(sound.left_out) <= sound.text.count("\n")
         return None if sound.cut_short or not few else sound
 
-    def _linked(self, index: Path | str) -> "RecordFile":
-        """The file opened in a folder of links that has the names that the extension reads."""
+    def _opened_by(self, text: str) -> "RecordFile":
+        """The file opened by an index that is in no file."""
         from fastmfr.native import RecordFile
 
         with tempfile.TemporaryDirectory(prefix="fastmfr-") as place:
-            (Path(place) / RECORDS).symlink_to(self.records.resolve())
-            if isinstance(index, str):
-                (Path(place) / INDEX).write_text(index)
-            else:
-                (Path(place) / INDEX).symlink_to(index.resolve())
+            index = Path(place) / INDEX
+            index.write_text(text)
             try:
-                return RecordFile(place)  # keeps the files open
+                return RecordFile(self.records, index)  # which has read the index when it returns
             except ValueError as error:
-                said = str(error).replace(f"{place}/{RECORDS}", str(self.records))
-                raise ValueError(said.replace(f"{place}/{INDEX}", f"the index of {self.records}")) from error
+                raise ValueError(str(error).replace(str(index), f"the index of {self.records}")) from error
 
     def _note_left_out(self, index: Index) -> None:
         if index.left_out:

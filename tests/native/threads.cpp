@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -56,6 +57,10 @@ void write_folder(const std::string& folder) {
     std::ofstream(folder + "/train.idx") << index;
 }
 
+std::unique_ptr<RecordFile> opened(const std::string& folder) {
+    return std::make_unique<RecordFile>(folder + "/train.rec", folder + "/train.idx");
+}
+
 std::string image_of(const RecordFile& file, uint64_t image) {
     Record record;
     file.begin(image, record);
@@ -67,9 +72,10 @@ std::string image_of(const RecordFile& file, uint64_t image) {
 void read_records(const std::string& folder) {
     for (int round = 0; round < kRounds; ++round) {
         ::unlink((folder + "/train.idx.fastmfr").c_str());
-        in_threads([&](int) { expect(RecordFile(folder).images() == kImages, "images of a folder opened at once"); });
+        in_threads([&](int) { expect(opened(folder)->images() == kImages, "images of a folder opened at once"); });
     }
-    const RecordFile file(folder);
+    const auto kept = opened(folder);
+    const RecordFile& file = *kept;
     std::vector<std::string> alone;
     for (uint64_t image = 0; image < kImages; ++image) alone.push_back(image_of(file, image));
     in_threads([&](int thread) {
@@ -84,7 +90,8 @@ void read_records(const std::string& folder) {
 
 /// Cut the file short while all threads read: a sentence, no signal.
 void cut_short(const std::string& folder) {
-    const RecordFile file(folder);
+    const auto kept = opened(folder);
+    const RecordFile& file = *kept;
     std::atomic<int> refusals{0};
     in_threads([&](int thread) {
         for (int round = 0; round < kRounds; ++round) {
