@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import PairBatch, meta_gradient
+from fastmfr.rop import NoROperator, Program
 
 ALPHA, GAMMA = 0.2, 0.3
 LOSSES = MfrLosses(tau_p=2.0, tau_n=-2.0, scale=3.0)
@@ -168,14 +169,6 @@ def test_refuses_a_reentrant_checkpoint(stage):
         meta_gradient(net(call), [batches()], order=1, **SETTINGS)
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs")
-def test_a_reentrant_checkpoint_around_nothing_trained_is_let_be():
-    def call(net, image):
-        return net.last(net.first(net.checkpoint(torch.tanh, image, use_reentrant=True)))
-
-    assert_exact(lambda: net(call))
-
-
 def tokens(net, image):
     return net.first(image).flatten(2).transpose(1, 2)
 
@@ -281,17 +274,69 @@ def without_grad(net, image):
     return net.last(x)
 
 
+def half_in_bf16(net, image):
+    with torch.autocast("cpu"):
+        x = net.first(image)
+    return net.last(x)
+
+
+def by_lot(net, image):
+    x = net.first(image)
+    return net.last(net.middle(x) if torch.rand(()) < 0.5 else x)
+
+
+def from_the_second_pass_on(net, image):
+    net.passes = getattr(net, "passes", 0) + 1
+    x = net.first(image)
+    return net.last(net.middle(x) if net.passes > 1 else x)
+
+
+class Tally(nn.Module):
+    """Counts its calls, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
+def with_its_own_mode(net, image):
+    return net.last(net.middle.eval()(net.first(image)))
+
+
 def patched():
     mine = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).double()
     mine.forward = lambda image: nn.Sequential.forward(mine, 2 * image)
     return mine
 
 
-def test_the_r_operator_leaves_what_tracing_does_not_show_to_autograd():
-    got = meta_gradient(net(without_grad), [batches()], **SETTINGS)
-    assert "switches autograd or autocast" in got.reason
-    assert not got.grad["first.weight"].any()
-    assert "a forward set on the object" in meta_gradient(patched(), [batches()], **SETTINGS).reason
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: net(without_grad), "switches autograd or autocast"),
+        (lambda: net(half_in_bf16), "switches autograd or autocast"),
+        (lambda: net(by_lot, nn.PReLU), "draws random numbers"),
+        (lambda: net(from_the_second_pass_on, nn.PReLU), "changes the attribute passes of Net"),
+        (
+            lambda: net(lambda net, image: net.last(net.middle(net.first(image))), Tally),
+            "changes the buffer calls of Tally",
+        ),
+        (lambda: net(with_its_own_mode, lambda: nn.BatchNorm2d(4)), "changes the attribute training of BatchNorm2d"),
+        (patched, "a forward set on the object"),
+    ],
+)
+def test_the_r_operator_leaves_what_its_reading_would_lose_to_autograd(make, reason):
+    mine = make()
+    before, random = {name: value.clone() for name, value in mine.named_buffers()}, torch.get_rng_state()
+    with pytest.raises(NoROperator, match=reason):
+        Program(mine, [name for name, _ in mine.named_parameters()])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not hasattr(mine, "passes")
+    for name, value in mine.named_buffers():
+        assert torch.equal(value, before[name]), name
 
 
 def test_warns_of_hooks_on_parameters():
@@ -306,11 +351,11 @@ def test_compiled_parts_run_uncompiled_at_the_second_order():
     for is_compiled in (True, False):
         mine = net(one_after_the_other, body)
         if is_compiled:
-            mine.middle.compile(backend="aot_eager")
+            mine.middle = torch.compile(mine.middle, backend="aot_eager")
         torch.manual_seed(7)
         got.append(meta_gradient(mine, [batches()], **SETTINGS).grad)
-    for name, value in got[1].items():
-        torch.testing.assert_close(got[0][name], value, msg=name, rtol=1e-9, atol=1e-12)
+    for mine, (name, value) in zip(got[0].values(), got[1].items(), strict=True):
+        torch.testing.assert_close(mine, value, msg=name, rtol=1e-9, atol=1e-12)
 
 
 def kept_in_a_list():

@@ -1,12 +1,13 @@
 """From any nn.Module to the list of its operations, by torch.fx, or a sentence that says why that is impossible."""
 
 import operator
+import random
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -111,21 +112,54 @@ def _autocast():
 
 @contextmanager
 def _unchanged(network):
-    """Undo what the network's code does to its modules while it is traced, such as counting calls or storing a value.
+    """Undo what the network's code does to its modules while it is traced; values that it stores are let be.
 
     Within the block the modules have copies of their buffers, except for BatchNorm, which tracing does not run.
+
+    Raises:
+        NoROperator: If the code has changed a number or a buffer, or has drawn a random number: the next pass may then
+            take another way.
     """
     before = [(module, dict(vars(module))) for module in network.modules()]
-    for module, _ in before:
-        if type(module) not in _NORM:
-            copies = {name: value if value is None else value.clone() for name, value in module._buffers.items()}
-            vars(module)["_buffers"] = copies
+    copies = {module: _copies(module) for module, _ in before if type(module) not in _NORM}
+    for module, buffers in copies.items():
+        vars(module)["_buffers"] = dict(buffers)
+    draws, state = _draws(), torch.get_rng_state()
     try:
         yield
+        changes = [_change(module, attributes, copies.get(module)) for module, attributes in before]
+        changes.append("draws random numbers" if _draws() != draws else "")
     finally:
+        torch.set_rng_state(state)
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+    if found := next(filter(None, changes), ""):
+        raise NoROperator(
+            f"this backbone {found} in its forward, which the R-operator would leave out; autograd takes this backbone"
+        )
+
+
+def _copies(module):
+    return {name: value if value is None else value.clone() for name, value in module._buffers.items()}
+
+
+def _draws():
+    """The states of the generators that a network's code may use on the host."""
+    return torch.get_rng_state().tolist(), random.getstate()
+
+
+def _change(module, attributes, buffers):
+    """What tracing has changed of a module, in words, or ""."""
+    for name, value in vars(module).items():
+        before = attributes.get(name)
+        same = value is before or (isinstance(value, (bool, int, float, str)) and value == before)
+        if not same and isinstance(value, (bool, int, float, str, Tensor)):
+            return f"changes the attribute {name} of {type(module).__name__}"
+    for name, value in module._buffers.items():
+        if buffers is not None and (value is not buffers.get(name) or (value is not None and value._version)):
+            return f"changes the buffer {name} of {type(module).__name__}"
+    return ""
 
 
 class _Reader:
