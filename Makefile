@@ -7,7 +7,7 @@ DOCS_INSTALLED := $(VENV)/.docs-installed
 SANITIZED := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: train test lint docs bench sanitize gpu clean
+.PHONY: train test lint docs bench sanitize fuzz gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
@@ -38,6 +38,10 @@ sanitize: $(INSTALLED)  ## csrc under AddressSanitizer and UBSan in the tests th
 	$(CXX) $(SANITIZED) -fsanitize=thread -pthread -Icsrc tests/native/threads.cpp \
 	    $(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)) -o build/sanitize/threads
 	build/sanitize/threads
+
+fuzz: $(INSTALLED)  ## damaged files of every format, a minute each, with draws of their own
+	FASTMFR_FUZZ_SECONDS=$${FASTMFR_FUZZ_SECONDS:-60} FASTMFR_FUZZ_SEED=$${FASTMFR_FUZZ_SEED:-$$(date +%s)} \
+		$(VENV)/bin/python -m pytest --numprocesses auto -rP tests/test_fuzz.py
 
 gpu:  ## all tests and benches for a CUDA device, with the Python at hand: torch, triton and fastmfr installed, no more
 	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) bench/gpu.py $(ARGS)

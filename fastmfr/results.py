@@ -187,7 +187,11 @@ class Results:
             ValueError: the file is no JSON, or a value in it has the wrong type.
         """
         path = Path(path)
-        return from_json(cls, json.loads(path.read_text(encoding="utf-8")), path.stem)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+        return from_json(cls, content, path.stem)
 
     def save(self, path: Path | str) -> None:
         """Write results.json; a process killed while it writes leaves the file that was there."""

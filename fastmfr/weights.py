@@ -28,6 +28,10 @@ from fastmfr.runtime import device_for, to_channels_last
 EMBEDDED_AT_ONCE = 256  # images
 WRAPPERS = ("state_dict", "model", "backbone", "network", "model_state_dict")  # keys around a state dict
 PREFIXES = ("module.", "_orig_mod.", "module.")  # in front of every name
+UNREADABLE = (  # what torch.load and safetensors raise for files that are none, OSError for seeking out of a cut one
+    *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, TypeError, OSError),
+    *(AttributeError, IndexError, OverflowError, AssertionError),
+)
 LFS = b"version https://git-lfs"
 MOST_SAID = 400  # characters of a reason: a wrong depth names hundreds of parameters
 
@@ -80,7 +84,7 @@ def _state_of(path) -> dict[str, Tensor]:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as weights ({type(error).__name__}): want .safetensors, or a .pt or .pth file that "
             "torch.save wrote of a state dict; a file that holds code or is cut short is not read"

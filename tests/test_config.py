@@ -162,11 +162,11 @@ def test_a_wrong_value_is_answered_with_a_sentence(capsys, argv, words):
         ("meta: {steps: many}", "meta.steps"),
         ("meta: 3", "below `meta:`"),
         ("- a list", "sections such as"),
-        ("data: [", "cannot be read as a recipe in YAML"),
-        ("data: !!python/object:os.system {}", "cannot be read as a recipe in YAML"),
+        ("data: [", "cannot be read as YAML"),
+        ("data: !!python/object:os.system {}", "cannot be read as YAML"),
         ("data: &a\n  synthetic: *a", "uses an alias (*name)"),  # a dict within itself: no end
         ("data: {synthetic: 5}", "below `synthetic:`, but it holds 5"),
-        ("[" * 500, "cannot be read as a recipe in YAML"),
+        ("[" * 20_000, "has more than 20 levels"),
     ],
 )
 def test_a_wrong_recipe_is_answered_with_a_sentence(tmp_path, capsys, text, words):

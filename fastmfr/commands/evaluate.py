@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import yaml
-
 from fastmfr.commands.frame import is_rank, printable, status_of
-from fastmfr.config import parse
+from fastmfr.config import parse, read_yaml
 from fastmfr.config.choices import Mirror
-from fastmfr.protocols.files import entry_path, list_text
+from fastmfr.protocols.files import entry_path, refuse_unless_regular
 from fastmfr.protocols.paper import PROTOCOLS
 from fastmfr.run_folder import settings_beside, weights_of
 
@@ -106,7 +104,8 @@ def _paths(options):
     paths = {}
     if options.sets:
         file = Path(options.sets)
-        content = yaml.safe_load(list_text(file))
+        refuse_unless_regular(file)
+        content = read_yaml(file)
         if not isinstance(content, dict) or not all(isinstance(path, str) for path in content.values()):
             raise ValueError(f"{file} should hold lines NAME: PATH, and no more")
         paths = {str(name): file.parent / entry_path(path) for name, path in content.items()}

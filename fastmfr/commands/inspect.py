@@ -9,6 +9,7 @@ from fastmfr.inspect.overlap import overlap
 from fastmfr.inspect.sheet import draw_sheet
 from fastmfr.inspect.survey import survey
 from fastmfr.inspect.text import lists, of_domain, of_overlap, table
+from fastmfr.pack.names import printable
 from fastmfr.progress import new_console, progress_of
 
 
@@ -63,5 +64,7 @@ def _write(surveys, shared, out, console):
         (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     for found in surveys:
         if not draw_sheet(found, out / f"{found.domain.name}.png"):
-            console.print(f"{found.domain.name}: no image of those picked decodes, so there is no contact sheet")
-    console.print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+            console.print(
+                f"{printable(found.domain.name)}: no image of those picked decodes, so there is no contact sheet"
+            )
+    console.print(printable(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}"))

@@ -4,6 +4,7 @@ import argparse
 from collections import Counter
 
 from fastmfr.pack.build import pack
+from fastmfr.pack.names import printable
 from fastmfr.progress import new_console, progress_of
 
 SOURCES = """\
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         stopped.add_note(f"{options.out} holds no train.rec")
         raise
     for line in _summary(packed, options.min_images):
-        console.print(line)
+        console.print(printable(line))
     return 0
 
 

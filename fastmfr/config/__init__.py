@@ -3,6 +3,7 @@
 sections.py        a class for each section of a recipe
 images.py, meta_settings.py, margins.py, choices.py   what components compute with, inherited by the sections
 checks.py          a failed check is one sentence
+yaml_file.py       files of strangers
 command.py         from a command line and a recipe to a Config
 """
 
@@ -11,6 +12,7 @@ from fastmfr.config.command import load_config, parse
 from fastmfr.config.images import Augment, Preprocess
 from fastmfr.config.meta_settings import GradientSettings, LossSettings, MetaSettings
 from fastmfr.config.sections import Config, Data, Evaluate, Meta, Model, Pretrain, Synthetic
+from fastmfr.config.yaml_file import read_yaml
 
 __all__ = [
     "Augment",
@@ -28,4 +30,5 @@ __all__ = [
     "load_config",
     "narrowed",
     "parse",
+    "read_yaml",
 ]

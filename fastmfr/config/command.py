@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from fastmfr.config.margins import MARGINS
 from fastmfr.config.sections import Config, Pretrain
+from fastmfr.config.yaml_file import read_yaml
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
 Without arguments: procedural faces, two to five minutes on two CPU cores."""
@@ -33,7 +33,7 @@ def _recipe(name) -> dict:
     if not path.is_file():
         ours = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise ValueError(f"there is no recipe {name!r}; want a .yaml file or one of {ours}")
-    content = _yaml(path) or {}
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
     for section in ("data", "model", "pretrain", "meta", "evaluate"):
@@ -44,18 +44,6 @@ def _recipe(name) -> dict:
             f"{path} should hold settings below `synthetic:`, but it holds {content['data']['synthetic']!r}"
         )
     return content
-
-
-def _yaml(path):
-    """The content of a YAML file. Raises ValueError, also for aliases, which could make it endless."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"{path} uses an alias (*name); write the settings out, recipes have no aliases")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} cannot be read as a recipe in YAML: {reason}") from None
 
 
 def _options(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

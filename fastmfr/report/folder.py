@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
+from fastmfr.config import read_yaml
 from fastmfr.results import Results
 
 
@@ -60,8 +59,8 @@ def _note_missing(run: RunFolder, name: str, consequence: str) -> None:
 
 def _configured_sources(run: RunFolder) -> list[str]:
     try:
-        config = yaml.safe_load(run.config)
-    except yaml.YAMLError:
+        config = read_yaml(run.path / "config.yaml")
+    except (ValueError, OSError):
         config = None
     match config:
         case {"data": {"sources": dict() | list() as sources}}:
@@ -79,7 +78,7 @@ def _metrics(run: RunFolder) -> list[dict]:
         try:
             record = json.loads(line)
             key = str(record["stage"]), int(record["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             broken.append(number)
             continue
         repeated += key in latest

@@ -19,7 +19,7 @@ class Logbook:
     def __init__(self, folder: Path, console: Console | None = None):
         self.folder, self.console = folder, console or new_console()
         self._boards: dict[str, SummaryWriter] = {}
-        lines = self._bad_path.read_text().splitlines() if self._bad_path.exists() else []
+        lines = self._bad_path.read_text(errors="replace").splitlines() if self._bad_path.exists() else []
         self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
     def __enter__(self) -> "Logbook":
@@ -81,12 +81,13 @@ class Logbook:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # the line a kill cut short
+                is_later = str(record["stage"]).split("/")[0] == stage and int(record["step"]) >= step
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # the line a kill cut short
                 continue
-            if record["stage"].split("/")[0] != stage or record["step"] < step:
+            if not is_later:
                 kept.append(line + "\n")
         with replacing(self.path) as partial:
             partial.write_text("".join(kept))

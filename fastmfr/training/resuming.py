@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastmfr.atomic import write_text
 from fastmfr.config import Config
 from fastmfr.domains import Joint
-from fastmfr.results import BASE, META, MFR, PRETRAIN
+from fastmfr.results import BASE, META, MFR, PRETRAIN, from_json, to_json
 from fastmfr.run_folder import steps_of_weights
 from fastmfr.training.checkpoint import Checkpoints
 
@@ -41,12 +41,21 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
-def data_of(sources: Joint) -> dict[str, dict[str, Any]]:
-    """Return what each source domain holds, by name: people, images and a fingerprint."""
-    return {
-        domain.name: {"people": domain.identities, "images": domain.images, "fingerprint": domain.fingerprint()}
-        for domain in sources.domains
-    }
+@dataclass(frozen=True)
+class Held:
+    """What a source domain holds: how many people and images, and `Domain.fingerprint`."""
+
+    people: int = 0
+    images: int = 0
+    fingerprint: str = ""
+
+    def __str__(self):
+        return f"{self.people:,} people and {self.images:,} images"
+
+
+def data_of(sources: Joint) -> dict[str, Held]:
+    """Return what each source domain holds, by name."""
+    return {domain.name: Held(domain.identities, domain.images, domain.fingerprint()) for domain in sources.domains}
 
 
 class MadeWith:
@@ -58,8 +67,9 @@ class MadeWith:
         if self._path.is_file():
             try:
                 self._record = json.loads(self._path.read_text())
-                self._settings, self._data = dict(self._record["settings"]), dict(self._record["data"])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                self._settings = dict(self._record["settings"])
+                self._data = {name: from_json(Held, held, name) for name, held in self._record["data"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f"{self._path} is damaged ({error}): whether {folder} can go on is not known"
                 ) from None
@@ -99,11 +109,10 @@ class MadeWith:
         if self._record is None:
             return
         for name, now in data_of(sources).items():
-            before = self._data.get(name, {})
+            before = self._data.get(name, Held())
             if before == now:
                 continue
-            counts = [f"{one.get('people', 0):,} people and {one.get('images', 0):,} images" for one in (before, now)]
-            what = f"{counts[0]} then, {counts[1]} now" if counts[0] != counts[1] else f"{counts[0]}, but not the same"
+            what = f"{before} then, {now} now" if str(before) != str(now) else f"{before}, but not the same"
             raise ValueError(
                 f"the source domain {name} has changed since {self._path.parent} began: {what}. A resumed run needs "
                 "the same images; put them back, or start a new run with --model.weights to go on from these weights"
@@ -112,7 +121,8 @@ class MadeWith:
     def write(self, config: Config, sources: Joint) -> None:
         """Write the record, if the folder has none yet."""
         if self._record is None:
-            write_text(self._path, json.dumps({"settings": settings_kept(config), "data": data_of(sources)}, indent=1))
+            record = {"settings": settings_kept(config), "data": to_json(data_of(sources))}
+            write_text(self._path, json.dumps(record, indent=1))
 
 
 def check_steps(folder: Path, config: Config) -> None:
