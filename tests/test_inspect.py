@@ -168,3 +168,18 @@ def test_a_sheet_shows_16_bit_grey_as_it_is(tmp_path):
     assert draw_sheet(found, tmp_path / "a.png")
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     assert (pixels == 117).mean() > 0.1  # 30000 / 257, and not white
+
+
+def test_names_of_any_characters_are_written_out_in_one_line(tmp_path, capsys):
+    faces = {"n\udcc0\udcee[b]": [picture(1), b""], "t\tab\nline": [picture(1)], "\x1b[31mred": [picture(3)]}
+    path = domain(tmp_path / "a\x1b[x]", faces).path
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "│ a\\x1b[x] │" in said
+    pair = "a\\x1b[x]:n\\udcc0\\udcee[b]{} = a\\x1b[x]:t\\tab\\nline{}"
+    assert f"  {pair.format('', '')} (1)" in said
+    lists = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt")}
+    assert lists["broken.txt"] == "a\\x1b[x]\tn\\udcc0\\udcee[b]/1.jpg\tempty\n"
+    assert lists["copies.txt"] == pair.format("/0.jpg", "/0.jpg").replace(" = ", "\t") + "\n"
+    assert lists["people.txt"] == pair.format("", "").replace(" = ", "\t") + "\t1 same images\n"

@@ -52,7 +52,7 @@ def _surveys(options, console):
         domains.append(open_domain(path, name))
     surveys = []
     for domain in domains:
-        with progress_of(domain.name, console) as progress:
+        with progress_of(printable(domain.name), console) as progress:
             surveys.append(survey(domain, options.images, options.workers, progress))
     return surveys
 

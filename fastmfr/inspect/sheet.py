@@ -6,6 +6,7 @@ import numpy as np
 
 from fastmfr.decode.preprocess import upright_rgb
 from fastmfr.domains import Domain
+from fastmfr.pack.names import printable
 
 from .survey import Survey
 
@@ -24,7 +25,9 @@ def draw_sheet(survey: Survey, path: Path | str) -> bool:
         first, end = survey.domain.offsets[identity : identity + 2]
         decoded = (_thumbnail(survey.domain, image) for image in range(first, min(end, first + IMAGES)))
         if pictures := [picture for picture in decoded if picture is not None]:
-            name = survey.names[identity].encode("ascii", "replace").decode()  # the font lacks most other letters
+            name = (
+                printable(survey.names[identity]).encode("ascii", "replace").decode()
+            )  # the font lacks most other letters
             rows[name if name.isdecimal() else f"{identity}: {name}"[:LABEL]] = np.stack(pictures)
     if rows:
         contact_sheet(rows, path)

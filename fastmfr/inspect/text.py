@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
+
+from fastmfr.pack.names import printable
 
 from .overlap import MOST_PEOPLE, Overlap
 from .survey import Survey
@@ -26,7 +27,7 @@ def table(surveys: Sequence[Survey], common: Overlap) -> Table:
     for found, repeated in zip(surveys, common.repeated, strict=True):
         counts, read = found.counts, sum(found.formats.values())
         grid.add_row(
-            escape(found.domain.name),
+            printable(found.domain.name),
             f"{found.domain.identities:,}",
             f"{found.domain.images:,}",
             f"{counts.min():,} / {np.median(counts):g} / {counts.max():,}",
@@ -40,8 +41,8 @@ def table(surveys: Sequence[Survey], common: Overlap) -> Table:
 
 def of_domain(found: Survey) -> Iterator[str]:
     """Yield lines on one domain: what was passed over, a histogram of images a person, sizes, what is broken."""
-    name, single = found.domain.name, found.domain.single
-    yield from found.domain.notes
+    name, single = printable(found.domain.name), found.domain.single
+    yield from map(printable, found.domain.notes)
     yield f"\n{name}: people by how many images they have"
     yield from _histogram(found.counts)
     if found.sampled:
@@ -55,14 +56,15 @@ def of_domain(found: Survey) -> Iterator[str]:
         yield f"{name}: people with a single image, of which no pair can be made: {single:,}"
     if found.broken:
         yield f"{name}: broken images: {_number(found.broken)}"
-        yield from (f"  {key}: {reason}" for key, reason in found.broken[:FIRST])
+        yield from (f"  {printable(key)}: {printable(reason)}" for key, reason in found.broken[:FIRST])
 
 
 def of_overlap(surveys: Sequence[Survey], common: Overlap) -> Iterator[str]:
     """Yield lines on what domains have in common and on people who may have two labels."""
     yield ""
     for (one, other), count in sorted(common.images.items()):
-        yield f"images in {surveys[one].domain.name} and in {surveys[other].domain.name}, byte for byte: {count:,}"
+        names = (printable(surveys[domain].domain.name) for domain in (one, other))
+        yield f"images in {' and in '.join(names)}, byte for byte: {count:,}"
     if common.placeholders:
         yield f"images under more than {MOST_PEOPLE} people each, placeholders and not faces: {common.placeholders:,}"
     if common.people:
@@ -81,9 +83,16 @@ def of_overlap(surveys: Sequence[Survey], common: Overlap) -> Iterator[str]:
 def lists(surveys: Sequence[Survey], common: Overlap) -> dict[str, list[str]]:
     """Return {file name: lines} of every broken image, group of copies and pair of people; tabs between fields."""
     return {
-        "broken.txt": [f"{found.domain.name}\t{key}\t{reason}" for found in surveys for key, reason in found.broken],
+        "broken.txt": [
+            "\t".join(map(printable, (found.domain.name, key, reason)))
+            for found in surveys
+            for key, reason in found.broken
+        ],
         "copies.txt": [
-            "\t".join(f"{surveys[domain].domain.name}:{surveys[domain].domain.key(image)}" for domain, image in group)
+            "\t".join(
+                printable(f"{surveys[domain].domain.name}:{surveys[domain].domain.key(image)}")
+                for domain, image in group
+            )
             for group in common.groups
         ],
         "people.txt": [
@@ -94,7 +103,9 @@ def lists(surveys: Sequence[Survey], common: Overlap) -> dict[str, list[str]]:
 
 
 def _pair(surveys: Sequence[Survey], pair: Sequence[tuple[int, int]], between: str = " = ") -> str:
-    return between.join(f"{surveys[domain].domain.name}:{surveys[domain].names[identity]}" for domain, identity in pair)
+    return between.join(
+        printable(f"{surveys[domain].domain.name}:{surveys[domain].names[identity]}") for domain, identity in pair
+    )
 
 
 def _by_count(people: Counter) -> list:
