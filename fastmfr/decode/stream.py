@@ -83,19 +83,18 @@ class ImageStream(Batches):
             number_of_domains=(len(domains), 1),
         )
         super().__init__(first)
-        self._device = checked_device(device)
-        decoder = checked_decoder(decoder, self._device)
-        self._aside = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._vetting = Vetting(self._device, decoder)
+        where = self._device = checked_device(device)
+        decoder = checked_decoder(decoder, where)
+        self._aside = torch.cuda.Stream(where) if where.type == "cuda" else None
+        self._vetting = Vetting(where, decoder)
         # For a stream dropped without being closed: DALI's graph is a cycle that holds source, reader and vetting.
         weakref.finalize(self, self._vetting.close).atexit = False
         self._reader = Reader(domains, verdicts or Verdicts(), preprocess.size, self._vetting if vet else None)
         self._source = Source(self._reader, requests, batch_images=batch_images, first=first, last=last)
         self.bad = self._reader.bad
-        self._build = partial(build_pipeline, size=preprocess.size, device=self._device, decoder=decoder)
-        self._threads = threads
-        self._pipeline = self._build(self._source, images=batch_images, threads=threads, prefetch=prefetch)
-        self._finish = Finish(preprocess, seed, self._device)
+        self._build = partial(build_pipeline, size=preprocess.size, device=where, decoder=decoder, threads=threads)
+        self._pipeline = self._build(self._source, images=batch_images, prefetch=prefetch)
+        self._finish = Finish(preprocess, seed, where)
 
     def close(self) -> None:
         """Stop the decoder's threads. Batches already returned stay valid; further iteration ends at once."""
@@ -133,7 +132,7 @@ class ImageStream(Batches):
         """Decode a batch of too many pixels, as many images at once as the bound allows."""
         parts = [slice(start, start + batch.most) for start in range(0, len(batch.encoded), batch.most)]
         runs = iter([(batch.encoded[part], batch.need_B[part]) for part in parts])
-        pipeline = self._build(lambda _: next(runs), images=batch.most, threads=self._threads, prefetch=1)
+        pipeline = self._build(lambda _: next(runs), images=batch.most, prefetch=1)
         decoded = []
         try:
             for _ in parts:
