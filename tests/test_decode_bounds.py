@@ -12,6 +12,7 @@ from fastmfr.decode import Preprocess, decode_reference, stream
 from fastmfr.decode.backend import measure_decoders
 from fastmfr.decode.encoded import checked_size
 from fastmfr.decode.preprocess import upright_rgb
+from fastmfr.pack import images
 from fastmfr.pack.images import prepare
 
 MIXED = [encode(picture(30 + 9 * k, 70 - 7 * k, k), "JPEG" if k % 2 else "PNG") for k in range(7)]
@@ -78,6 +79,23 @@ def test_no_decoder_begins_an_image_of_absurd_size():
     for refused in (upright_rgb, lambda encoded: prepare(encoded, short=8)):
         with pytest.raises(ValueError, match="9000 x 9000 pixels; want sides of 1 to 8192"):
             refused(huge)
+
+
+def test_packing_decodes_one_large_image_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, "LARGE", 100)
+    decoding, most, decode = [], [], images.upright_rgb
+
+    def watched(encoded):
+        decoding.append(1)
+        most.append(len(decoding))
+        decoded = decode(encoded)
+        decoding.pop()
+        return decoded
+
+    monkeypatch.setattr(images, "upright_rgb", watched)
+    large = [encode(picture(300, 300, k)) for k in range(12)]
+    assert len(list(images.ordered_map(lambda one: prepare(one, short=8), large, 4))) == 12
+    assert most == [1] * 12
 
 
 TURNED = Image.Exif()

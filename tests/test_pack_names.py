@@ -47,3 +47,12 @@ def test_images_of_nobody_known_do_not_become_one_person(tmp_path, make):
     packed = pack([make(tmp_path, rows)], tmp_path / "out")
     assert people(tmp_path / "out") == {"4": [picture(1)]}
     assert ["its label is -1, as of an image of nobody known" in reason for _, reason in packed.refused] == [True] * 2
+
+
+def test_bare_numbers_that_several_sources_share_are_reported(tmp_path):
+    sources = [*folder(tmp_path / "a", {"7": [picture(1)], "ann": [picture(2)]}), *folder(tmp_path / "b", FACES)]
+    assert pack(sources, tmp_path / "one").notes == []
+    sources += folder(tmp_path / "c", {"7": [picture(3)]})
+    packed = pack(sources, tmp_path / "two")
+    assert packed.shared == 2
+    assert packed.notes[0].startswith("1 labels in several sources are bare numbers (as 7), which mean someone else")

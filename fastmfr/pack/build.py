@@ -105,7 +105,14 @@ def _listed(
             f"{len(similar):,} names differ from another only in the blanks around them, and stay different people: "
             f"{', '.join(map(repr, similar[:4]))}"
         )
-    packed.shared = _shared(listed, len(identities))
+    shared_K = _shared(listed, len(identities))
+    packed.shared = len(shared_K)
+    numbers = [name for name in map(identities.names().__getitem__, shared_K.tolist()) if name.isdecimal()]
+    if numbers:
+        packed.notes.append(
+            f"{len(numbers):,} labels in several sources are bare numbers (as {numbers[0]}), which mean someone else "
+            "in most data sets; they were packed as one person each: if that is wrong, pack the sources one by one"
+        )
     names, rank = _ranked(identities.names())
     return listed, names, rank[np.concatenate([np.array(source.identity, np.int32) for source in listed])]
 
@@ -128,12 +135,12 @@ def _ranked(names: list[str]) -> tuple[list[str], np.ndarray]:
     return [names[k] for k in order], rank
 
 
-def _shared(sources: list[Source], people: int) -> int:
-    """The number of people who have images in more than one source."""
+def _shared(sources: list[Source], people: int) -> np.ndarray:
+    """The numbers of the people who have images in more than one source, int64 (K,)."""
     found = np.zeros(people, np.int64)
     for source in sources:
         found[np.unique(np.array(source.identity, np.int64))] += 1
-    return int((found > 1).sum())
+    return np.flatnonzero(found > 1)
 
 
 def _prepared(
