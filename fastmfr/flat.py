@@ -84,8 +84,11 @@ def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a network that are trained, by name; warn of hooks on them, which nothing will call.
 
     Raises:
-        ValueError: If a parameter has no value yet, is a shard, or was made in torch.inference_mode().
+        ValueError: If the network is no module, or if a parameter has no value yet, is a shard, or was made in
+            torch.inference_mode().
     """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"want a backbone that is a torch.nn.Module, got a {type(network).__name__}")
     for name, value in network.named_parameters():
         if is_lazy(value):
             raise ValueError(

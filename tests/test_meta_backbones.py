@@ -1,5 +1,6 @@
 """Backbones that compute again in backward, keep state, or do what few do: beside autograd through the inner step."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -443,3 +444,26 @@ def test_modes_without_gradients_around_the_call_have_no_effect(mode, engine):
         got = meta_gradient(mine, [batches()], engine=engine, **SETTINGS).grad
     for name, value in expected.items():
         assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "per_domain"])
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        (lambda train, test: (train, replace(test, gallery_B3HW=test.gallery_B3HW[:2])), r"got \(2, 3, 8, 8\) of"),
+        (lambda train, test: (replace(train, domain_B=train.domain_B[:2]), test), r"\(2,\) of torch.int64"),
+        (lambda train, test: (replace(train, domain_B=[0, 1, 0, 1]), test), "list of 4"),
+        (lambda train, test: (PairBatch(*(part[:0] for part in vars(train).values())), test), "at least one pair"),
+        (lambda train, test: (train, test, test), "got a tuple of 3"),
+        (lambda train, test: train, "got a PairBatch"),
+        (lambda train, test: (train, test.gallery_B3HW), "got NoneType, NoneType, NoneType"),
+    ],
+)
+def test_refuses_batches_whose_rows_do_not_belong_together(split, sentence, batch_norm):
+    with pytest.raises(ValueError, match=sentence):
+        meta_gradient(net(one_after_the_other), [split(*batches())], batch_norm=batch_norm, **SETTINGS)
+
+
+def test_refuses_what_is_no_module():
+    with pytest.raises(ValueError, match=r"want a backbone that is a torch\.nn\.Module, got a function"):
+        meta_gradient(lambda image: image, [batches()], **SETTINGS)

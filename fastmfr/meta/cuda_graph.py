@@ -11,6 +11,7 @@ from fastmfr import cuda_graph
 from fastmfr.config.meta_settings import MetaSettings
 from fastmfr.cuda_graph import Recordings, record
 from fastmfr.losses import MfrLosses
+from fastmfr.meta.pair_batches import train_and_test
 from fastmfr.meta.types import MetaStep, PairBatch, Split
 from fastmfr.rop.tracing import dropping
 
@@ -42,7 +43,7 @@ class RecordedStep:
         """Take one step; `of_optimizer` are more numbers that a recording holds."""
         if not self._recordings.is_possible:
             return self._step(splits, alpha, rate, losses)
-        splits = [(train, test) for train, test in splits]
+        splits = list(map(train_and_test, splits))
         key = (
             alpha,
             rate,

@@ -4,12 +4,13 @@ Shape suffixes: B = pairs, D = embedding, H W = image.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmfr.losses import LOSSES, MfrLosses, MfrTerms, through_length, unit_pairs
-from fastmfr.meta.types import PairBatch
+from fastmfr.meta.types import PairBatch, Split
 
 
 class Groups:
@@ -47,6 +48,41 @@ class Groups:
         halves = zip(*(embedding.chunk(2) for embedding in embeddings), strict=True)
         gallery_BD, probe_BD = (torch.cat(half)[self._back] for half in halves)
         return gallery_BD, probe_BD
+
+
+def train_and_test(split: Split) -> Split:
+    """Return a split if it is (train, test), both of them PairBatches whose tensors go together.
+
+    Raises:
+        ValueError: If the split is something else, or if a batch is not made of images (B, 3, H, W), twice, and of
+            domains (B,), for at least one pair.
+    """
+    if not isinstance(split, (tuple, list)) or len(split) != 2:
+        raise ValueError(f"want each split as (train, test), two PairBatches, got a {_described(split)}")
+    train, test = split
+    _check(train)
+    _check(test)
+    return train, test
+
+
+def _check(pairs):
+    """Raise ValueError for a batch whose rows would not belong together."""
+    parts: list[Any] = [getattr(pairs, name, None) for name in ("gallery_B3HW", "probe_B3HW", "domain_B")]
+    gallery, probe, domain = parts
+    if (
+        all(isinstance(part, Tensor) for part in parts)
+        and gallery.ndim == 4
+        and gallery.is_floating_point()
+        and gallery.shape == probe.shape
+        and domain.shape == gallery.shape[:1]
+        and len(gallery)
+    ):
+        return
+    got = (f"{tuple(part.shape)} of {part.dtype}" if isinstance(part, Tensor) else _described(part) for part in parts)
+    raise ValueError(
+        "want a PairBatch of at least one pair, with gallery_B3HW and probe_B3HW of one shape (B, 3, H, W), floating "
+        f"point, and domain_B of shape (B,); got {', '.join(got)}"
+    )
 
 
 def _checked(embedding, images):

@@ -25,6 +25,7 @@ from fastmfr.flat import Flat
 from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta.engine import Engine
+from fastmfr.meta.pair_batches import train_and_test
 from fastmfr.meta.types import Split, Summand
 
 COUNTS = ("positives", "negatives")  # of mined pairs: summed over domains, while losses are averaged
@@ -89,7 +90,7 @@ def _split_by_split(engine, flat, theta_P, splits, alpha, order, losses):
 
 def _of_split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P):
     """The summand of one split, in these buffers; all other memory is free afterwards."""
-    train, test = split
+    train, test = train_and_test(split)
     trained = engine.train(flat.views(theta_P), train, train.domain_B, losses, second_order=hv_P is not None)
     flat.fill(g_P, trained.gradient)
     terms, loss_gradient_norms, hvp = trained.terms, trained.loss_gradient_norms, trained.hvp
@@ -113,7 +114,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order, losses):
     A split trains on the train batches of all domains but the one that it tests on.
     """
     terms, loss_gradient_norms, hvps, tests, g_NP = [], [], [], [], []
-    for train, test in domains:
+    for train, test in map(train_and_test, domains):
         trained = engine.train(flat.views(theta_P), train, None, losses, second_order=order == 2)
         g_NP.append(flat.fill(flat.empty(), trained.gradient))
         terms.append(trained.terms)

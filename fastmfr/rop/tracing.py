@@ -266,6 +266,9 @@ class _Reader:
 
     def _steps(self, output):
         """The operations as steps: the output of number k is k + 1, and a value is freed after its last reader."""
+        if isinstance(output.args[0], (tuple, list, dict)):
+            kind = type(output.args[0]).__name__
+            raise NoROperator(f"this backbone returns a {kind}; wrap it in a module that returns the embeddings alone")
         if not self.made or self.values.get(output.args[0]) != len(self.made):
             raise NoROperator("this backbone returns something else than the last tensor it makes; autograd takes it")
         last = {value: k for k, (_, inputs) in enumerate(self.made) for value in inputs}
