@@ -173,7 +173,8 @@ def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
 
     Args:
         path: a folder of one folder per identity, or a folder with train.rec and train.idx. The two may have another
-            name, if they are alone in the folder; an index that is missing is made and kept beside the records.
+            name, if they are alone in the folder or `path` is the .rec file; an index that is missing is made and kept
+            beside the records.
         name: what reports call the domain; by default the name of the folder.
 
     Raises:
@@ -181,11 +182,11 @@ def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
         ValueError: the folder or its files are no domain.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}; a domain is a folder of identities or with a train.rec")
     found = find_records(path)
+    if not found and not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; a domain is a folder of identities or with a train.rec")
     source = Records(*found) if found else _Folder(path)
-    return Domain(name or path.resolve().name, path, source)
+    return Domain(name or path.resolve().name, path if path.is_dir() else path.parent, source)
 
 
 @dataclass(frozen=True)

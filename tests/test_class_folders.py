@@ -64,7 +64,8 @@ def left_behind(tmp_path):
 
 
 SAID = (
-    "1 files beside the folders of people (as 'readme.jpg'), 5 files that are no image (as 'ann/notes.txt'), "
+    "1 files beside the folders of people (as 'readme.jpg'), "
+    "5 files that are no JPEG, PNG, BMP, WebP or TIFF (as 'ann/notes.txt'), "
     "4 folders made by a system or an archiver (as '@eaDir'), 2 folders without an image (as 'ann/void'), "
     "3 hidden entries (as '.DS_Store'), 3 links that lead back (as 'again')"
 )

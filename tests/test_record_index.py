@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+from pack_fakes import FACES, folder, people
 from test_recordio import FLOAT32, FLOAT64, contents, flat, jpeg, native, part, payload, write
 
 from fastmfr.domains import open_domain
@@ -68,8 +69,22 @@ def test_records_under_another_name_are_opened_and_packed(tmp_path, names):
 def test_several_files_of_records_are_refused_by_name(tmp_path):
     for name in ("a.rec", "b.rec"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"holds a.rec, b.rec, and want one domain"):
+    with pytest.raises(ValueError, match=r"holds a.rec, b.rec, and want one domain; name one of them, .*a.rec"):
         open_domain(tmp_path)
+
+
+def test_a_file_of_records_is_opened_and_packed_by_its_own_path(tmp_path):
+    pack(folder(tmp_path / "faces", FACES), tmp_path / "in")
+    for name in ("train.rec", "train.idx"):
+        (tmp_path / "in" / name).rename(tmp_path / "in" / name.replace("train", "b"))
+    (tmp_path / "in" / "a.rec").touch()
+    domain = open_domain(tmp_path / "in" / "b.rec")
+    assert (domain.name, domain.images) == ("b.rec", 6)
+    pack([tmp_path / "in" / "b.rec"], tmp_path / "out")
+    assert people(tmp_path / "out") == FACES
+    for opened in (open_domain, lambda path: pack([path], tmp_path / "out2")):
+        with pytest.raises(FileNotFoundError, match="there is no"):
+            opened(tmp_path / "gone.rec")
 
 
 DAMAGE = {

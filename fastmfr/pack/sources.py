@@ -45,7 +45,7 @@ class _Records(Source):
         super().__init__(path)
         self._domain = open_domain(path)
         self.notes += self._domain.notes
-        known = known_names(path)
+        known = known_names(self._domain.path)
         labels = [self._domain.identity_name(identity) for identity in range(self._domain.identities)]
         names = {label: known.get(label, label) for label in labels}
         if repeated := len(names) - len(set(names.values())):
@@ -130,8 +130,10 @@ def open_source(path: str | os.PathLike, identities: Identities, spill: BinaryIO
         ImportError: the file is Parquet, and pyarrow is missing.
     """
     path = Path(path)
+    if find_records(path):
+        return _Records(path, identities)
     if path.is_dir():
-        return _Records(path, identities) if find_records(path) else _list_folder(path, identities)
+        return _list_folder(path, identities)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; a source is a class folder, a .tar or .parquet file, or a list")
     refuse_unless_regular(path)

@@ -16,7 +16,7 @@ HIDDEN, SYSTEM, EMPTY, LINK, BESIDE, NO_IMAGE = (
     "folders without an image",
     "links that lead back",
     "files beside the folders of people",
-    "files that are no image",
+    "files that are no JPEG, PNG, BMP, WebP or TIFF",
 )
 
 

@@ -16,26 +16,30 @@ RECORDS, INDEX = "train.rec", "train.idx"
 _NAMED = 3  # records left out that a note names
 
 
-def find_records(folder: Path) -> tuple[Path, Path | None] | None:
-    """Find the RecordIO file in a folder, and the index beside it.
+def find_records(path: Path) -> tuple[Path, Path | None] | None:
+    """Find a RecordIO file, and the index beside it.
+
+    Args:
+        path: a .rec file, or the folder of one.
 
     Returns:
-        (records, index): train.rec, or the only .rec file of a folder without folders; and the index of that name, or
-        train.idx, or None. None if there is no such file.
+        (records, index): the file, or train.rec, or the only .rec file of a folder without folders; and the index of
+        that name, or train.idx, or None. None if there is no such file.
 
     Raises:
         ValueError: there are several .rec files, and none is train.rec.
     """
-    records = folder / RECORDS
+    is_file = path.suffix == ".rec" and path.is_file()
+    records = path if is_file else path / RECORDS
     if not records.is_file():
-        found = sorted(path for path in folder.glob("*.rec") if path.is_file())
-        if not found or any(path.is_dir() for path in folder.iterdir()):
+        found = sorted(file for file in path.glob("*.rec") if file.is_file())
+        if not found or any(entry.is_dir() for entry in path.iterdir()):
             return None
         if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise ValueError(f"{folder} holds {names}, and want one domain; move each into a folder of its own")
+            names = ", ".join(file.name for file in found)
+            raise ValueError(f"{path} holds {names}, and want one domain; name one of them, {path / found[0].name}")
         records = found[0]
-    beside = (records.with_suffix(".idx"), folder / INDEX)
+    beside = (records.with_suffix(".idx"), records.parent / INDEX)
     return records, next((path for path in beside if path.is_file()), None)
 
 
