@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"atomic", "config", "distributed", "precision", "progress", "results", "run_folder", "runtime", "stopping"}
+GROUND = {
+    "atomic",
+    "config",
+    "distributed",
+    "precision",
+    "progress",
+    "results",
+    "run_folder",
+    "runtime",
+    "stopping",
+    "text",
+}
 DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
 MATHS = {"backbone", "cuda_graph", "flat", "fused", "head", "losses", "rop", "kernels"}
 ABOVE = {"meta", "evaluate", "weights"}

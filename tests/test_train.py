@@ -295,3 +295,35 @@ def test_refuses_to_be_started_several_times_for_one_run(monkeypatch, tmp_path, 
     assert main([]) == 1
     assert "runs as one process, and torchrun started 8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_passed_over_never_drawn_or_on_both_sides_is_said(small, faces, tmp_path, capsys):
+    mine = shutil.copytree(faces["nir"], tmp_path / "mine")
+    street = shutil.copytree(faces["street"], tmp_path / "street")
+    people = sorted(street.iterdir())
+    for path in sorted(people[0].iterdir())[1:]:
+        path.unlink()
+    (people[1] / "notes.txt").write_text("no image")
+    shutil.copy(next(people[2].iterdir()), next(mine.iterdir()) / "copied.jpg")
+    argv = [word.replace(str(faces["street"]), str(street)) for word in small]
+    argv += [f"--data.targets.mine={mine}", "--pretrain.steps=0", "--meta.steps=0"]
+    assert main(argv) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "train on street: 24 people, 93 images; people with one image, never drawn: 1 (data.single drop)" in said
+    assert f"warning: passed over in {street}: 1 files that are no image" in said
+    assert "of 97 images compared of target mine are images of source street, byte for byte" in said
+    assert "target nir are images" not in said
+
+
+def test_names_of_any_characters_do_not_end_a_run(small, faces, tmp_path, capsys):
+    street = shutil.copytree(faces["street"], tmp_path / "street")
+    person = sorted(street.iterdir())[0].rename(street / "a\tb\n\x1b[2Jc\udc80")
+    next(person.iterdir()).write_bytes(b"no image")
+    argv = [word.replace(str(faces["street"]), str(street)) for word in small]
+    argv += [f"--data.targets.street={street}", "--data.holdout=0.9", "--pretrain.batch_identities=2"]
+    assert main([*argv, "--pretrain.steps=1", "--meta.steps=0"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    folder = only_run(tmp_path)
+    assert main(["--resume", str(folder)]) == 0
+    (line,) = (folder / "bad_images.tsv").read_text().splitlines()
+    assert line.startswith("street/a\\tb\\n\\x1b[2Jc\\udc80/")

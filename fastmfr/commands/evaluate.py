@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from fastmfr.commands.frame import is_rank, printable, status_of
+from fastmfr.commands.frame import is_rank, status_of
 from fastmfr.config import parse, read_yaml
 from fastmfr.config.choices import Mirror
 from fastmfr.protocols.files import entry_path, refuse_unless_regular
 from fastmfr.protocols.paper import PROTOCOLS
 from fastmfr.run_folder import settings_beside, weights_of
+from fastmfr.text import printable
 
 SETS = """\
 what a set may be

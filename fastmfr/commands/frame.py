@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from fastmfr.stopping import raising, status_of_stop
+from fastmfr.text import printable
 from fastmfr.training.errors import NonFiniteLoss
 
 ADVICE = {
@@ -51,9 +52,3 @@ def _with_notes(text, error):
 def is_rank() -> bool:
     """Whether torchrun started this process, as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def printable(text: str) -> str:
-    """The text with control characters and broken bytes written out, as \\x1b: names in it may hold anything."""
-    shown = (one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
-    return "".join(shown)

@@ -9,8 +9,8 @@ from fastmfr.inspect.overlap import overlap
 from fastmfr.inspect.sheet import draw_sheet
 from fastmfr.inspect.survey import survey
 from fastmfr.inspect.text import lists, of_domain, of_overlap, table
-from fastmfr.pack.names import printable
 from fastmfr.progress import new_console, progress_of
+from fastmfr.text import printable
 
 
 def main(arguments: list[str]) -> int:

@@ -4,8 +4,8 @@ import argparse
 from collections import Counter
 
 from fastmfr.pack.build import pack
-from fastmfr.pack.names import printable
 from fastmfr.progress import new_console, progress_of
+from fastmfr.text import printable
 
 SOURCES = """\
 sources (several at once; the same name in two of them is one person)

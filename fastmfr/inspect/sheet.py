@@ -6,7 +6,7 @@ import numpy as np
 
 from fastmfr.decode.preprocess import upright_rgb
 from fastmfr.domains import Domain
-from fastmfr.pack.names import printable
+from fastmfr.text import printable
 
 from .survey import Survey
 

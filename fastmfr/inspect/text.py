@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence, Sized
 import numpy as np
 from rich.table import Table
 
-from fastmfr.pack.names import printable
+from fastmfr.text import printable
 
 from .overlap import MOST_PEOPLE, Overlap
 from .survey import Survey

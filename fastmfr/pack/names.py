@@ -7,15 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastmfr.protocols.files import list_text
+from fastmfr.text import printable
 
 NAMES = "identities.txt"
 _ESCAPE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})")
 _LETTERS = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
-
-
-def printable(text: object) -> str:
-    """Return `text` on one line: a character that is not printable is written as \\t, \\x1b, \\u2028 or the like."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 
 def escaped(name: str) -> str:
@@ -59,7 +55,3 @@ def alike(names: Iterable[str]) -> list[str]:
     names = list(names)
     count = Counter(name.strip() for name in names)
     return sorted(name for name in names if count[name.strip()] > 1)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -17,6 +17,7 @@ from fastmfr.config import Config, narrowed
 from fastmfr.decode import DecodedCache, Preprocess, Verdicts, choose_cache, choose_decoder, open_stream
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
+from fastmfr.protocols.shared_images import shared_images
 from fastmfr.sampler import GroupedDomainSampler, Pairs
 from fastmfr.training.logbook import Logbook
 
@@ -63,16 +64,23 @@ def open_protocol(config: Config, logbook: Logbook) -> tuple[Joint, dict[str, Ta
             scored[name].offsets, seed=config.seed, probes_per_identity=config.evaluate.probes_per_identity
         )
         targets[name] = Target(scored[name], pairs, unseen=name not in protocol.sources)
-    _say_what_is_there(sources, targets, logbook)
+    _say_what_is_there(sources, targets, config.data.single, logbook)
     return sources, targets
 
 
-def _say_what_is_there(sources, targets, logbook):
+def _say_what_is_there(sources, targets, single, logbook):
     for domain in sources.domains:
-        logbook.say(f"train on  {domain.name}: {domain.identities:,} people, {domain.images:,} images")
+        alone = int((np.diff(domain.offsets) == 1).sum()) if single == "drop" else 0
+        drawn = f"; people with one image, never drawn: {alone:,} (data.single drop)" if alone else ""
+        logbook.say(f"train on  {domain.name}: {domain.identities:,} people, {domain.images:,} images{drawn}")
     for name, target in targets.items():
         kind = "never seen in training" if target.unseen else "people held out of training"
         logbook.say(f"score on  {name}: {target.domain.identities:,} people, {target.domain.images:,} images, {kind}")
+    unseen = [target.domain for target in targets.values() if target.unseen]
+    for note in dict.fromkeys(note for domain in (*sources.domains, *unseen) for note in domain.notes):
+        logbook.warn(note)
+    for sentence in shared_images(sources.domains, unseen):
+        logbook.warn(sentence.removeprefix("warning: "))
 
 
 def _make_faces(paths, config, logbook):

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastmfr.atomic import replacing
 from fastmfr.progress import Meter, new_console
+from fastmfr.text import printable
 
 
 class Logbook:
@@ -40,15 +41,16 @@ class Logbook:
 
     def say(self, text: str) -> None:
         """Print a line for the person watching."""
-        self.console.print(text)
+        self.console.print(printable(text))
 
     def warn(self, text: str) -> None:
         """Print a line that should not be overlooked."""
-        self.console.print(Text.assemble(("warning:", "bold yellow"), " ", text))
+        self.console.print(Text.assemble(("warning:", "bold yellow"), " ", printable(text)))
 
     def note_bad(self, bad: Mapping[str, str]) -> None:
         """Append images that cannot be read, {key: reason}, to bad_images.tsv; each once, also over a resume."""
-        new = {key: " ".join(reason.split()) for key, reason in bad.items() if key not in self.bad}
+        named = {printable(key): " ".join(reason.split()) for key, reason in bad.items()}
+        new = {key: reason for key, reason in named.items() if key not in self.bad}
         if new:
             self.bad |= new
             with self._bad_path.open("a") as file:
