@@ -144,9 +144,6 @@ def test_what_is_loaded_or_set_between_steps_counts():
     for seed in range(3):
         trainer.step(splits(seed), **RATES)
         step_by_torch(twin, optimizers[1], seed)
-        if seed == 0:
-            for optimizer in optimizers:
-                optimizer.param_groups[0]["weight_decay"] = 0.1
         if seed == 1:  # a state in which nothing is where the trainer put it
             momenta = copy.deepcopy(optimizers[1].state_dict())
             for state in momenta["state"].values():
@@ -155,6 +152,7 @@ def test_what_is_loaded_or_set_between_steps_counts():
                 for value in one.parameters():
                     value.data = value.data * 1.5
                 optimizer.load_state_dict(copy.deepcopy(momenta))
+                optimizer.param_groups[0]["weight_decay"] = 0.1
     assert_equal_networks(net, twin)
 
 

@@ -254,7 +254,11 @@ def branching(self, x):
         (overwritten, {"act": Odd(lambda self, x: x.add_(x))}, "node add reads what was changed in place before"),
         (overwritten_in_a_view, {}, "node flatten_1 reads what was changed in place before"),
         (branching, {}, r"torch.fx cannot trace this backbone \(symbolically traced variables"),
-        (lambda self, x: (self.conv(x), x), {}, "something else than the last tensor"),
+        (
+            lambda self, x: (self.conv(x), x),
+            {},
+            "returns a tuple; wrap it in a module that returns the embeddings alone",
+        ),
         (lambda self, x: x, {}, "something else than the last tensor"),
     ],
 )

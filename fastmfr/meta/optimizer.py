@@ -55,7 +55,7 @@ class FlatOptimizer:
         self.flat = Flat({name: trained[name].detach() for name in names})
         counts = Counter(group_of[id(value)] for value in self._trained)
         pieces = self.flat.pieces(list(counts.values()))
-        self._groups = [(groups[number], piece) for number, piece in zip(counts, pieces, strict=True)]
+        self._numbers, self._pieces = list(counts), pieces
         self.theta_P = self.flat.empty()
         self.momentum_P: Tensor | None = None
         self._factors()
@@ -68,16 +68,20 @@ class FlatOptimizer:
         return (
             type(optimizer) is torch.optim.SGD
             and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-            and not any(group[name] for group, _ in self._groups for name in _NOT_FUSED)
+            and not any(group[name] for group in self._groups for name in _NOT_FUSED)
         )
+
+    @property
+    def _groups(self):
+        """The groups with trained parameters, as they are now: loading a state replaces them."""
+        return [self._optimizer.param_groups[number] for number in self._numbers]
 
     @property
     def numbers(self) -> list[tuple[float, float, float]]:
         """Return the factor of the rate, the momentum and the weight decay of each group that the kernel updates."""
-        groups = (group for group, _ in self._groups)
         return [
             (factor, float(group["momentum"]), float(group["weight_decay"]))
-            for factor, group in zip(self._factors(), groups, strict=True)
+            for factor, group in zip(self._factors(), self._groups, strict=True)
         ]
 
     @torch.no_grad()
@@ -136,7 +140,7 @@ class FlatOptimizer:
     def _by_kernel(self, total_P, last, gamma, splits, rate):
         buffers = self.theta_P, self.momentum_P, total_P, last.g_P, last.v_P, last.hv_P
         norms = []
-        for (_, piece), (factor, momentum, weight_decay) in zip(self._groups, self.numbers, strict=True):
+        for piece, (factor, momentum, weight_decay) in zip(self._pieces, self.numbers, strict=True):
             norm = meta_sgd(
                 *(None if buffer_P is None else buffer_P[piece] for buffer_P in buffers),
                 alpha=last.alpha,
@@ -154,7 +158,7 @@ class FlatOptimizer:
         add_split(total_P, last.g_P, last.v_P, last.hv_P, last.alpha, gamma)
         gradients = self.flat.views(total_P.div_(splits))
         norm = total_P.norm()
-        before = [value.grad for value in self._trained], [group["lr"] for group, _ in self._groups]
+        before = [value.grad for value in self._trained], [group["lr"] for group in self._groups]
         self._set(gradients, [rate * factor for factor in self._factors()])
         try:
             self._optimizer.step()
@@ -165,12 +169,12 @@ class FlatOptimizer:
     def _set(self, gradients, rates):
         for value, gradient in zip(self._trained, gradients, strict=True):
             value.grad = gradient
-        for (group, _), rate in zip(self._groups, rates, strict=True):
+        for group, rate in zip(self._groups, rates, strict=True):
             group["lr"] = rate
 
     def _factors(self):
         """The rate of each group beside that of the first."""
-        rates = [float(group["lr"]) for group, _ in self._groups]
+        rates = [float(group["lr"]) for group in self._groups]
         if len(set(rates)) == 1:
             return [1.0] * len(rates)
         if not rates[0]:
