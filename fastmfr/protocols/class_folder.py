@@ -46,7 +46,7 @@ def list_people(path: Path, wanted: Callable[[os.DirEntry], bool], passed: Passe
 
     Args:
         path: the folder.
-        wanted: whether a file in an identity's folder is to be listed.
+        wanted: whether a file is to be listed whose suffix, in an identity's folder, is not that of an image.
         passed: counts what is passed over: hidden entries, links that lead back, empty folders, folders
             that systems make, files that are not wanted.
 
@@ -74,9 +74,7 @@ def list_people(path: Path, wanted: Callable[[os.DirEntry], bool], passed: Passe
 
 
 def is_image(entry: os.DirEntry) -> bool:
-    """Tell whether a file is an image, by its suffix or, under any other name, by its content."""
-    if entry.name.lower().endswith(SUFFIXES):
-        return True
+    """Tell whether a file is an image, by its content."""
     try:
         if not entry.is_file():  # reading a pipe or a device may never end
             return False
@@ -93,7 +91,9 @@ def _files(folder: os.DirEntry, path: Path, wanted: Callable[[os.DirEntry], bool
         name = f"{folder.name}/{entry.name}"
         if entry.name.startswith("."):
             passed.add(HIDDEN, name)
-        elif (is_folder := _is_folder(entry, path)) is None and not entry.name.lower().endswith(SUFFIXES):
+        elif entry.name.lower().endswith(SUFFIXES):  # links among them are not followed now: there may be millions
+            names.append(entry.name)
+        elif (is_folder := _is_folder(entry, path)) is None:
             passed.add(LINK, name)
         elif is_folder and entry.name.lower() in _MADE_BY_SYSTEMS:
             passed.add(SYSTEM, name)
