@@ -148,7 +148,7 @@ def test_an_image_that_is_enrolled_and_looked_up_is_counted(tmp_path):
     images, _ = read_folds(tmp_path, "nir")
     assert len(images.notes) == 1
     assert images.notes[0].startswith(
-        "nir: 2 of 6 images looked up are enrolled too, in the gallery of the same fold, the first b/1.jpg: each finds"
+        "2 of 6 images looked up are enrolled too, in the gallery of the same fold, the first b/1.jpg: each finds"
     )
     (tmp_path / "probe_2.txt").write_text("a/2.jpg\n")
     assert read_folds(tmp_path)[0].notes == ()
@@ -158,8 +158,7 @@ def test_pairs_of_an_image_with_itself_are_counted(tmp_path):
     (tmp_path / "pairs.txt").write_text("a/1.jpg a/2.jpg 1\na/2.jpg a/2.jpg 1\na/1.jpg b/1.jpg 0\n")
     images, _ = read_pairs(tmp_path / "pairs.txt")
     assert images.notes == (
-        "pairs: 1 of 3 pairs compare an image with itself, the first a/2.jpg: the figures are too good. Remove these "
-        "pairs",
+        "1 of 3 pairs compare an image with itself, the first a/2.jpg: the figures are too good. Remove these pairs",
     )
 
 

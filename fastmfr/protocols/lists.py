@@ -96,7 +96,7 @@ def _both_enrolled_and_looked_up(images: ImageFiles, folds: list[GalleryProbe]) 
     if not both:
         return ()
     return (
-        f"{images.name}: {len(both):,} of {sum(len(np.unique(fold.probe)) for fold in folds):,} images looked up are "
+        f"{len(both):,} of {sum(len(np.unique(fold.probe)) for fold in folds):,} images looked up are "
         f"enrolled too, in the gallery of the same fold, the first {images.key(both[0])}: each finds itself, so the "
         "figures are too good. Remove them from one list",
     )
@@ -188,7 +188,7 @@ def read_pairs(
     listed = ImageFiles(name or path.stem, Path(root) if root else image_root(path, entries), entries)
     if count := int((first_N == second_N).sum()):
         listed.notes = (
-            f"{listed.name}: {count:,} of {len(rows):,} pairs compare an image with itself, the first "
+            f"{count:,} of {len(rows):,} pairs compare an image with itself, the first "
             f"{entries[first_N[np.argmax(first_N == second_N)]]}: the figures are too good. Remove these pairs",
         )
     pairs = PairList(
