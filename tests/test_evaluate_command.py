@@ -186,3 +186,12 @@ def test_what_goes_wrong_on_one_rank_alone_ends_all_with_its_sentence_once(run, 
     assert f"not scored b: the ranks find different sets of images at {many}: ('b', 36), ('b', 9); give all" in error
     assert "error: sets scored: 0, not scored: 2\n" in error
     assert not any(word in "".join((said, *second)) for word in ("not scored", "error:"))
+
+
+def test_what_should_be_read_before_the_figures_is_said(run, tmp_path, capsys):
+    faces = class_folder(tmp_path / "faces")
+    (faces / "gallery.txt").write_text("p00/0.jpg\np01/0.jpg\np02/0.jpg\n")
+    (faces / "probe.txt").write_text("p00/0.jpg\np00/1.jpg\np01/1.jpg\np02/1.jpg\n")
+    assert main(["evaluate", str(run), "--set", f"faces={faces}", "--out", str(tmp_path / "e.json")]) == 0
+    assert "faces: 1 " in (said := " ".join(capsys.readouterr().out.split()))
+    assert "probe.txt" in said

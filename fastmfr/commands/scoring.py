@@ -20,6 +20,7 @@ from fastmfr.protocols import paper_protocol
 from fastmfr.protocols.paper import unlike_the_paper
 from fastmfr.results import Scores, to_json
 from fastmfr.runtime import device_for, environment, seed_and_set_threads
+from fastmfr.text import printable
 from fastmfr.weights import open_model
 
 
@@ -63,6 +64,8 @@ def score_sets(
     for name, path in paths.items():
         try:
             for found in _opened(open_sets(name, path, **chosen), path, group):
+                for note in found.images.notes:
+                    console.print(printable(f"{found.name}: {note}"))
                 if protocol and (unlike := _unlike_the_paper(found)):
                     console.print(unlike)
                 results[found.name] = _scored(model, found, mirror, console, group)

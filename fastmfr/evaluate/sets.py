@@ -24,6 +24,7 @@ from fastmfr.protocols import (
     read_pairs,
     read_templates,
 )
+from fastmfr.protocols.images import note_landmarks
 from fastmfr.protocols.lists import folder_lists
 from fastmfr.protocols.templates import find_template_lists
 from fastmfr.results import FAR, Scores
@@ -105,6 +106,7 @@ def _races(name, folder):
         for listing in sorted(place.glob("txts/*/*_pairs.txt")):
             race = listing.parent.name
             images, pairs = read_pairs(listing, f"{name}/{race.lower()}", place / "data" / race)
+            note_landmarks(images, listing.parent)
             yield EvaluationSet(images.name, images, pairs=pairs)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import entry_path
-from .images import ImageFiles, find_image
+from .images import ImageFiles, find_image, note_landmarks
 from .lists import Numbers, PairList, lines
 
 LISTS = {"images": "*tid_mid.txt", "pairs": "*template_pair_label.txt"}
@@ -59,6 +59,8 @@ def find_template_lists(folder: str | os.PathLike) -> dict[str, Path] | None:
 def read_templates(folder: str | os.PathLike, name: str | None = None) -> tuple[ImageFiles, TemplateSet]:
     """Read the images and templates of a folder.
 
+    The images' `notes` say if landmarks lie beside them, which are not used.
+
     Args:
         folder: the folder.
         name: what reports call the set; by default the name of the folder.
@@ -87,7 +89,9 @@ def read_templates(folder: str | os.PathLike, name: str | None = None) -> tuple[
     places = (folder / "loose_crop", folder / "images", folder)
     root = next((place for place in places if find_image(place, next(iter(images)))), folder)
     pairs = PairList(np.array(first), np.array(second), np.array(is_mate))
-    return ImageFiles(name or folder.resolve().name, root, list(images)), TemplateSet(
+    listed = ImageFiles(name or folder.resolve().name, root, list(images))
+    note_landmarks(listed, folder, folder / "meta")
+    return listed, TemplateSet(
         np.array(image), np.array(medium), np.array([template for template, _ in media]), len(templates), pairs
     )
 
