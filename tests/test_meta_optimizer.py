@@ -183,6 +183,8 @@ def test_says_that_only_plain_sgd_is_recorded():
             r"first one of shape \(2, 5\)",
         ),
         (lambda net: torch.optim.SGD([net[4].bias.requires_grad_(False)]), "got one that has none of them"),
+        (lambda net: torch.optim.SparseAdam(net.parameters()), "SparseAdam wants sparse gradients"),
+        (lambda net: torch.optim.Adam(net.parameters(), differentiable=True), "Adam wants .* a meta step has neither"),
         (lambda net: torch.optim.LBFGS(net.parameters()), "LBFGS computes the loss again during a step"),
         (
             lambda net: torch.optim.SGD([{"params": net[0].parameters(), "lr": 0.0}, {"params": net[4].parameters()}]),

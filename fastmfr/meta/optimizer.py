@@ -204,3 +204,9 @@ def _check(network, optimizer):
             f"{type(optimizer).__name__} computes the loss again during a step, which a meta step cannot; want another "
             "optimizer, such as SGD or AdamW"
         )
+    differentiable = any(group.get("differentiable") for group in optimizer.param_groups)
+    if differentiable or isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            f"{type(optimizer).__name__} wants sparse gradients, or steps that autograd records (differentiable=True); "
+            "a meta step has neither; want another optimizer, such as SGD or AdamW"
+        )
