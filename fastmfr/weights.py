@@ -129,7 +129,7 @@ class Model:
         """Embed aligned face crops.
 
         Args:
-            images: each an encoded JPEG or PNG as bytes, a path, or RGB pixels, uint8 (height, width, 3). The shorter
+            images: each an encoded image as bytes, a path, or RGB pixels, uint8 (height, width, 3). The shorter
                 side is resized to the model's size and the centre is cropped.
             mirror: "concat" puts the embedding of the mirror image beside each embedding, "sum" adds it, "none" leaves
                 it out.
@@ -163,7 +163,7 @@ def _pixels(image, size) -> np.ndarray:
         return fitted(upright_rgb(encoded), size)
     except ValueError as error:
         name = f"these {len(encoded)} bytes" if isinstance(image, bytes) else image
-        raise ValueError(f"{name} cannot be decoded as JPEG or PNG: {error}") from error
+        raise ValueError(f"{name} cannot be decoded as an image: {error}") from error
 
 
 def open_model(

@@ -70,7 +70,7 @@ def open_protocol(config: Config, logbook: Logbook) -> tuple[Joint, dict[str, Ta
 
 def _say_what_is_there(sources, targets, single, logbook):
     for domain in sources.domains:
-        alone = int((np.diff(domain.offsets) == 1).sum()) if single == "drop" else 0
+        alone = domain.single if single == "drop" else 0
         drawn = f"; people with one image, never drawn: {alone:,} (data.single drop)" if alone else ""
         logbook.say(f"train on  {domain.name}: {domain.identities:,} people, {domain.images:,} images{drawn}")
     for name, target in targets.items():
