@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastmfr.config.choices import BatchNormStatistics
 
@@ -26,8 +25,8 @@ class Held:
     Args:
         backbone: The network.
         parameters: {name: tensor}, in the place of the parameters of these names.
-        batch_norm: The statistics of normalisation layers. "frozen" also applies to InstanceNorm with running
-            statistics, and writes no buffer back.
+        batch_norm: The statistics of BatchNorm. "frozen" also puts other layers with a buffer running_mean, such as
+            InstanceNorm, into their mode of evaluation, and writes no buffer back.
         tracking: Whether this is the pass that changes running statistics and other buffers.
         second_order: Whether the pass is differentiated twice. Attention is then computed by matrix products, because
             fused attention has no double backward, and compiled modules run as they were before compilation.
@@ -109,7 +108,7 @@ class Held:
         attributes["_buffers"] = buffers
         if isinstance(module, _BatchNorm):
             module.training, module.track_running_stats = not self._frozen, self._tracking or self._frozen
-        elif isinstance(module, _InstanceNorm) and self._frozen:
+        elif self._frozen and "running_mean" in buffers:
             module.training = False
         return before
 
