@@ -310,7 +310,7 @@ def test_what_is_passed_over_never_drawn_or_on_both_sides_is_said(small, faces, 
     assert main(argv) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "train on street: 24 people, 93 images; people with one image, never drawn: 1 (data.single drop)" in said
-    assert f"warning: passed over in {street}: 1 files that are no image" in said
+    assert f"warning: passed over in {street}: 1 files that are no JPEG, PNG, BMP, WebP or TIFF" in said
     assert "of 97 images compared of target mine are images of source street, byte for byte" in said
     assert "target nir are images" not in said
 
