@@ -285,11 +285,11 @@ def recorded():
 def checked():
     """(the whole table, the rows that were compiled for it, what the record had in their place or None).
 
-    Compiled are the launches that the record lacks, and one launch of each kernel although the record has it.
+    Compiled are the launches that the record lacks, and one launch of each module although the record has it.
     """
     known, wanted = recorded(), shipped()
     prints = [fingerprint(launch) for launch in wanted]
-    samples = {launch.kernel: of for of, launch in reversed(list(zip(prints, wanted, strict=True)))}.values()
+    samples = {launch.module: of for of, launch in reversed(list(zip(prints, wanted, strict=True)))}.values()
     todo = [at for at, of in enumerate(prints) if of not in known or of in samples]
     fresh = dict(zip(todo, table([wanted[at] for at in todo]), strict=True))
     whole = [fresh[at] if at in fresh else known[of] | {"case": wanted[at].case} for at, of in enumerate(prints)]

@@ -78,6 +78,7 @@ def test_hardest_pairs_are_marked_where_the_model_decides_wrongly(tmp_path):
 
 def test_the_page_shows_the_hardest_pairs_where_they_were_drawn(tmp_path):
     hardest_sheet({"$x_": hardest([0.1], [])}, {"$x_": np.zeros((2, 8, 8, 3), np.uint8)}, tmp_path / "hardest.png")
+    (tmp_path / "metrics.jsonl").touch()
     assert "Look here for wrong labels" in write_report(tmp_path).read_text()
 
 
