@@ -7,13 +7,16 @@ DOCS_INSTALLED := $(VENV)/.docs-installed
 SANITIZED := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: train test lint docs bench sanitize fuzz gpu clean
+.PHONY: train test suite lint docs bench sanitize fuzz gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
 
-test: $(INSTALLED) lint  ## lint, types and the whole test suite
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+test: $(INSTALLED)  ## lint, types and the whole test suite
+	$(MAKE) --no-print-directory --jobs 2 --output-sync lint suite
+
+suite: $(INSTALLED)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

@@ -181,7 +181,7 @@ def test_what_goes_wrong_on_one_rank_alone_ends_all_with_its_sentence_once(run, 
         for rank in range(2)
     ]
     (said, error), second = (process.communicate() for process in ranks)
-    assert [process.returncode for process in ranks] == [1, 1]
+    assert [process.returncode for process in ranks] == [1, 1], second
     assert f"not scored a: there is no {tmp_path / 'none'};" in error
     assert f"not scored b: the ranks find different sets of images at {many}: ('b', 36), ('b', 9); give all" in error
     assert "error: sets scored: 0, not scored: 2\n" in error

@@ -52,6 +52,7 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, page, sh
     domains = [f"--data.sources.{name}={path}" for name, path in more.items()]
     held_out = [*domains, f"--data.targets.studio={more['studio']}", "--data.holdout=0.5"]
     longer = [
+        "--data.size=24",
         "--pretrain.steps=150",
         "--pretrain.batch_identities=16",
         "--pretrain.scale=16",
