@@ -283,7 +283,7 @@ def recorded():
 
 
 def checked():
-    """(the whole table, the rows that were compiled for it, what the record had in their place or None).
+    """(the whole table, the rows compiled for it, what the record had in their place or None, a row that spills).
 
     Compiled are the launches that the record lacks, and one launch of each module although the record has it.
     """
@@ -293,7 +293,13 @@ def checked():
     todo = [at for at, of in enumerate(prints) if of not in known or of in samples]
     fresh = dict(zip(todo, table([wanted[at] for at in todo]), strict=True))
     whole = [fresh[at] if at in fresh else known[of] | {"case": wanted[at].case} for at, of in enumerate(prints)]
-    return whole, list(fresh.values()), [known.get(prints[at]) for at in todo]
+    return whole, list(fresh.values()), [known.get(prints[at]) for at in todo], compiled(_spilling())
+
+
+def _spilling():
+    """A launch with too few registers: what is said of it shows that a spill would be seen."""
+    launch = next(one for one in shipped([HOPPER], [CONFIGURATIONS[0]]) if one.kernel == "sum_exponentials_kernel")
+    return launch._replace(options=launch.options | {"maxnreg": 64})
 
 
 def main():

@@ -108,23 +108,21 @@ def test_rounds_float32_weights_as_it_loads_them(dtype):
     assert_accurate(Problem(18, 40, 24, dtype, FP32))
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [(SHAPES[0], BF16), (SHAPES[1], BF16), (SHAPES[1], FP32)], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [(SHAPES[1], BF16), (SHAPES[1], FP32), (SHAPES[2], BF16)], ids=str)
 def test_carries_a_running_maximum_above_scale_80(shape, dtype):
     assert_accurate(Problem(*shape, dtype), scale=100.0)
 
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [(SHAPES[0], BF16), (SHAPES[1], BF16), (SHAPES[1], FP16), (SHAPES[1], FP32), (SHAPES[2], BF16)],
+    [(SHAPES[0], BF16), (SHAPES[1], FP16), (SHAPES[1], FP32), (SHAPES[2], BF16)],
     ids=str,
 )
 def test_kept_exponentials_stand_in_for_the_logits(shape, dtype):
     assert_accurate(Problem(*shape, dtype), keep=True, floor=FLOOR[BF16])
 
 
-@pytest.mark.parametrize(
-    ("shape", "normed"), [(SHAPES[0], True), (SHAPES[1], True), (SHAPES[1], False), (SHAPES[2], True)], ids=str
-)
+@pytest.mark.parametrize(("shape", "normed"), [(SHAPES[0], True), (SHAPES[1], False), (SHAPES[2], True)], ids=str)
 def test_weights_may_lie_outside_of_what_is_differentiated_twice(shape, normed):
     assert_accurate(Problem(*shape, BF16, normed=normed), inner=False)
 

@@ -79,6 +79,8 @@ def place(tmp_path_factory):
         (first,) = [command for command in commands(ROOT / "docs/data.md") if "--data.holdout" in command]
         assert run_command(["train", *first.split()[3:], *TOY, "--folder=made"]) == 0
     (run,) = (place / "made").iterdir()
+    for name in ("report.html", "roc.png", "training.png", "domains.png", "gap.png", "hardest.png", "environment.json"):
+        assert (run / name).stat().st_size > 0
     for name in ("NAME", "OTHER", "FIRST", "SECOND"):
         shutil.copytree(run, place / "runs" / name)
     return place

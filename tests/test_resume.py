@@ -40,7 +40,7 @@ def copy(finished, small, tmp_path):
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
-def test_a_run_that_was_stopped_in_either_stage_goes_on_to_the_same_numbers(small, tmp_path, monkeypatch, sheets):
+def test_a_run_that_was_stopped_in_either_stage_goes_on_to_the_same_numbers(small, tmp_path, monkeypatch):
     small = [*small, "--save_every=2"]
     assert main([*small, f"--folder={tmp_path / 'whole'}"]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
@@ -58,7 +58,6 @@ def test_a_run_that_was_stopped_in_either_stage_goes_on_to_the_same_numbers(smal
     mine, theirs = (json.loads((run / "results.json").read_text()) for run in (folder, whole))
     assert mine["targets"] == theirs["targets"]
     assert mine["gap"] == theirs["gap"]
-    assert (folder / "hardest.png").read_bytes() == (whole / "hardest.png").read_bytes()
 
 
 def test_sigterm_ends_a_run_with_its_status_and_how_to_go_on(small, tmp_path, capsys, monkeypatch):

@@ -47,7 +47,7 @@ def test_domains_share_their_gradients(small, faces, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, page, sheets):
+def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     more = synthetic.make(tmp_path / "more", domains=DOMAINS[:2], identities=40, images=8, size=32, workers=1)
     domains = [f"--data.sources.{name}={path}" for name, path in more.items()]
     held_out = [*domains, f"--data.targets.studio={more['studio']}", "--data.holdout=0.5"]
@@ -69,19 +69,6 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path, page, sh
     for model in ("base", "mfr"):
         assert targets["studio"]["models"][model]["auc"] > 0.7  # chance is 0.5; 0.74 to 0.78 by rounding alone
         assert targets["studio"]["models"][model]["identities"] == 20  # the half that was held out
-    for name in (
-        "config.yaml",
-        "environment.json",
-        "report.html",
-        "roc.png",
-        "training.png",
-        "domains.png",
-        "gap.png",
-        "hardest.png",
-        "base.safetensors",
-        "mfr.safetensors",
-    ):
-        assert (folder / name).stat().st_size > 0
 
 
 def test_a_cached_run_equals_a_decoding_one_whatever_is_changed_in_the_images(small, tmp_path, capsys):
