@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
 from fastmfr.decode import Preprocess, decode_reference
@@ -39,6 +38,8 @@ ties = pytest.mark.parametrize("decimals", [None, 1, 0])
 def test_equals_scikit_learn(decimals, dtype):
     scores, is_mate = normal_scores(decimals=decimals)
     scores = scores.astype(dtype)
+    from sklearn.metrics import roc_auc_score, roc_curve  # here, for its import takes seconds in every process
+
     far, tar, _ = roc_curve(is_mate, scores, drop_intermediate=False)
     roc = exact_roc(scores, is_mate)
     assert np.array_equal(roc.far_K, far)

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from sklearn.model_selection import KFold
 
 from fastmfr.evaluate import accuracies, score_pairs, verification
 from fastmfr.evaluate.accuracy import folded_decisions, folds_of
@@ -21,6 +20,8 @@ def insightface_accuracies(embedding, same, step):
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     distance = ((unit[0::2] - unit[1::2]) ** 2).sum(1)
     found = []
+    from sklearn.model_selection import KFold  # here, for its import takes seconds in every process
+
     for train, test in KFold(10).split(same):
         tried = np.arange(0, 4, step)
         right = [((distance[train] < threshold) == same[train]).mean() for threshold in tried]
