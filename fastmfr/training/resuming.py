@@ -83,17 +83,17 @@ class MadeWith:
     def check_settings(self, config: Config) -> None:
         """Check that the settings are those the run was made with, but for the ones that may change.
 
+        A setting that the record does not know, of a later version, may have any value.
+
         Raises:
             ValueError: another value of a setting; the sentence has both values.
         """
         if self._record is None:
             return
         wanted = settings_kept(config)
-        different = [name for name in wanted if wanted[name] != self._settings.get(name)]
+        different = [name for name in wanted if name in self._settings and wanted[name] != self._settings[name]]
         if different:
-            values = "; ".join(
-                f"{name} was {self._settings.get(name)!r}, now {wanted[name]!r}" for name in different[:4]
-            )
+            values = "; ".join(f"{name} was {self._settings[name]!r}, now {wanted[name]!r}" for name in different[:4])
             more = f" and {len(different) - 4} more" if len(different) > 4 else ""
             raise ValueError(
                 f"{self._path.parent} was made with other settings: {values}{more}. A resumed run may change "
