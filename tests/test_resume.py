@@ -175,6 +175,7 @@ def test_two_runs_of_one_second_have_two_folders(small, tmp_path, monkeypatch):
 TWICE = """
 import os, signal
 from fastmfr.stopping import Stop
+signal.signal(signal.{name}, signal.SIG_DFL)  # a shell's background job ignores SIGINT
 with Stop(lambda text: print(text, flush=True)):
     for _ in range(2):
         os.kill(os.getpid(), signal.{name})
@@ -183,9 +184,11 @@ print("went on")
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_the_first_signal_waits_and_the_second_does_not(name, status):
+def test_the_first_signal_waits_and_the_second_does_not(name, status, request):
     sentences = []
     number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))
     with raising():
         with pytest.raises(KeyboardInterrupt) as stopped, Stop(sentences.append) as stop:  # noqa: PT012 in two moments
             stop.if_asked()
