@@ -260,3 +260,9 @@ finally:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "{mfr,first_order,no_meta,mldg}" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_recipe_is_read_in_the_encoding_of_its_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "mine.yaml").write_text("meta:\r\n  steps: 7\r\n", encoding=encoding, newline="")
+    assert load_config(tmp_path / "mine.yaml").meta.steps == 7

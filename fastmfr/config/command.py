@@ -16,7 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from fastmfr.config.margins import MARGINS
-from fastmfr.config.sections import Config, Pretrain
+from fastmfr.config.sections import Config, Pretrain, flattened
 from fastmfr.config.yaml_file import read_yaml
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
@@ -190,7 +190,7 @@ def _made(parser, content, argv):
     The recipe's margin values are of its margin: another one typed takes its own numbers, and the note says so.
     """
     values = content["pretrain"].pop("margin_values", None)
-    parser.set_defaults({**_flat(content), "pretrain.margin_values": None})
+    parser.set_defaults({**flattened(content), "pretrain.margin_values": None})
     given, note = parser.parse_args(argv), ""
     margin, typed = content["pretrain"].get("margin", Pretrain.margin), given["pretrain.margin"]
     if values and not given["pretrain.margin_values"]:
@@ -213,14 +213,3 @@ def _before(argv, option, default):
         if word.startswith(option + "="):
             return word.split("=", 1)[1]
     return default
-
-
-def _flat(content, prefix=""):
-    """{"meta": {"order": 1}} -> {"meta.order": 1}; the domains' own names stay inside."""
-    flat = {}
-    for name, value in content.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -5,6 +5,7 @@ Every class is one section; the docstrings of its fields are the `--help`. The d
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -263,7 +264,25 @@ class Config:
 
     def to_yaml(self) -> str:
         """Return all settings as a recipe."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+        return yaml.safe_dump(plain(asdict(self)), sort_keys=False)
+
+
+def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings: {"meta": {"order": 1}} -> {"meta.order": 1}; the domains' own names stay inside."""
+    flat = {}
+    for name, value in content.items():
+        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def plain(value: Any) -> Any:
+    """Turn tuples into lists, at every depth: YAML's safe subset and JSON know no tuple."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _tuple(value: Any) -> Any:
@@ -271,10 +290,3 @@ def _tuple(value: Any) -> Any:
     if isinstance(value, int | float):
         return (float(value),)
     return tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value):
-    """Tuples become lists: YAML's safe subset knows no tuple."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

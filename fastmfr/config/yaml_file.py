@@ -16,25 +16,25 @@ CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndTok
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file that has no tags of Python's, no aliases and few levels.
+    """Read a YAML file that has no tags of Python's, no aliases and few levels; UTF-16 if a byte order mark says so.
 
     Raises:
         ValueError: the file is no such YAML.
         OSError: the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        _check(path, text)
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = path.read_bytes()
+        _check(path, content)
+        return yaml.safe_load(content)
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read as YAML: {reason}") from None
 
 
-def _check(path, text):
+def _check(path, content):
     """Raises ValueError for aliases, which could make the content endless, and for too many levels."""
     level = 0
-    for token in yaml.scan(text):
+    for token in yaml.scan(content):
         if isinstance(token, yaml.AliasToken):
             raise ValueError(f"{path} uses an alias (*name); write the values out")
         level += isinstance(token, OPENING) - isinstance(token, CLOSING)

@@ -34,7 +34,7 @@ def shared_images(
             if shared:
                 first = min(shared)
                 yield (
-                    f"warning: {len(shared):,} of {len(digests):,} images compared of target {target.name} are images "
+                    f"{len(shared):,} of {len(digests):,} images compared of target {target.name} are images "
                     f"of source {source.name}, byte for byte, the first {target.label_of(first)} = "
                     f"{source.label_of(shared[first])}: its score is not one on unseen images. Remove them from one "
                     "side; `python -m fastmfr inspect` with --out lists them all"

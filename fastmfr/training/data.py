@@ -80,7 +80,7 @@ def _say_what_is_there(sources, targets, single, logbook):
     for note in dict.fromkeys(note for domain in (*sources.domains, *unseen) for note in domain.notes):
         logbook.warn(note)
     for sentence in shared_images(sources.domains, unseen):
-        logbook.warn(sentence.removeprefix("warning: "))
+        logbook.warn(sentence)
 
 
 def _make_faces(paths, config, logbook):

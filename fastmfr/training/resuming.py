@@ -1,13 +1,12 @@
 """What a run was made with, written when it begins, and what may be different when it is resumed."""
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastmfr.atomic import write_text
-from fastmfr.config import Config
+from fastmfr.config.sections import Config, flattened, plain
 from fastmfr.domains import Joint
 from fastmfr.results import BASE, META, MFR, PRETRAIN, from_json, to_json
 from fastmfr.run_folder import steps_of_weights
@@ -27,18 +26,10 @@ def settings_kept(config: Config) -> dict[str, Any]:
     Of the domains these are the names, for a folder may move: what is in it is compared by its fingerprint. A target
     may be added if no people of a source are held out for it.
     """
-    flat = dict(_flat(asdict(config)))
+    flat = flattened(plain(asdict(config)))
     flat["data.sources"] = list(config.data.sources)
     flat["data.targets"] = [name for name in config.data.targets if name in config.data.sources]
     return {name: value for name, value in flat.items() if name not in FREE and not name.startswith(FREE_SECTIONS)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,10 @@ class Run:
                 that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
-        device, made_with = device_for(config.device), MadeWith(logbook.folder)
+        device = device_for(config.device)
+        made_with = None if new else MadeWith(logbook.folder)
         _check_before_data(config, device)
-        if not new:
+        if made_with:
             config = made_with.as_before(config)
             made_with.check_settings(config)
             check_steps(logbook.folder, config)
@@ -106,7 +107,7 @@ class Run:
         seconds = {}
         with _timed(seconds, "data"):
             sources, targets = open_protocol(config, logbook)
-            if not new:
+            if made_with:
                 made_with.check_data(sources)
             check_batches(sources, config)
             domains = [*sources.domains, *(target.domain for target in targets.values())]
@@ -115,9 +116,8 @@ class Run:
         config = replace(config, data=replace(config.data, decode=decoder))
         if new:
             logbook.folder = make_new_folder(logbook.folder)
-            made_with = MadeWith(logbook.folder)
         logbook.folder.mkdir(parents=True, exist_ok=True)
-        made_with.write(config, sources)
+        (made_with or MadeWith(logbook.folder)).write(config, sources)
         write_text(logbook.folder / "config.yaml", config.to_yaml())
         write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
         images = TrainingImages(sources, config, device, decoding, logbook)

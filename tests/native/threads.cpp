@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -155,7 +156,7 @@ void gather_images() {
 }  // namespace
 
 int main() {
-    std::string folder = "/tmp/fastmfr-threads.XXXXXX";
+    std::string folder = std::filesystem::temp_directory_path() / "fastmfr-threads.XXXXXX";
     if (!::mkdtemp(folder.data())) return 1;
     write_folder(folder);
     read_records(folder);
