@@ -211,9 +211,10 @@ def test_only_the_settings_that_differ_are_shown(make_run):
     assert distinguishing_settings(compared)["b"] == "meta.alpha 0.1 and meta.order [1, null]"
 
 
-def test_settings_that_cannot_be_read_are_named_and_not_compared(make_run):
+@pytest.mark.parametrize("text", ["a: [", "[" * 20_000, "a: &a [*a]"], ids=["open", "deep", "endless"])
+def test_settings_that_cannot_be_read_are_named_and_not_compared(make_run, text):
     broken, whole = make_run("broken", {}), make_run("whole", {})
-    (broken / "config.yaml").write_text("a: [")
+    (broken / "config.yaml").write_text(text)
     compared = compare([broken, whole])
     assert "broken: config.yaml cannot be read, so its settings are not compared." in compared.notes
     assert compared.differing == {}

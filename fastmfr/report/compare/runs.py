@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from fastmfr.config import read_yaml
 from fastmfr.results import Results, Scores, TargetResult, to_json
 
 from ..folder import RunFolder, read
@@ -157,8 +156,8 @@ def _settings(runs: dict[str, RunFolder]) -> tuple[dict[str, dict[str, str]], li
     settings, notes = {}, []
     for name, run in runs.items():
         try:
-            found = yaml.safe_load(run.config)
-        except yaml.YAMLError:
+            found = read_yaml(run.path / "config.yaml")
+        except (ValueError, OSError):
             found = None
         if isinstance(found, dict):
             settings[name] = dict(_flat(found))
