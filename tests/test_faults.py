@@ -1,0 +1,74 @@
+"""Faults that were met by trying what users do, each with the value that is right."""
+
+import copy
+
+import pytest
+import torch
+from test_rop import by_autograd, by_operator, direction, miss
+from torch import nn
+from torch.nn import functional as F
+
+from fastmfr.backbone import build
+from fastmfr.rop import NoROperator, Program
+
+
+def strided(network):
+    """The input channels of the 1 x 1 convolutions with a stride."""
+    return [m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size < m.stride]
+
+
+@pytest.mark.parametrize("width", [1 / 64, 0.0625, 0.125, 0.2, 0.25, 1])
+def test_no_narrow_backbone_has_the_convolution_that_damages_memory(width):
+    assert all(channels >= 16 for channels in strided(build("mfr28", width=width)))
+
+
+def test_a_narrow_backbone_computes_what_its_strided_convolutions_did():
+    torch.manual_seed(0)
+    network = build("mfr28", width=0.0625).double()
+    with_strides = copy.deepcopy(network)
+    for module in with_strides.modules():
+        if getattr(module, "skip", 1) > 1:
+            module.skip, module.downsample[0].stride = 1, (2, 2)
+    assert strided(with_strides) == [4, 8, 16]
+    image_B3HW = torch.randn(4, 3, 37, 37, dtype=torch.float64)
+    got, wanted = network(image_B3HW), with_strides(image_B3HW)
+    torch.testing.assert_close(got, wanted)
+    both = (network, got), (with_strides, wanted)
+    grads = [torch.autograd.grad(out.square().sum(), list(net.parameters())) for net, out in both]
+    torch.testing.assert_close(*grads)
+
+
+class Parts(nn.Module):
+    """Convolutions of parts of what the layer before made."""
+
+    def __init__(self, index):
+        super().__init__()
+        self.first, self.second, self.index = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), index
+
+    def forward(self, x):
+        return self.second(F.relu(self.first(x))[self.index]).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (slice(None), slice(None), slice(None, None, 2), slice(None, None, 3)),
+        (Ellipsis, slice(1, -1), slice(-4, None)),
+        (slice(None), slice(None), slice(2, 3)),
+    ],
+)
+def test_the_r_operator_takes_parts_of_tensors(index):
+    torch.manual_seed(0)
+    network = Parts(index).double().to(memory_format=torch.channels_last)
+    P = dict(network.named_parameters())
+    V = direction(P)
+    image_B3HW = torch.randn(6, 3, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    expected = by_autograd(network, P, image_B3HW, V)
+    for memory in ("kept", "streaming"):
+        for got, wanted in zip(by_operator(network, P, image_B3HW, V, memory, "batch"), expected, strict=True):
+            assert miss(got, wanted) < 1e-12
+
+
+def test_the_r_operator_refuses_parts_that_tensors_name():
+    with pytest.raises(NoROperator, match="`getitem` at node getitem has no R-operator"):
+        Program(Parts(([0, 0, 1],)), ["first.weight"])
