@@ -1,6 +1,7 @@
 """Faults that were met by trying what users do, each with the value that is right."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from fastmfr.backbone import build
 from fastmfr.rop import NoROperator, Program
+from fastmfr.training.checkpoint import FACTS, TENSORS, Checkpoints
 
 
 def strided(network):
@@ -72,3 +74,36 @@ def test_the_r_operator_takes_parts_of_tensors(index):
 def test_the_r_operator_refuses_parts_that_tensors_name():
     with pytest.raises(NoROperator, match="`getitem` at node getitem has no R-operator"):
         Program(Parts(([0, 0, 1],)), ["first.weight"])
+
+
+def as_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", [TENSORS, FACTS])
+@pytest.mark.parametrize(("put", "reason"), [(as_a_pipe, "is a pipe"), (as_a_folder, "cannot be read: Is a directory")])
+def test_a_state_of_no_regular_files_is_passed_over(tmp_path, put, reason, name):
+    said = []
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    states = Checkpoints(tmp_path, "meta", said.append)
+    states.save(1, network, optimizer)
+    states.save(2, network, optimizer)
+    put(tmp_path / "meta-00000002" / name)
+    assert states.resume(network, optimizer) == 1
+    assert reason in said[0]
+    assert "meta-00000002 is passed over" in said[0]
+
+
+def test_folders_that_no_run_named_are_no_states(tmp_path):
+    for name in ("meta-x3", "meta-old-00000007", "meta-"):
+        (tmp_path / name).mkdir()
+    states = Checkpoints(tmp_path, "meta")
+    network = nn.Linear(2, 2)
+    assert states.newest == states.resume(network, torch.optim.SGD(network.parameters(), lr=0.1)) == 0
