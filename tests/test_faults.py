@@ -1,7 +1,9 @@
 """Faults that were met by trying what users do, each with the value that is right."""
 
 import copy
+import math
 import os
+import re
 
 import pytest
 import torch
@@ -10,6 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmfr.backbone import build
+from fastmfr.config import parse
+from fastmfr.config.meta_settings import LossSettings, MetaSettings
+from fastmfr.config.sections import Config, Data, Meta, Model, Pretrain
+from fastmfr.domains import open_domain
+from fastmfr.inspect.survey import survey
+from fastmfr.pack.build import pack
 from fastmfr.rop import NoROperator, Program
 from fastmfr.training.checkpoint import FACTS, TENSORS, Checkpoints
 
@@ -107,3 +115,55 @@ def test_folders_that_no_run_named_are_no_states(tmp_path):
     states = Checkpoints(tmp_path, "meta")
     network = nn.Linear(2, 2)
     assert states.newest == states.resume(network, torch.optim.SGD(network.parameters(), lr=0.1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: LossSettings(detach_prototypes="no"), "detach_prototypes as True or False, got 'no'"),
+        (lambda: LossSettings(tau_p="0.3"), "tau_p as a number, got '0.3'"),
+        (lambda: LossSettings(hard_pair=True), "hard_pair as a number, got True"),
+        (lambda: LossSettings(scale=math.inf), "scale > 0 and finite, got inf"),
+        (lambda: MetaSettings().check(math.inf, LossSettings()), "alpha >= 0 and finite, got inf"),
+        (lambda: Meta(cuda_graph="false"), "meta.cuda_graph as True or False, got 'false'"),
+        (lambda: Meta(steps=True), "meta.steps as a whole number, got True"),
+        (lambda: Pretrain(fused=0), "pretrain.fused as True or False, got 0"),
+        (lambda: Data(size="112"), "data.size as a whole number, got '112'"),
+        (lambda: Model(width="0.5"), "model.width as a number, got '0.5'"),
+        (lambda: Config(threads="all"), "threads as a whole number, got 'all'"),
+    ],
+)
+def test_settings_made_in_python_are_of_their_kinds(make, sentence):
+    with pytest.raises(ValueError, match=re.escape(f"want {sentence}")):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("model.embedding=true", "want model.embedding as a whole number or null, got true"),
+        ("pretrain.margin_values=x", "want pretrain.margin_values as numbers or null, got ['x']"),
+        ("pretrain=5", "pretrain is a section: want --pretrain.NAME VALUE or a .yaml file of its settings, got '5'"),
+        ("meta.order=1", "there is no option --meta.order; did you mean --meta.method?"),
+        ("meta.alpha=.inf", "want meta.alpha >= 0 and finite, got inf"),
+    ],
+)
+def test_what_is_typed_wrongly_is_answered_with_what_is_wanted(capsys, option, sentence):
+    with pytest.raises(SystemExit):
+        parse([f"--{option}"])
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+
+
+def test_a_refused_pack_leaves_no_folder_that_it_made(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for out in ("new", "mine"):
+        with pytest.raises(FileNotFoundError, match="gone"):
+            pack([tmp_path / "gone"], tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_inspection_wants_a_thread(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "0.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="want workers of at least 1, got 0"):
+        survey(open_domain(tmp_path), workers=0)
