@@ -1,6 +1,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -175,6 +177,18 @@ def test_two_ranks_write_what_one_process_writes_and_say_it_once(run, tmp_path, 
     found = [json.loads((tmp_path / f"{name}.json").read_text())["sets"] for name in ("one", "two")]
     assert found[0] == found[1]
     assert list(found[1]["faces"]["bad_images"]) == ["p03/1.jpg"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_and_hands_on_their_status(run, tmp_path):
+    faces = class_folder(tmp_path / "faces", people=4)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmfr"]
+    out = tmp_path / "two.json"
+    typed = ["evaluate", str(run), "--set", f"faces={faces}", "--evaluate.batch_images", "4", "--out", str(out)]
+    two = subprocess.run([*launch, *typed], capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    assert (two.stdout + two.stderr).count("faces 12/12") == 1
+    assert json.loads(out.read_text())["sets"]["faces"]["images"] == 12
 
 
 @pytest.mark.slow
