@@ -3,11 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fastmfr.kernels import gather_images
-from fastmfr.kernels.gather import _launch_gather_images, gather_images_ref
 from helpers import DEVICE
 
 from fastmfr import _native
+from fastmfr.kernels import gather_images
+from fastmfr.kernels.gather import _launch_gather_images, gather_images_ref
 
 pytestmark = pytest.mark.kernel
 CHANGES = ("mirror_B", "shift_B2", "block_B", "gain_B", "offset_B")

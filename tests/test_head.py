@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
 from torch import distributed as dist
 from torch import multiprocessing
 
 from fastmfr.head import MarginHead, make_margin
+from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
 
 SGD = {"momentum": 0.9, "weight_decay": 5e-4}
 

@@ -7,8 +7,9 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
-from fastmfr.kernels import add_split, batchnorm_prelu, gather_images, look_ahead, meta_sgd, sgd_rows
 from torch.nn import functional as F
+
+from fastmfr.kernels import add_split, batchnorm_prelu, gather_images, look_ahead, meta_sgd, sgd_rows
 
 from .timing import DEVICE, arguments, compare, replayed
 

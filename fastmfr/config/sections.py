@@ -18,6 +18,8 @@ from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
 from fastmfr.results import FAR
 
+DOMAINS = ("data.pretrain", "data.sources", "data.targets")  # settings whose names are the user's
+
 
 def _at_least(section, least, *names):
     """Checks whole numbers of a section, or None."""
@@ -64,10 +66,15 @@ class Data(Preprocess):
 
     sources: dict[str, str] = field(default_factory=dict)
     """domains to train on, NAME: PATH; a class folder, an InsightFace .rec folder, or synthetic:DOMAIN"""
+    pretrain: dict[str, str] = field(default_factory=dict)
+    """domains of stage one, NAME: PATH, if these are other ones than stage two's: data.sources are then stage two's"""
     targets: dict[str, str] = field(default_factory=dict)
     """domains to score on; if one is a source too, part of its people are held out for scoring"""
     holdout: float = 0.5
     """part of the people held out of a domain that is both source and target"""
+    new_people: float = 0.0
+    """part of the people of each domain of both stages that are kept for stage two; stage two then trains on these
+    people alone, whom stage one has not met, as in the paper; 0 trains both stages on all people"""
     single: Single = "drop"
     """people with one image: 'drop' leaves these people out, 'augment' pairs the image with itself"""
     decode: Decoder = "auto"
@@ -86,6 +93,7 @@ class Data(Preprocess):
         require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")  # four halvings leave one pixel
         super().__post_init__()
         require(0 < self.holdout < 1, f"want data.holdout above 0 and below 1, got {self.holdout}")
+        require(0 <= self.new_people < 1, f"want data.new_people at least 0 and below 1, got {self.new_people}")
         require_choice("data.single", self.single, Single)
         require_choice("data.decode", self.decode, Decoder)
         require_choice("data.cache", self.cache, Cache)
@@ -271,7 +279,7 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings: {"meta": {"order": 1}} -> {"meta.order": 1}; the domains' own names stay inside."""
     flat = {}
     for name, value in content.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
+        if isinstance(value, dict) and f"{prefix}{name}" not in DOMAINS:
             flat |= flattened(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value

@@ -17,7 +17,7 @@ from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
-from fastmfr.training.data import images_of
+from fastmfr.training.data import Splits, images_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import meta_rates, sgd
 from fastmfr.training.run import Run
@@ -48,7 +48,8 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
         NonFiniteLoss: a loss, the gradient or a weight became NaN or infinite.
         KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
-    settings, splits, logbook = run.config.meta, run.splits(), run.logbook
+    settings, data, logbook = run.config.meta, run.data[META], run.logbook
+    splits = Splits(data.sources, run.config)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = run.checkpoints(META).resume(backbone, optimizer)
     if first >= settings.steps:
@@ -60,7 +61,7 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
     batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step
     numbers = {"first": first * of_a_step, "last": settings.steps * of_a_step}
     with (
-        run.images.open(requests, batch_images=batch_images, **numbers) as stream,
+        data.images.open(requests, batch_images=batch_images, **numbers) as stream,
         logbook.progress(META, first, settings.steps) as meter,
         AfterStep(run, META, settings.steps, backbone, backbone, optimizer) as after_step,
     ):
@@ -109,7 +110,7 @@ class _Records:
     def add(self, step, result, rates):
         """Record a step. Raises NonFiniteLoss."""
         values_by_split, gradient_norm = _to_host(result)
-        of_a_step, domains = self._splits.of_a_step, self._run.sources.domains
+        of_a_step, domains = self._splits.of_a_step, self._run.data[META].sources.domains
         left_out = [domains[self._splits.left_out(step * of_a_step + i)].name for i in range(of_a_step)]
         _refuse_non_finite(values_by_split, left_out, step)
         values = {name: float(np.mean(value)) for name, value in values_by_split.items()}

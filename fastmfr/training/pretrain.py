@@ -17,7 +17,7 @@ from fastmfr.head import MarginHead, make_margin
 from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
-from fastmfr.training.data import images_of
+from fastmfr.training.data import batch_sampler, images_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep, to_host
@@ -38,8 +38,8 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
         NonFiniteLoss: the loss or a weight became NaN or infinite.
         KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
-    settings, logbook = run.config.pretrain, run.logbook
-    sampler = run.batch_sampler(settings.batch_identities)
+    settings, data, logbook = run.config.pretrain, run.data[PRETRAIN], run.logbook
+    sampler = batch_sampler(data.sources, run.config, settings.batch_identities)
     head = _new_head(run, backbone)
     both = nn.ModuleDict({"backbone": backbone, "head": head})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
@@ -51,7 +51,7 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
     step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
     requests = lambda step: images_of(sampler.batch(step))  # noqa: E731
     with (
-        run.images.open(
+        data.images.open(
             requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps
         ) as images,
         logbook.progress(PRETRAIN, first, settings.steps) as meter,
@@ -60,7 +60,7 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
         losses = _Losses(partial(_record, run, meter, images, first), run.device)
         for step, image_B3HW in images:
             pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
-            label_B = to_device(np.tile(run.sources.label(pairs.domain, pairs.identity), 2), run.device)
+            label_B = to_device(np.tile(data.sources.label(pairs.domain, pairs.identity), 2), run.device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
             loss_B = step_of(image_B3HW, label_B, step)
@@ -78,7 +78,7 @@ def _new_head(run, backbone):
     settings = run.config.pretrain
     head = MarginHead(
         backbone.embedding,
-        run.sources.identities,
+        run.data[PRETRAIN].sources.identities,
         make_margin(settings.margin, settings.margin_values),
         settings.scale,
         sample_rate=settings.sample_rate,
@@ -121,7 +121,7 @@ def _record(run, meter, images, first, loss_B, step, pairs, rate):
     """Records a step of pretraining. Raises NonFiniteLoss."""
     loss = loss_B.mean().item()
     if not math.isfinite(loss):
-        raise NonFiniteLoss(_blame_rows(loss_B, pairs, run.sources, step))
+        raise NonFiniteLoss(_blame_rows(loss_B, pairs, run.data[PRETRAIN].sources, step))
     seen = (step + 1 - first) * len(loss_B)
     speed, wait = meter.step(step + 1, seen, images.wait_seconds, f"loss {loss:.3f}")
     run.logbook.record(PRETRAIN, step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)

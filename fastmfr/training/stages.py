@@ -30,7 +30,7 @@ def complete(run: Run) -> Results:
         diagnosis.draw_domains(run.folder / "domains.png")
     results = Results(
         recipe=run.config.recipe,
-        sources=[domain.name for domain in run.sources.domains],
+        sources=list(run.people.trained),
         targets={name: TargetResult(unseen=target.unseen) for name, target in run.targets.items()},
     )
     backbone = run.new_backbone()
@@ -52,6 +52,7 @@ def _train_or_load(run, stage, steps, backbone: nn.Module):
     if weights.is_file() and steps_of_weights(weights) in (steps, None):
         load_weights(backbone, weights)
         return
+    run.before_stage(stage)
     with run.timed(stage):
         TRAIN[stage](run, backbone)
     save_weights(backbone, weights, steps=steps)
