@@ -96,7 +96,7 @@ def train_arm(cell: Run, name: str, agg_rate: float) -> tuple[nn.Module, dict]:
         return PooledTrainer(run, backbone, optimizer, head, arm.kind)
 
     with _beside(cell, name, settings_of(arm, cell.config, agg_rate)) as run:
-        meta_train(run, backbone, mfr_trainer if arm.kind == "meta" else pooled)
+        meta_train(run, backbone, make_trainer=mfr_trainer if arm.kind == "meta" else pooled)
         return backbone, _facts(run.logbook.path)
 
 

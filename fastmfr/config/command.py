@@ -36,7 +36,7 @@ def _recipe(name) -> dict:
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
-    for section in ("data", "model", "pretrain", "meta", "evaluate"):
+    for section in ("data", "model", "pretrain", "meta", "choose", "evaluate"):
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"{path} should hold settings below `{section}:`, but it holds {content[section]!r}")
     if not isinstance(content["data"].setdefault("synthetic", {}), dict):

@@ -13,6 +13,7 @@ import yaml
 
 from fastmfr.config.checks import require, require_choice
 from fastmfr.config.choices import Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
+from fastmfr.config.choose_settings import Choose
 from fastmfr.config.images import Preprocess
 from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
@@ -75,6 +76,9 @@ class Data(Preprocess):
     new_people: float = 0.0
     """part of the people of each domain of both stages that are kept for stage two; stage two then trains on these
     people alone, whom stage one has not met, as in the paper; 0 trains both stages on all people"""
+    validation: float = 0.1
+    """part of each source's people that are kept out of training, to choose the model that is handed out; of a source
+    where these are fewer than five nobody is kept"""
     single: Single = "drop"
     """people with one image: 'drop' leaves these people out, 'augment' pairs the image with itself"""
     decode: Decoder = "auto"
@@ -94,6 +98,7 @@ class Data(Preprocess):
         super().__post_init__()
         require(0 < self.holdout < 1, f"want data.holdout above 0 and below 1, got {self.holdout}")
         require(0 <= self.new_people < 1, f"want data.new_people at least 0 and below 1, got {self.new_people}")
+        require(0 <= self.validation < 1, f"want data.validation at least 0 and below 1, got {self.validation}")
         require_choice("data.single", self.single, Single)
         require_choice("data.decode", self.decode, Decoder)
         require_choice("data.cache", self.cache, Cache)
@@ -259,6 +264,7 @@ class Config:
     model: Model = field(default_factory=Model)
     pretrain: Pretrain = field(default_factory=Pretrain)
     meta: Meta = field(default_factory=Meta)
+    choose: Choose = field(default_factory=Choose)
     evaluate: Evaluate = field(default_factory=Evaluate)
 
     def __post_init__(self):

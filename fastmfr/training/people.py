@@ -1,8 +1,10 @@
-"""Who of each domain is for what: to train stage one on, stage two, or to score."""
+"""Who of each domain is for what: to train stage one on, stage two, to choose a model by, or to score."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from fastmfr import synthetic
 from fastmfr.config import Config
@@ -13,6 +15,7 @@ from fastmfr.results import META, PRETRAIN
 from fastmfr.training.logbook import Logbook
 
 SYNTHETIC = "synthetic:"
+LEAST = 5  # people of a domain that are kept for validation; fewer say nothing
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,28 @@ class Target:
 
 @dataclass(frozen=True)
 class People:
-    """The people of a run. Nobody who is scored is trained on.
+    """The people of a run. Nobody who is scored, or kept for validation, is trained on.
 
     Attributes:
         sources: the domains of each stage, joined under one set of labels; one object if both have the same people.
         trained: everybody who is trained on, in whichever stage, by domain.
+        validation: people of the sources by whom the model that is handed out is chosen, by domain; a domain with too
+            few people has no part in it.
         targets: the domains to score on, by name.
     """
 
     sources: Mapping[str, Joint]
     trained: Mapping[str, Domain]
+    validation: Mapping[str, Domain]
     targets: Mapping[str, Target]
 
 
 def open_people(config: Config, logbook: Logbook) -> People:
     """Open the domains of a run and divide their people; make the procedural faces among them.
 
-    Of a domain that is learned from and scored, data.holdout says how many people are scored. Of a domain that both
-    stages learn from, data.new_people says how many of the others are kept for stage two.
+    Of a domain that is learned from and scored, data.holdout says how many people are scored. Of the others in a
+    domain of stage two, data.validation says how many are kept out of training. Of the rest of a domain of both stages,
+    data.new_people says how many are kept for stage two.
 
     Raises:
         FileNotFoundError: a path is no folder.
@@ -58,6 +65,10 @@ def open_people(config: Config, logbook: Logbook) -> People:
     trained, scored = {name: opened[name] for name in protocol.learned_from}, dict(opened)
     for name in protocol.held_out:
         trained[name], scored[name] = _divide(opened[name], "data.holdout", data.holdout, config.seed)
+    validation = {}
+    for name in protocol.sources if data.validation else ():
+        trained[name], kept = _keep_some(trained[name], data.validation, config.seed)
+        validation |= {name: kept} if kept else {}
     stages = {PRETRAIN: dict(trained), META: dict(trained)}
     if data.new_people:
         for name in protocol.in_both_stages:
@@ -68,7 +79,7 @@ def open_people(config: Config, logbook: Logbook) -> People:
     if not protocol.pretrain and not data.new_people:
         sources[PRETRAIN] = sources[META]
     targets = {name: _target(scored[name], config, unseen=name not in trained) for name in protocol.targets}
-    people = People(sources, trained, targets)
+    people = People(sources, trained, validation, targets)
     _say(people, data.single, logbook)
     return people
 
@@ -87,6 +98,16 @@ def _divide(domain: Domain, setting: str, share: float, seed: int | tuple[int, .
     return domain.people(others), domain.people(mine)
 
 
+def _keep_some(domain: Domain, share: float, seed: int) -> tuple[Domain, Domain | None]:
+    """(the other people, those kept for validation or None), the latter out of those with two images or more."""
+    number = round(share * domain.identities)
+    several = np.flatnonzero(np.diff(domain.offsets) > 1)
+    if number < LEAST or len(several) < number or domain.identities - number < 2:
+        return domain, None
+    kept = np.sort(np.random.default_rng((seed, 2)).permutation(several)[:number])
+    return domain.people(np.setdiff1d(np.arange(domain.identities), kept)), domain.people(kept)
+
+
 def _say(people: People, single: str, logbook: Logbook) -> None:
     """Says who is trained on and who is scored, and warns of what was passed over or is in two domains."""
     sources = people.sources
@@ -96,6 +117,8 @@ def _say(people: People, single: str, logbook: Logbook) -> None:
             alone = domain.single if single == "drop" else 0
             drawn = f"; people with one image, never drawn: {alone:,} (data.single drop)" if alone else ""
             logbook.say(f"{verb:<9} {domain.name}: {domain.identities:,} people, {domain.images:,} images{drawn}")
+    for name, domain in people.validation.items():
+        logbook.say(f"choose by {name}: {domain.identities:,} people, {domain.images:,} images, in no stage")
     for name, target in people.targets.items():
         kind = "never seen in training" if target.unseen else "people held out of training"
         logbook.say(f"score on  {name}: {target.domain.identities:,} people, {target.domain.images:,} images, {kind}")

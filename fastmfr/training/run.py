@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fastmfr.atomic import write_text
 from fastmfr.backbone import build_backbone
 from fastmfr.config import Config
-from fastmfr.decode import Preprocess, checked_decoder
+from fastmfr.decode import ImageStream, Preprocess, checked_decoder
 from fastmfr.domains import Domain
-from fastmfr.evaluate import embed_and_score
+from fastmfr.evaluate import embed, embed_and_score
+from fastmfr.evaluate.embed import in_order
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
 from fastmfr.results import META, PRETRAIN, Scores
@@ -99,7 +101,8 @@ class Run:
             if made_with:
                 made_with.check_data(people.trained)
             check_batches(people.sources, config)
-            domains = [*people.trained.values(), *(target.domain for target in people.targets.values())]
+            scored = [target.domain for target in people.targets.values()]
+            domains = [*people.trained.values(), *people.validation.values(), *scored]
             decoder, decoding = choose_decoding(config, domains, device, logbook)
         # The settings keep the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
         config = replace(config, data=replace(config.data, decode=decoder))
@@ -142,6 +145,36 @@ class Run:
         if self.config.model.weights:
             load_weights(backbone, weights_of(self.config.model.weights))
         return to_channels_last(backbone, self.device)
+
+    def embed(self, backbone: nn.Module, domain: Domain, image_N: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Embed images of a domain.
+
+        Args:
+            backbone: maps image_B3HW to embedding_BD.
+            domain: the domain.
+            image_N: numbers of images, int64 (N,).
+
+        Returns:
+            The embeddings of those images that could be decoded, and the person in each.
+        """
+        with self.stream(domain, image_N) as stream:
+            rows = embed(backbone, (batch for _, batch in stream), self.device)[: len(image_N)]
+            bad = dict(stream.bad)
+        whole = np.array([not bad or domain.label_of(image) not in bad for image in image_N.tolist()])
+        return rows[torch.from_numpy(whole).to(rows.device)], domain.identity_of(image_N[whole])
+
+    def stream(self, domain: Domain, image_N: np.ndarray) -> ImageStream:
+        """Open a stream of images (N,) of a domain in their order, unchanged; the last batch is filled up."""
+        batch_images = min(self.config.evaluate.batch_images, len(image_N))
+        return ImageStream(
+            [domain],
+            in_order(image_N, batch_images),
+            self.preprocess.plain(),
+            batch_images=batch_images,
+            last=-(-len(image_N) // batch_images),
+            device=str(self.device),
+            **self.decoding,
+        )
 
     def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
         """Yield (target, scores, embedding_ND, bad images) for one target after the other."""
