@@ -114,7 +114,7 @@ class Choosing:
             f"{MODEL_OF_STAGE[stage]} {100 * other.score:.1f}" for stage, other in last.items() if other is not best
         )
         self.choice.why = (
-            f"handed out: {best}, {100 * best.score:.1f} on {self.choice.people} people of the sources kept out of "
+            f"Handed out: {best}, {100 * best.score:.1f} on {self.choice.people} people of the sources kept out of "
             f"training{f' ({others})' if others else ''}: TAR in percent, a mean over FAR 1e-2 and 1e-3, within "
             "domains and over all of them"
         )
