@@ -7,6 +7,9 @@ DOCS_INSTALLED := $(VENV)/.docs-installed
 SANITIZED := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
+# The tests start many processes, each of which would compile the sources again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: train test suite lint docs bench sanitize fuzz gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain

@@ -68,7 +68,8 @@ class Chaos:
             *("--meta.steps=30", "--meta.batch_identities=6", "--save_every=3"),
         ]
         begin = time.monotonic()
-        self._wanted = weights(self._whole("peace"))
+        self._peace = self._whole("peace")
+        self._wanted = weights(self._peace)
         self._seconds = time.monotonic() - begin
 
     def rows(self, kills: int) -> Iterator[tuple[str, str, bool]]:
@@ -188,7 +189,9 @@ class Chaos:
         """On a file system that has no room for the third state."""
         disk, kept = self._folder / "disk", self._folder / "kept"
         disk.mkdir()
-        inner = f"mount -t tmpfs -o size=2600k none {disk} && {' '.join(map(str, TRAIN))} {' '.join(self._settings)} "
+        before = ("domains.png", "metrics.jsonl", "config.yaml", "environment.json", "made_with.json", "tensorboard")
+        room = sum(size(self._peace / name) for name in before) + 5 * size(last_state(self._peace / "checkpoints")) // 2
+        inner = f"mount -t tmpfs -o size={room} none {disk} && {' '.join(map(str, TRAIN))} {' '.join(self._settings)} "
         inner += f"--folder={disk}; status=$?; cp -r {disk} {kept}; exit $status"
         done = subprocess.run(["unshare", "-rm", "sh", "-c", inner], capture_output=True, text=True)
         said = " ".join((done.stdout + done.stderr).split())
@@ -216,6 +219,17 @@ def weights(run: Path) -> list[str]:
     """The digests of a run's two models."""
     paths = [run / f"{model}.safetensors" for model in ("base", "mfr")]
     return [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in paths]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of all files in a folder, in blocks of a file system."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(-(-file.stat().st_size // 4096) * 4096 for file in files if file.is_file())
+
+
+def last_state(states: Path) -> Path:
+    """The folder of the last pretraining state, the larger kind: it has the classifier too."""
+    return max(path for path in states.iterdir() if path.name.startswith("pretrain"))
 
 
 def only(folder: Path) -> Path:

@@ -286,20 +286,23 @@ def recorded():
 def checked():
     """(the whole table, the rows compiled for it, what the record had in their place or None, a row that spills).
 
-    Compiled are the launches that the record lacks, and one launch of each module although the record has it.
+    Compiled are the launches that the record lacks. Of each module the launch with the fewest registers, which compiles
+    soonest, is compiled although the record has it.
     """
     known, wanted = recorded(), shipped()
     prints = [fingerprint(launch) for launch in wanted]
-    samples = {launch.module: of for of, launch in reversed(list(zip(prints, wanted, strict=True)))}.values()
+    large_first = sorted((of for of in prints if of in known), key=lambda of: -known[of]["registers"])
+    module = {of: launch.module for of, launch in zip(prints, wanted, strict=True)}
+    samples = {module[of]: of for of in large_first}.values()
     todo = [at for at, of in enumerate(prints) if of not in known or of in samples]
     fresh = dict(zip(todo, table([wanted[at] for at in todo]), strict=True))
     whole = [fresh[at] if at in fresh else known[of] | {"case": wanted[at].case} for at, of in enumerate(prints)]
-    return whole, list(fresh.values()), [known.get(prints[at]) for at in todo], compiled(_spilling())
+    return whole, list(fresh.values()), [known.get(prints[at]) for at in todo], compiled(_spilling(wanted))
 
 
-def _spilling():
-    """A launch with too few registers: what is said of it shows that a spill would be seen."""
-    launch = next(one for one in shipped([HOPPER], [CONFIGURATIONS[0]]) if one.kernel == "sum_exponentials_kernel")
+def _spilling(wanted):
+    """One of the launches with too few registers: what is said of it shows that a spill would be seen."""
+    launch = next(one for one in wanted if one.kernel == "sum_exponentials_kernel")
     return launch._replace(options=launch.options | {"maxnreg": 64})
 
 

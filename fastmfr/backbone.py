@@ -21,6 +21,9 @@ IRESNET_BLOCKS = {
     "iresnet100": (3, 13, 30, 3),
     "iresnet200": (6, 26, 60, 6),
 }
+# From fewer input channels, oneDNN's weight gradient of a 1 x 1 convolution with a stride writes past its memory where
+# channels are last: below 8 with AVX2, below 16 with AVX-512 (uxlfoundation/oneDNN issue 6035).
+_STRIDED_FROM = 16
 
 
 class Block(nn.Module):
@@ -40,13 +43,16 @@ class Block(nn.Module):
         self.prelu = nn.PReLU(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        self.downsample = None
+        self.downsample, self.skip = None, 1
         if stride != 1 or width_in != width:
+            if width_in < _STRIDED_FROM:
+                self.skip, stride = stride, 1
             self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width_in, H, W) to (B, width, H / stride, W / stride), rounded up."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+        seen = x if self.skip == 1 else x[:, :, :: self.skip, :: self.skip]
+        shortcut = x if self.downsample is None else self.downsample(seen)
         return self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))) + shortcut
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from PIL import Image
 from small_runs import DOMAINS, IMAGES, PEOPLE, arguments
 
 from fastmfr import synthetic
@@ -23,6 +24,14 @@ def faces(tmp_path_factory):
     """{domain: path} of small procedural domains, made once."""
     root = tmp_path_factory.mktemp("faces")
     return synthetic.make(root, domains=DOMAINS, identities=PEOPLE, images=IMAGES, size=32, workers=1)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Makes figures and draws none: each PNG is one white pixel. Drawing takes most of the time of a page."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Image.new("RGB", (1, 1), "white").save(path))
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What several test files share."""
 
+import multiprocessing
+
 import torch
 
 from fastmfr.__main__ import main as fastmfr_main
@@ -22,3 +24,9 @@ def command(name):
         return fastmfr_main([name, *argv])
 
     return main
+
+
+def on_ranks(call, *arguments, world=2):
+    """Run call(rank, *arguments) in `world` processes at once, forked from one process that has imported torch."""
+    multiprocessing.set_forkserver_preload(["pytest", "torch", "fastmfr.kernels", "fastmfr.commands.scoring"])
+    torch.multiprocessing.start_processes(call, arguments, nprocs=world, start_method="forkserver")

@@ -111,11 +111,11 @@ def test_16_bits_are_rounded_once_and_sums_are_float32(dtype, shape, slope, batc
 
 
 def test_kernels_keep_their_inputs_and_repeat_themselves():
-    arguments = inputs(SHAPES[1], "each")
+    arguments = inputs(SHAPES[-1], "each")  # several shares, whose sums are joined
     first, second = all_four(fused, arguments, True), all_four(fused, arguments, True)
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
-    for kept, fresh in zip(arguments, inputs(SHAPES[1], "each"), strict=True):
+    for kept, fresh in zip(arguments, inputs(SHAPES[-1], "each"), strict=True):
         for one, other in zip(
             [kept] if isinstance(kept, torch.Tensor) else kept,
             [fresh] if isinstance(fresh, torch.Tensor) else fresh,

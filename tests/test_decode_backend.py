@@ -65,6 +65,7 @@ def test_refuses_a_decoder_that_cannot_be_had():
 
 def test_measures_on_good_images_out_of_all_domains(monkeypatch):
     monkeypatch.setattr(backend, "_BATCH", 8)
+    monkeypatch.setattr(backend, "_LOOKING", float("inf"))  # else a slow machine would look at fewer images
     encoded = [encode(picture(20 + n, 30, seed=n)) for n in range(30)]
     encoded[3], encoded[9], encoded[20], encoded[25] = b"", GOOD[:100], flip_bits(SMALL_PNG), OSError("gone")
     domains = [FakeDomain(encoded[:12], name="studio"), FakeDomain(encoded[12:], name="street")]

@@ -124,6 +124,7 @@ def test_a_command_parses(command, place, monkeypatch):
             parsed(command)
 
 
+@pytest.mark.usefixtures("place", "undrawn")  # the pictures of `place` are drawn
 @pytest.mark.parametrize("command", [command for command in ALL if command.startswith(RUN)])
 def test_a_command_runs(command, place, monkeypatch, capsys):
     monkeypatch.chdir(place)

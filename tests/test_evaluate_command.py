@@ -3,10 +3,12 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
 from evaluation_fakes import class_folder, lfw_bin
+from helpers import on_ranks
 
 from fastmfr.__main__ import main
 from fastmfr.backbone import build
@@ -127,6 +129,28 @@ def test_refuses_with_a_sentence(run, tmp_path, capsys, argv, message):
     assert not (run / "evaluation.json").exists()
 
 
+def _one_of_the_ranks(rank, typed, folder, port):
+    """Evaluate as torchrun would start it, and leave in `folder` what it printed and its exit status."""
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update(torchrun, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    out, err = folder / f"{rank}.out", folder / f"{rank}.err"
+    with out.open("w") as to_out, err.open("w") as to_err, redirect_stdout(to_out), redirect_stderr(to_err):
+        status = main(typed[rank])
+    (folder / f"{rank}.status").write_text(str(status))
+
+
+def two_ranks(typed, tmp_path):
+    """(stdout, stderr) of each of two ranks that evaluate with the arguments typed[rank], and their statuses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    folder = tmp_path / "said"
+    folder.mkdir()
+    on_ranks(_one_of_the_ranks, typed, folder, port)
+    said = [[(folder / f"{rank}.{stream}").read_text() for stream in ("out", "err")] for rank in range(2)]
+    return *said, [int((folder / f"{rank}.status").read_text()) for rank in range(2)]
+
+
 @pytest.mark.slow
 def test_two_ranks_write_what_one_process_writes_and_say_it_once(run, tmp_path, capsys):
     lfw_bin(tmp_path / "lfw.bin")
@@ -144,15 +168,27 @@ def test_two_ranks_write_what_one_process_writes_and_say_it_once(run, tmp_path, 
         "--evaluate.batch_images",
         "16",
     ]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmfr"]
-    two = subprocess.run([*launch, *typed, "--out", str(tmp_path / "two.json")], capture_output=True, text=True)
+    first, second, statuses = two_ranks([[*typed, "--out", str(tmp_path / "two.json")]] * 2, tmp_path)
     assert main([*typed, "--out", str(tmp_path / "one.json")]) == 1
+    assert statuses == [1, 1]
     one = "".join(capsys.readouterr())
     for once in ("not scored gone: there is no", "written to", "lfw: FAR 0.01 needs", "lfw 120/120", "faces 36/36"):
-        assert (two.stdout + two.stderr).count(once) == one.count(once) == 1
+        assert "".join((*first, *second)).count(once) == one.count(once) == 1
     found = [json.loads((tmp_path / f"{name}.json").read_text())["sets"] for name in ("one", "two")]
     assert found[0] == found[1]
     assert list(found[1]["faces"]["bad_images"]) == ["p03/1.jpg"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_and_hands_on_their_status(run, tmp_path):
+    faces = class_folder(tmp_path / "faces", people=4)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmfr"]
+    out = tmp_path / "two.json"
+    typed = ["evaluate", str(run), "--set", f"faces={faces}", "--evaluate.batch_images", "4", "--out", str(out)]
+    two = subprocess.run([*launch, *typed], capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    assert (two.stdout + two.stderr).count("faces 12/12") == 1
+    assert json.loads(out.read_text())["sets"]["faces"]["images"] == 12
 
 
 @pytest.mark.slow
@@ -160,28 +196,8 @@ def test_what_goes_wrong_on_one_rank_alone_ends_all_with_its_sentence_once(run, 
     """The second rank finds no `a`, and fewer images in `b`."""
     many, few = class_folder(tmp_path / "many"), class_folder(tmp_path / "few", people=3)
     typed = [["--set", f"a={many}", "--set", f"b={many}"], ["--set", f"a={tmp_path / 'none'}", "--set", f"b={few}"]]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torchrun = os.environ | {
-        "TORCHELASTIC_RUN_ID": "none",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "fastmfr", "evaluate", str(run), *typed[rank]],
-            env=torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    (said, error), second = (process.communicate() for process in ranks)
-    assert [process.returncode for process in ranks] == [1, 1], second
+    (said, error), second, statuses = two_ranks([["evaluate", str(run), *words] for words in typed], tmp_path)
+    assert statuses == [1, 1], second
     assert f"not scored a: there is no {tmp_path / 'none'};" in error
     assert f"not scored b: the ranks find different sets of images at {many}: ('b', 36), ('b', 9); give all" in error
     assert "error: sets scored: 0, not scored: 2\n" in error

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 from evaluation_fakes import face
+from helpers import on_ranks
 from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from fastmfr.decode import Preprocess
 from fastmfr.distributed import all_gather_object, joined_ranks, raise_on_all_ranks, rank_and_world
@@ -80,7 +81,7 @@ def _one_of_the_ranks(rank, folder):
 def ranks(tmp_path_factory):
     """What each of two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_one_of_the_ranks, (folder,), nprocs=WORLD)
+    on_ranks(_one_of_the_ranks, folder, world=WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

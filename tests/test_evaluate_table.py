@@ -45,3 +45,7 @@ def test_what_was_refused_or_left_out_is_told():
         "lfw: 1 images could not be decoded and were left out, the first, 7, because: cut short",
         "casia: 3 probes have no mate in the gallery; they count as impostors and not for rank-1",
     ]
+
+
+def test_the_name_of_a_set_cannot_steer_the_terminal():
+    assert cells({"a\x1b[1m": FOLDS})[0][0] == r"a\x1b[1m"

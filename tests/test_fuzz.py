@@ -224,6 +224,7 @@ def test_any_bytes_give_a_value_or_one_of_our_sentences(name, tmp_path):
     victims = [path for path in victims if path.suffix != ".jpg"]
     reader(tmp_path / "good")
     place, outcomes, end, number = tmp_path / "bad", Counter(), time.monotonic() + SECONDS, 0
+    longest, memory = 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while number < 5 or time.monotonic() < end:
         rng = np.random.default_rng([SEED, number])
         victim = victims[rng.integers(len(victims))]
@@ -231,13 +232,17 @@ def test_any_bytes_give_a_value_or_one_of_our_sentences(name, tmp_path):
         for path, good in files.items():
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path).write_bytes(content if path == victim else good)
+        begin = time.monotonic()
         outcome = outcome_of(partial(reader, place))
+        longest = max(longest, time.monotonic() - begin)
         named = f"{victim}, FASTMFR_FUZZ_SEED={SEED}, number {number}, kept in {place}"
         assert outcome is None or type(outcome) in OURS, f"{named}: {outcome!r}"
         outcomes[type(outcome).__name__] += 1
         shutil.rmtree(place)
         number += 1
-    print(f"{name}: {number} files, {dict(outcomes)}; NoneType is a value")
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
+    bounds = f"{longest:.2f} s at most, peak up {memory:.0f} MiB"
+    print(f"{name}: {number} files, {dict(outcomes)}; NoneType is a value; {bounds}")
 
 
 def outcome_of(call):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
+from helpers import on_ranks
 from torch import distributed as dist
-from torch import multiprocessing
 
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
 
 SGD = {"momentum": 0.9, "weight_decay": 5e-4}
 
@@ -119,7 +119,7 @@ def _one_of_the_ranks(rank, world, folder, sample_rate):
 
 def test_two_ranks_are_one_classifier(tmp_path):
     """Loss, its two derivatives and the updated weights; a rank's own loss is the mean over half of the rows."""
-    multiprocessing.spawn(_one_of_the_ranks, (2, tmp_path, 1.0), nprocs=2)
+    on_ranks(_one_of_the_ranks, 2, tmp_path, 1.0)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone, (embedding, label) = head(), batch()
     loss = alone(embedding, label)

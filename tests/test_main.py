@@ -31,6 +31,7 @@ def test_an_unknown_command_is_answered_with_the_usage(capsys, argv):
     assert "usage: python -m fastmfr COMMAND" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_writes_a_runs_page_again(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

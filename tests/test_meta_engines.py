@@ -1,5 +1,6 @@
 """The meta-gradient by the R-operator beside that by autograd, and shared between splits beside a naive loop."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -49,26 +50,26 @@ def deviations(got, expected):
     return {name: ((a - b).norm() / b.norm().clamp_min(1e-300)).item() for name, (a, b) in found.items()}
 
 
+def of_engine(engine, order, memory, batch_norm):
+    """What an engine gives, and the network after."""
+    net = readable()
+    settings = {"order": order, "engine": engine, "memory": memory, "batch_norm": batch_norm}
+    return meta_gradient(net, splits(), alpha=ALPHA, gamma=GAMMA, losses=LOSSES, **settings), net
+
+
+@functools.cache
+def by_autograd(order, batch_norm):
+    return of_engine("autograd", order, "auto", batch_norm)
+
+
 @pytest.mark.parametrize("batch_norm", ["batch", "frozen", "per_domain"])
 @pytest.mark.parametrize(("order", "memory"), [(2, "kept"), (2, "streaming"), (1, "auto"), (0, "auto")])
 def test_the_engines_agree_in_all_they_give_and_change(order, memory, batch_norm):
-    results, nets = {}, {}
-    for engine in ("rop", "autograd"):
-        nets[engine] = readable()
-        results[engine] = meta_gradient(
-            nets[engine],
-            splits(),
-            alpha=ALPHA,
-            gamma=GAMMA,
-            order=order,
-            engine=engine,
-            memory=memory,
-            losses=LOSSES,
-            batch_norm=batch_norm,
-        )
-        assert results[engine].engine == engine
-    assert max(deviations(results["rop"], results["autograd"]).values()) < 1e-10
-    for (name, mine), other in zip(nets["rop"].named_buffers(), nets["autograd"].buffers(), strict=True):
+    got, net = of_engine("rop", order, memory, batch_norm)
+    expected, other_net = by_autograd(order, batch_norm)
+    assert (got.engine, expected.engine) == ("rop", "autograd")
+    assert max(deviations(got, expected).values()) < 1e-10
+    for (name, mine), other in zip(net.named_buffers(), other_net.buffers(), strict=True):
         torch.testing.assert_close(mine, other, msg=name, rtol=1e-12, atol=1e-14)
 
 
@@ -122,9 +123,10 @@ def domains(count, dtype=torch.float64):
     return [(batch(domain, 4), batch(domain, 3)) for domain in range(count)]
 
 
-def naive(net, batches, frozen):
+@functools.cache
+def naive(count, frozen):
     """The mean over leave-one-out splits of the two losses, differentiated through the inner step; nothing shared."""
-    net.train(not frozen)
+    net, batches = readable().train(not frozen), domains(count)
     parameters = dict(net.named_parameters())
 
     def loss(values, batch):
@@ -159,7 +161,7 @@ def test_sharing_equals_the_naive_loop_over_the_same_batches(engine, memory, bat
         memory=memory,
         batch_norm=batch_norm,
     )
-    expected = naive(readable(), domains(count), batch_norm == "frozen")
+    expected = naive(count, batch_norm == "frozen")
     assert ((flat(got.grad) - expected).norm() / expected.norm()).item() < 1e-12
     assert {len(value) for value in (*got.losses.values(), *got.norms.values())} == {count}
 

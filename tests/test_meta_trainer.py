@@ -54,7 +54,7 @@ def test_steps_are_those_of_sgd_along_the_meta_gradient(settings):
     twin = copy.deepcopy(net)
     trainer, theirs = MetaTrainer(net, optimizer_of(net), settings), optimizer_of(twin)
     set_rate(theirs, RATES["rate"])
-    for seed in range(3):
+    for seed in range(2):  # the second step is the first one with momentum
         got = trainer.step(meta_batch(seed), **RATES)
         expected = meta_gradient(twin, meta_batch(seed), alpha=RATES["alpha"], losses=LOSSES, **vars(settings))
         for name, parameter in twin.named_parameters():

@@ -137,7 +137,7 @@ def test_a_pack_that_stops_leaves_no_records(tmp_path, monkeypatch, capsys, erro
     monkeypatch.setattr(RecordWriter, "add", stops)
     [source] = folder(tmp_path / "a", FACES)
     assert main([str(source), str(tmp_path / "out")]) == (130 if error is KeyboardInterrupt else 1)
-    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
     assert ("holds no train.rec" if error is KeyboardInterrupt else "disk full") in capsys.readouterr().err
 
 
@@ -176,7 +176,7 @@ def test_what_is_no_source_is_refused_with_a_sentence(tmp_path, name, sentence):
     broken_sources(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         pack([tmp_path / name], tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_cannot_be_is_refused(tmp_path):

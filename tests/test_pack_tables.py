@@ -26,7 +26,13 @@ def test_parquet_files_that_cannot_be_read_are_refused_with_a_sentence(tmp_path,
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"picture": [b""], "label": [1]}), tmp_path / "b.parquet")
-    for name, sentence in [("a", "cannot be read as Parquet"), ("b", "has no column image; .* found picture, label")]:
+    whole = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "d.parquet").write_bytes(whole.replace(b"picture", b"pictur\xad"))
+    for name, sentence in [
+        ("a", "cannot be read as Parquet"),
+        ("b", "has no column image; .* found picture, label"),
+        ("d", "cannot be read as Parquet .*invalid start byte"),
+    ]:
         with pytest.raises(ValueError, match=sentence):
             pack([tmp_path / f"{name}.parquet"], tmp_path / "out")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

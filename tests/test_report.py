@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from pictures import picture, pixels_of
+from PIL import Image
 from rich.console import Console
 
 from fastmfr.evaluate.roc import exact_roc, score_curve
@@ -59,10 +60,11 @@ def run(tmp_path, results):
     results.save(tmp_path / "results.json")
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "environment.json").write_text('{"torch": "2.13.0"}')
-    contact_sheet({"studio": np.zeros((2, 8, 8, 3), np.uint8)}, tmp_path / "domains.png")
+    Image.new("RGB", (16, 8)).save(tmp_path / "domains.png")
     return tmp_path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_whole_run_gives_one_self_contained_page(run):
     page = write_report(run)
     text = page.read_text()
@@ -93,6 +95,7 @@ def test_the_pictures_hold_a_curve_for_each_model_and_stage(run, results):
     assert pixels_of(run / "training.png", BLUE) > 200
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_killed_half_way_is_reported_as_far_as_it_came(run):
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"stage": "meta", "step": 5, "hard_p')
@@ -218,6 +221,7 @@ def test_the_markdown_table_shows_gains_and_refused_rates(results):
     assert any("Trained on, and scored on other people: studio." in line for line in lines)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_lower_error_rate_is_shown_as_a_gain(run):
     text = write_report(run).read_text()
     assert re.search(r'<span class="gain better">-\d', text)
@@ -274,6 +278,7 @@ def test_the_headline_says_what_was_found(targets, want):
     assert want in headline(Results(targets=targets), ["studio", "street", "tungsten"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_target_that_was_not_scored_is_left_out(run, results):
     unscored = {"late": TargetResult(unseen=True)}
     late = replace(results, targets=unscored | results.targets)

@@ -65,8 +65,8 @@ def best(*models):
 
 def colours_of(path):
     with Image.open(path) as image:
-        values, counts = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
-    return {f"#{r:02x}{g:02x}{b:02x}": count for (r, g, b), count in zip(values.tolist(), counts, strict=True)}
+        counted = image.convert("RGB").getcolors(image.width * image.height)
+    return {f"#{r:02x}{g:02x}{b:02x}": count for count, (r, g, b) in counted}
 
 
 def test_two_runs_give_one_self_contained_page_in_a_folder_of_its_own(make_run, tmp_path):
@@ -96,6 +96,7 @@ def test_two_runs_give_one_self_contained_page_in_a_folder_of_its_own(make_run, 
         assert drawn.get("#2f8f6b", 0) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_a_target_has_a_gap_there_and_a_line_that_says_so(make_run, tmp_path):
     whole = make_run("whole", {"nir": {"mfr": model(0.7)}, "glasses": {"mfr": model(0.6)}})
     part = make_run("part", {"nir": {"mfr": model(0.5)}})
@@ -124,6 +125,7 @@ def test_a_dozen_runs_have_a_colour_each(make_run, tmp_path):
     assert min(drawn.get(colour, 0) for colour in COLOURS) > 10
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_which_none_was_scored_still_show_their_curves(make_run, tmp_path):
     page = write_comparison([make_run("a", {}), make_run("b", {})], tmp_path / "out")
     assert not (page.parent / "roc.png").exists()
@@ -157,6 +159,7 @@ def test_a_lower_error_rate_is_the_better_one():
     assert _best([low, Figure(0.12, (0.1, 0.14))], lower=True) is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
     old = Scores(tar_at_far={"0.01": TarAtFar(tar=0.5)}, rank1=0.25)
     page = write_comparison(
@@ -165,6 +168,7 @@ def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
     assert "| nir | old | mfr | 50.0 | 25.0 | - | - |" in (page.parent / "table.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_gap_between_domains_is_compared_where_it_is_known(make_run, tmp_path):
     def gap(distance, told):
         return DomainGap(
@@ -220,6 +224,7 @@ def test_settings_that_cannot_be_read_are_named_and_not_compared(make_run, text)
     assert compared.differing == {}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_settings_are_counted_in_the_headline(make_run, tmp_path):
     runs = [make_run(name, {}, {f"s{n}": name for n in range(5)}) for name in "ab"]
     text = write_comparison(runs, tmp_path / "out").read_text()
@@ -264,6 +269,7 @@ def test_refuses_what_cannot_be_compared(make_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_one_run_again_and_compares_several(make_run, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     runs = [str(make_run(name, {"nir": {"mfr": model()}})) for name in ("a", "b")]

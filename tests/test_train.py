@@ -73,6 +73,7 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
 
 def test_a_cached_run_equals_a_decoding_one_whatever_is_changed_in_the_images(small, tmp_path, capsys):
     changed = ["--data.translate=3", "--data.low_resolution=0.3", "--data.brightness=20", "--data.contrast=0.2"]
+    changed += ["--pretrain.steps=3", "--meta.steps=2"]
     weights = []
     for cache, sentence in (("none", "no cache"), ("host", "cache on the host")):
         assert main([*small, *changed, f"--folder={tmp_path / cache}", f"--data.cache={cache}"]) == 0

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastmfr.protocols import read_bin
+from fastmfr.protocols import read_bin, unpickle
 
 IMAGES = [b"\xff\xd8one\n\\'", b"two\x00\x80\r\x1a", b"", bytes(range(256)) * 2]
 FLAGS = [True, False]
@@ -203,15 +203,15 @@ LONG = b"a" * 1_000_000
 ENCODED_OFTEN = b"c_codecs\nencode\nq\0X\0\0\4\0" + LONG[: 2**18] + b"X\6\0\0\0latin1\x86q\1" + b"h\0h\1R" * 90_000
 BOOLS_OFTEN = (
     b"\x80\2cnumpy\ndtype\nU\2b1K\0K\1\x87Rq\0cnumpy.core.multiarray\n_reconstruct\nq\1cnumpy\nndarray\nK\0"
-    b"\x85U\1b\x87q\2(K\1J\0\0\x10\0\x85h\0\x89B\0\0\x10\0" + bytes(2**20) + b"tq\3" + b"h\1h\2Rh\3b" * 20_000
+    b"\x85U\1b\x87q\2(K\1J\0\0\x10\0\x85h\0\x89B\0\0\x10\0" + bytes(2**20) + b"tq\3" + b"h\1h\2Rh\3b" * 2_000
 )
-BOMBS = {
-    "lists": b"]" * 1_000_000,
-    "marks": b"(" * 1_000_000,
-    "ints": b"J1234" * 300_000,
-    "memos": b"]\x94" * 2_000_000,
-    "deep tuples": b"))" + b"\x85" * 200_000 + b"\x86.",
-    "deep lists": b"]" * 120_000 + b"a" * 119_999 + b".",
+BOMBS = {  # for a reader that takes a tenth of the usual steps, and so a tenth of the time and memory
+    "lists": b"]" * 100_000,
+    "marks": b"(" * 100_000,
+    "ints": b"J1234" * 30_000,
+    "memos": b"]\x94" * 200_000,
+    "deep tuples": b"))" + b"\x85" * 20_000 + b"\x86.",
+    "deep lists": b"]" * 12_000 + b"a" * 11_999 + b".",
     "memo far off": b"Nr\xff\xff\xff\xffp99999999\n.",
     "a list in itself": b"]q\0h\0a.",
     "twice itself": b"]q\0(h\0h\0e.",
@@ -253,8 +253,13 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_is_refused_in_time_and_memory(bomb):
-    refused(BOMBS[bomb])
+def test_a_bomb_is_refused_in_time_and_memory(bomb, monkeypatch):
+    monkeypatch.setattr(unpickle, "_OPCODES", unpickle._OPCODES // 10)
+    refused(BOMBS[bomb], megabytes=10)
+
+
+def test_a_bomb_that_takes_all_the_steps_there_may_be_is_refused_in_time_and_memory():
+    assert "it takes over 312,500 steps to read its 4,000,000 bytes" in refused(b"]\x94" * 2_000_000)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])

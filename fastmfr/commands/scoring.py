@@ -67,7 +67,7 @@ def score_sets(
                 for note in found.images.notes:
                     console.print(printable(f"{found.name}: {note}"))
                 if protocol and (unlike := _unlike_the_paper(found)):
-                    console.print(unlike)
+                    console.print(printable(unlike))
                 results[found.name] = _scored(model, found, mirror, console, group)
         except (ValueError, OSError) as error:
             left_out[name] = str(error)
@@ -147,5 +147,5 @@ def write_scores(results: Mapping[str, Scores], weights: Path, out: Path) -> Non
     console = new_console()
     console.print(table_of(results), soft_wrap=False)
     for note in notes(results):
-        console.print(note)
-    console.print(f"written to {out}")
+        console.print(printable(note))
+    console.print(printable(f"written to {out}"))

@@ -1,7 +1,9 @@
 """What classes of settings share: checks, whose failure is a ValueError with one sentence, and narrowing."""
 
 from dataclasses import fields
-from typing import Any, TypeVar, get_args
+from numbers import Real
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 
@@ -16,6 +18,19 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     """Raise ValueError unless `value` is one of the strings of `choices`, a typing.Literal."""
     wanted = ", ".join(map(repr, get_args(choices)))
     require(value in get_args(choices), f"want {name} out of {wanted}, got {value!r}")
+
+
+def require_kinds(section: Any) -> None:
+    """Raise ValueError unless every bool of a section of settings is True or False, and every number a number."""
+    for name, kind in get_type_hints(type(section)).items():
+        kinds, value = get_args(kind) if isinstance(kind, UnionType) else (kind,), getattr(section, name)
+        for wanted, admitted, words in _KINDS:
+            if wanted in kinds and not (value is None and type(None) in kinds):
+                fits = isinstance(value, admitted) and isinstance(value, bool) == (wanted is bool)
+                require(fits, f"want {section.prefix}{name} as {words}, got {value!r}")
+
+
+_KINDS = ((bool, bool, "True or False"), (float, Real, "a number"), (int, Real, "a whole number"))
 
 
 def narrowed(section: object, kind: type[T], **changes: Any) -> T:

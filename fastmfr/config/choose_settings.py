@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastmfr.config.checks import require
+from fastmfr.config.checks import require, require_kinds
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Choose:
     """the mean of the weights begins after this part of a stage's steps"""
 
     def __post_init__(self):
+        require_kinds(self)
         every, patience = self.every, self.patience
         require(every is None or (isinstance(every, int) and every >= 1), f"want choose.every >= 1, got {every!r}")
         require(isinstance(patience, int) and patience >= 0, f"want choose.patience >= 0, got {patience!r}")

@@ -23,6 +23,11 @@ DESCRIPTION = """Pretrain a face model on several source domains, meta-train it 
 Without arguments: procedural faces, two to five minutes on two CPU cores."""
 # What jsonargparse says of a wrong choice: the setting, the choices, the value.
 CHOICE = re.compile(r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$")
+# And of a value that is none of several types, and of a value for a section.
+UNION = re.compile(r"key [\"'](\S+?)[\"']: Does not validate .*?\[(.*?)\] Errors: .* Given value: (.*)$")
+SECTION = re.compile(r"key [\"'](\S+?)[\"']: Unable to load config ['\"](.*?)['\"]")
+KINDS = {"int": "a whole number", "NoneType": "null", "str": "text", "tuple[float, ...]": "numbers"}
+INSTEAD = {"--meta.order": "--meta.method"}  # what the library calls otherwise than a recipe
 WRONG = (ArgumentError, ValueError, KeyError, TypeError)  # what a wrong name or value raises there
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -63,18 +68,25 @@ def _takes_several(kind) -> bool:
 
 def _sentence(error, argv):
     """jsonargparse's complaint in one sentence; for a wrong name, with the nearest option."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).replace("<class '", "").replace("'>", "")
     if not text.startswith("unrecognized arguments:"):
         if choice := CHOICE.search(text):
             name, wanted, got = choice.groups()
             return f"want {name} out of {wanted.replace(',', ', ').replace('  ', ' ')}, got {got!r}"
-        return text.replace("<class '", "").replace("'>", "").replace('Parser key "', 'the option "')
+        if union := UNION.search(text):
+            name, kinds, got = union.groups()
+            wanted = " or ".join(KINDS.get(kind, kind) for kind in re.split(r", (?!\.)", kinds))
+            return f"want {name} as {wanted}, got {got}"
+        if section := SECTION.search(text):
+            name, got = section.groups()
+            return f"{name} is a section: want --{name}.NAME VALUE or a .yaml file of its settings, got {got!r}"
+        return text.replace('Parser key "', 'the option "')
     known = ["--config", "--resume", "--print_config", *(f"--{name}" for name, _ in _options())]
     words = (word.split("=")[0] for word in argv if word.startswith("--"))
     wrong = next((word for word in words if word in text), "")
     if not wrong:
         return f"{text.partition(': ')[2]!r} is no option; options begin with -- (--help lists them all)"
-    near = [name for name in known if name.endswith("." + wrong.lstrip("-"))]
+    near = [name for name in known if name.endswith("." + wrong.lstrip("-")) or name == INSTEAD.get(wrong)]
     near = near or difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     return f"there is no option {wrong}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists them all)"
 

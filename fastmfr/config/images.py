@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-from fastmfr.config.checks import require
+from fastmfr.config.checks import require, require_kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Augment:
     """largest relative change of a training image's contrast, below 1"""
 
     def __post_init__(self):
+        require_kinds(self)
         at = self.prefix
         for name in ("flip", "low_resolution"):
             value = getattr(self, name)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastmfr.config.checks import require, require_choice
+from fastmfr.config.checks import require, require_choice, require_kinds
 from fastmfr.config.choices import BatchNormStatistics, Engine, Memory, Mining, Precision, Sharing
 
 
@@ -41,9 +41,10 @@ class LossSettings:
     """stop the gradient through the prototypes of soft classification"""
 
     def __post_init__(self):
+        require_kinds(self)
         for name in ("tau_p", "tau_n"):  # above 1 or below -1 takes all pairs or none, as the schedule comes to do
             require(math.isfinite(getattr(self, name)), f"want {self.prefix}{name} finite, got {getattr(self, name)}")
-        require(self.scale > 0, f"want {self.prefix}scale > 0, got {self.scale}")
+        require(0 < self.scale < math.inf, f"want {self.prefix}scale > 0 and finite, got {self.scale}")
         for name in ("hard_pair", "soft_classification", "domain_alignment"):
             weight = getattr(self, name)
             require(0 <= weight < math.inf, f"want the weight {self.prefix}{name} >= 0 and finite, got {weight}")
@@ -69,7 +70,7 @@ class GradientSettings:
     and needs about two thirds of the memory, 'auto' keeps the state if there is room"""
     batch_norm: BatchNormStatistics = "batch"
     """BatchNorm uses the statistics of the 'batch', the 'frozen' running ones, or those of each domain's images
-    ('per_domain')"""
+    ('per_domain'); 'frozen' also freezes InstanceNorm and every other buffer"""
     sharing: Sharing = "none"
     """'per_domain' computes each domain's gradient once for all splits: faster, but no loss then crosses domains; wants
     batch_norm 'per_domain' or 'frozen', and domain_alignment 0"""
@@ -79,6 +80,7 @@ class GradientSettings:
     """precision of the passes for H v; null takes that of the gradients"""
 
     def __post_init__(self):
+        require_kinds(self)
         at = self.prefix
         require(0 <= self.gamma <= 1, f"want {at}gamma in [0, 1], got {self.gamma}")
         require_choice(f"{at}engine", self.engine, Engine)
@@ -107,7 +109,7 @@ class GradientSettings:
     def check(self, alpha: float, losses: LossSettings) -> None:
         """Raise ValueError for an inner step size or for losses that do not go with these settings."""
         at = self.prefix
-        require(alpha >= 0, f"want {at}alpha >= 0, got {alpha}")
+        require(0 <= alpha < math.inf, f"want {at}alpha >= 0 and finite, got {alpha}")
         require(
             self.sharing == "none" or not losses.domain_alignment,
             f"{at}sharing 'per_domain' computes each domain's loss apart, so it cannot align domains; want the weight "

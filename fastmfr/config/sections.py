@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from fastmfr.config.checks import require, require_choice
+from fastmfr.config.checks import require, require_choice, require_kinds
 from fastmfr.config.choices import Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
 from fastmfr.config.choose_settings import Choose
 from fastmfr.config.images import Preprocess
@@ -55,6 +55,7 @@ class Synthetic:
     """width and height in pixels"""
 
     def __post_init__(self):
+        require_kinds(self)
         _at_least(self, 2, "identities", "images")
         require(self.size >= 16, f"want data.synthetic.size >= 16 pixels, got {self.size}")
 
@@ -94,6 +95,7 @@ class Data(Preprocess):
     """procedural faces"""
 
     def __post_init__(self):
+        require_kinds(self)
         require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")  # four halvings leave one pixel
         super().__post_init__()
         require(0 < self.holdout < 1, f"want data.holdout above 0 and below 1, got {self.holdout}")
@@ -123,6 +125,7 @@ class Model:
     """start from this file, .safetensors or a .pt/.pth state dict such as InsightFace's, or from a run folder"""
 
     def __post_init__(self):
+        require_kinds(self)
         require_choice("model.name", self.name, Backbone)
         _at_least(self, 1, "embedding")
         require(1 / 64 <= self.width < math.inf, f"want model.width of at least 1/64, got {self.width}")
@@ -165,6 +168,7 @@ class Pretrain:
     """on a GPU, run each BatchNorm and the PReLU after it as one operation; false runs PyTorch's own, one by one"""
 
     def __post_init__(self):
+        require_kinds(self)
         _at_least(self, 0, "steps", "warmup")
         _at_least(self, 2, "batch_identities")
         object.__setattr__(self, "margin_values", checked_values(self.margin, _tuple(self.margin_values)))
@@ -205,6 +209,7 @@ class Meta(LossSettings, GradientSettings):
     """on a GPU, record a whole step once and replay it; false runs the step operation by operation, to debug"""
 
     def __post_init__(self):
+        require_kinds(self)
         one_split = "want meta.sharing 'none' with meta.method 'mldg': one split a step has nothing to share"
         require(self.sharing == "none" or self.method != "mldg", one_split)
         LossSettings.__post_init__(self)
@@ -236,6 +241,7 @@ class Evaluate:
     """steps between scores taken during training; 0 scores at the end of each stage only"""
 
     def __post_init__(self):
+        require_kinds(self)
         object.__setattr__(self, "far", _tuple(self.far))
         require(bool(self.far) and all(0 < f < 1 for f in self.far), f"want evaluate.far in (0, 1), got {self.far}")
         _at_least(self, 1, "batch_images", "probes_per_identity")
@@ -268,6 +274,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
     def __post_init__(self):
+        require_kinds(self)
         require_choice("device", self.device, Device)
         _at_least(self, 1, "save_every")
         _at_least(self, 0, "threads", "seed")

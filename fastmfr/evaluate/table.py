@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 
 from fastmfr.results import Scores, TarAtFar
+from fastmfr.text import printable
 
 
 def table_of(scores_by_set: Mapping[str, Scores]) -> Table:
@@ -26,7 +27,7 @@ def table_of(scores_by_set: Mapping[str, Scores]) -> Table:
     for name, scores in scores_by_set.items():
         cells = [_tar(scores.rate(far)) for far in fars]
         cells += ["-" if share is None else f"{100 * share:.2f}" for share in (scores.rank1, scores.auc, scores.eer)]
-        table.add_row(name, f"{scores.images:,}", *cells, *[_accuracy(scores)][:accuracy])
+        table.add_row(printable(name), f"{scores.images:,}", *cells, *[_accuracy(scores)][:accuracy])
     return table
 
 

@@ -66,8 +66,10 @@ def survey(
         progress: called with (images done, images in all), first with 0 done.
 
     Raises:
-        ValueError: `most` is below 1.
+        ValueError: `most` or `workers` is below 1.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"want workers of at least 1, got {workers}")
     image_N = _sample(domain, most)
     found = Survey(domain, _names(domain), image_N, np.zeros(len(image_N), np.uint64))
     chunks = (image_N[at : at + CHUNK] for at in range(0, len(image_N), CHUNK))

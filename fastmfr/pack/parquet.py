@@ -59,7 +59,9 @@ def list_parquet(path: Path, identities: Identities, spill: BinaryIO) -> Source:
     except ImportError as error:
         raise ImportError(f"{path} is a Parquet file; to read it, run `pip install pyarrow`") from error
     source = _Spilled(path, spill)
-    for row, (image, label) in enumerate(_rows(source, parquet.ParquetFile, (ArrowException, OSError))):
+    for row, (image, label) in enumerate(
+        _rows(source, parquet.ParquetFile, (ArrowException, OSError, UnicodeDecodeError))
+    ):
         try:
             source.append(row, identities.number(_whole(label)), _bytes(path, image))
         except (ValueError, OSError) as reason:

@@ -12,6 +12,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ class RecordWriter:
         self._first_keys = array("Q")
         if (self.folder / "train.rec").exists():
             raise FileExistsError(f"{self.folder} already holds a train.rec; choose another folder or delete it first")
+        self._made = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._partial = {name: self.folder / f"{name}.partial" for name in ("train.rec", "train.idx", "property")}
         self._rec = open(self._partial["train.rec"], "wb")  # noqa: SIM115  (this object is the context manager)
@@ -123,7 +125,7 @@ class RecordWriter:
         """Write the identity records, fill in record 0, and give the files their final names.
 
         Raises:
-            ValueError: no image was added; the folder then holds no file.
+            ValueError: no image was added; then nothing is left behind.
         """
         if not self.images:
             self._discard()
@@ -149,3 +151,6 @@ class RecordWriter:
         self._idx.close()
         for path in self._partial.values():
             path.unlink(missing_ok=True)
+        if self._made:
+            with suppress(OSError):  # somebody has put something there
+                self.folder.rmdir()

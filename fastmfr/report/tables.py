@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastmfr.results import BASE, CHOSEN, MFR, Results, Scores, TargetResult
+from fastmfr.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,7 +136,7 @@ def final_table(results: Results) -> "Table":
         cells = [
             Text(cell.value) + Text(f" ({cell.gain})" if cell.gain else "", _rich_style(cell)) for cell in row.cells
         ]
-        table.add_row(Text("" if row.target == before else row.target), Text(row.model), *cells)
+        table.add_row(Text("" if row.target == before else printable(row.target)), Text(row.model), *cells)
         before = row.target
     return table
 

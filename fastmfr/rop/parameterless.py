@@ -79,6 +79,26 @@ class Flatten(_Fixed):
         return dy.reshape(ctx.shape)
 
 
+class Index(_Fixed):
+    """Part of a tensor: whole numbers, slices, None and ... in brackets, which name each value at most once."""
+
+    def __init__(self, index: Any):
+        self.index = index
+
+    def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
+        ctx.shape, ctx.channels_last = x.shape, x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return x[self.index]
+
+    def _jvp(self, ctx, xd):
+        return xd[self.index]
+
+    def _vjp(self, ctx, dy):
+        layout = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        dx = torch.zeros(ctx.shape, dtype=dy.dtype, device=dy.device).contiguous(memory_format=layout)
+        dx[self.index] = dy
+        return dx
+
+
 class Add(_Fixed):
     """The sum of two tensors, of one shape or of shapes that broadcast."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastmfr.rop.operations import BatchNorm, Convolution, Linear, Operation, PReLU
-from fastmfr.rop.parameterless import Add, Flatten, Mean, ReLU
+from fastmfr.rop.parameterless import Add, Flatten, Index, Mean, ReLU
 
 _HANDED_ON = "handed on"  # a module that returns its input, such as nn.Identity, makes no step
 
@@ -162,6 +162,13 @@ def _change(module, attributes, buffers):
     return ""
 
 
+def _is_plain(index):
+    """Whether an index names a part that is a view: whole numbers, slices of whole numbers, None and ..."""
+    parts = index if isinstance(index, tuple) else (index,)
+    bounds = [b for part in parts for b in ((part.start, part.stop, part.step) if isinstance(part, slice) else (part,))]
+    return all(bound is None or bound is Ellipsis or type(bound) is int for bound in bounds)
+
+
 class _Reader:
     """Reads a graph node by node; `values` numbers the values of the nodes, the image 0."""
 
@@ -224,6 +231,8 @@ class _Reader:
             return Add()
         if target in _RELU:
             return ReLU()
+        if target is operator.getitem and _is_plain(given[0]):
+            return Index(given[0])
         if target in (torch.flatten, "flatten"):
             return Flatten(given.get("start_dim", given.get(0, 0)), given.get("end_dim", given.get(1, -1)))
         if target is F.adaptive_avg_pool2d and given.get("output_size", given.get(0)) in (1, (1, 1)):
@@ -235,7 +244,7 @@ class _Reader:
 
     def _memory(self, value):
         """The value that `value` may be a view of."""
-        while value and isinstance(self.made[value - 1][0], Flatten):
+        while value and isinstance(self.made[value - 1][0], (Flatten, Index)):
             (value,) = self.made[value - 1][1]
         return value
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastmfr.protocols.files import refuse_unless_regular
 from fastmfr.training.errors import NonFiniteLoss
 
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -42,7 +43,8 @@ class Checkpoints:
 
     def _paths(self):
         """The states' folders, the oldest first."""
-        return sorted(self._folder.glob(f"{self._stage}-*[0-9]"))
+        named = self._folder.glob(f"{self._stage}-*")
+        return sorted((path for path in named if path.name.removeprefix(f"{self._stage}-").isdecimal()), key=_step_of)
 
     @property
     def newest(self) -> int:
@@ -143,6 +145,8 @@ def _checksum(path):
 def _read(path) -> dict[str, Tensor]:
     """The tensors of a state. Raises DamagedState."""
     try:
+        for name in (TENSORS, FACTS):  # a folder may be a stranger's, and reading a pipe never ends
+            refuse_unless_regular(path / name)
         facts = json.loads((path / FACTS).read_text())
         if not isinstance(facts, dict) or facts.get("step") != _step_of(path):
             raise DamagedState(f"{FACTS} is not of this state")
@@ -151,6 +155,8 @@ def _read(path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path / TENSORS)
     except FileNotFoundError as error:
         raise DamagedState(f"{Path(error.filename).name} is missing") from None
+    except OSError as error:
+        raise DamagedState(f"it cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError, SafetensorError) as error:
         raise error if isinstance(error, DamagedState) else DamagedState(f"{FACTS} cannot be read: {error}") from None
 
