@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from fastmfr.kernels import add_split, batchnorm_prelu, gather_images, look_ahead, meta_sgd, sgd_rows
+from torch.nn import functional as F
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

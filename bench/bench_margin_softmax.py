@@ -6,9 +6,8 @@ On a GPU the embeddings are bfloat16 and peers run under autocast; weights and t
 import pytest
 import torch
 from conftest import peak_bytes
-from peers_margin_softmax import ARCFACE, COSFACE, SCALE, metric_learning, peers, tuned_arcface, tuned_cosface
-
 from fastmfr.kernels import ArcFace, CosFace, margin_softmax
+from peers_margin_softmax import ARCFACE, COSFACE, SCALE, metric_learning, peers, tuned_arcface, tuned_cosface
 
 GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)

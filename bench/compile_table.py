@@ -29,15 +29,14 @@ from unittest import mock
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
-
 from fastmfr.kernels import gather, meta_update
 from fastmfr.kernels.batchnorm_prelu import fused
 from fastmfr.kernels.cos_lse import backward, by_chunks, by_chunks_twice, double_backward, forward, tiles
 from fastmfr.kernels.inverse_norm import _launch_inverse_norm
 from fastmfr.kernels.sgd_rows import _launch_sgd_rows
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 RECORD = Path(__file__).parent.parent / "tests/compile_table.jsonl"
 ARCHITECTURES = (80, 90, 100)

@@ -7,7 +7,6 @@ the prediction is the largest of the three, as if the others were hidden behind 
 from unittest import mock
 
 import torch
-
 from fastmfr.kernels.cos_lse import tiles
 
 PRODUCTS, L2, MEMORY = 790e12, 5.5e12, 4.3e12  # FLOP/s of bf16, bytes/s: as published of Hopper cards; none is ours yet

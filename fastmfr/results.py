@@ -181,6 +181,8 @@ class Candidate:
         return self.stage, self.steps, self.weights
 
     def __str__(self):
+        if not self.steps:
+            return "the weights that the run began with"
         kind = {"ema": "moving average of ", "mean": "mean of the weights of "}.get(self.weights, "")
         return f"{kind}{MODEL_OF_STAGE.get(self.stage, self.stage)} after {self.steps:,} steps"
 

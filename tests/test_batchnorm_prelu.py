@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton_interpreter
+from fastmfr.kernels.batchnorm_prelu import fused, reference
 from helpers import DEVICE, assert_as_accurate
 from torch.nn import functional as F
-
-from fastmfr.kernels.batchnorm_prelu import fused, reference
 
 if DEVICE == "cpu":
     triton_interpreter.repair()

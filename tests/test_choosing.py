@@ -127,6 +127,19 @@ def test_the_best_so_far_is_on_disk_and_the_record_goes_on_after_a_kill(tmp_path
     assert again.explain().startswith("Handed out: base after 2 steps, 100.0 on 6 people of the sources")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"candidates": [{"stage": 1}]}', "[" * 100_000])
+def test_a_damaged_record_is_said_and_begun_again(tmp_path, content):
+    run, _ = fake_run(tmp_path, [1])
+    said = []
+    run.logbook.warn = said.append
+    (tmp_path / RECORD).write_text(content)
+    choosing = Choosing(run)
+    assert not choosing.choice.candidates
+    assert "cannot be read" in said[0]
+    choosing.consider(network(), META, 1)
+    assert Choosing(run).choice.best.steps == 1
+
+
 def test_stage_two_ends_when_it_has_been_no_better_for_as_many_scores_as_patience_says(tmp_path):
     run, _ = fake_run(tmp_path, [1, 0, 0, 0])
     choosing, trained = Choosing(run), network()
@@ -156,6 +169,17 @@ def test_without_people_for_validation_there_are_no_candidates_and_no_averages(t
     assert not choosing.is_on
     assert not list(candidates.averages.parameters())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_that_a_run_begins_with_are_a_candidate(small, tmp_path):
+    assert main([*small, "--meta.steps=0", "--data.validation=0"]) == 0
+    begun = only_run(tmp_path).rename(tmp_path / "begun")
+    argv = [*small, f"--model.weights={begun}", "--pretrain.steps=0", "--data.validation=0.25"]
+    assert main(argv) == 0
+    found = Results.load(only_run(tmp_path) / "results.json").choice
+    assert found.candidates[0].key == (PRETRAIN, 0, "last")
+    assert str(found.candidates[0]) == "the weights that the run began with"
+    assert {candidate.stage for candidate in found.candidates[1:]} == {META}
 
 
 def keys(folder):

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
+from fastmfr.kernels import cos_lse, cos_lse_ref, inverse_norm
+from fastmfr.kernels.cos_lse import chunked, operator
 from helpers import assert_as_accurate
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
-
-from fastmfr.kernels import cos_lse, cos_lse_ref, inverse_norm
-from fastmfr.kernels.cos_lse import chunked, operator
 
 SCALES = [6.0, 100.0]  # without a running maximum, and with one
 FLOOR = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-6}  # of the largest: the result's own rounding

@@ -6,14 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import DEVICE, assert_as_accurate
-from test_cos_lse_kernels import BF16, FLOOR, FP16, FP32, OVERFLOW, Problem, from_autograd
-
 from fastmfr.kernels.cos_lse import backward as tiles_backward
 from fastmfr.kernels.cos_lse import by_chunks, chunked, operator
 from fastmfr.kernels.cos_lse import forward as tiles_forward
 from fastmfr.kernels.cos_lse.by_chunks import backward, chunk_size, forward
 from fastmfr.kernels.cos_lse.by_chunks_twice import double_backward
+from helpers import DEVICE, assert_as_accurate
+from test_cos_lse_kernels import BF16, FLOOR, FP16, FP32, OVERFLOW, Problem, from_autograd
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch lets no product be deterministic
 NAMES = "log_sum", "cos", "dx", "dw", "Dx", "Dw", "Dg", "Dg_cos"

@@ -1,14 +1,13 @@
 import pytest
 import torch
 import triton_interpreter
-from helpers import DEVICE, assert_as_accurate
-from torch.nn import functional as F
-
 from fastmfr.kernels.cos_lse import cos_lse_ref
 from fastmfr.kernels.cos_lse.backward import backward
 from fastmfr.kernels.cos_lse.double_backward import double_backward
 from fastmfr.kernels.cos_lse.forward import forward
 from fastmfr.kernels.inverse_norm import _launch_inverse_norm, inverse_norm, inverse_norm_ref
+from helpers import DEVICE, assert_as_accurate
+from torch.nn import functional as F
 
 if DEVICE == "cpu":
     triton_interpreter.repair()

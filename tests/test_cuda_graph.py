@@ -7,11 +7,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from fastmfr.kernels.batchnorm_prelu import fused
+from fastmfr.kernels.cos_lse.tiles import precision
 
 from fastmfr import cuda_graph
 from fastmfr.config.choices import Precision
-from fastmfr.kernels.batchnorm_prelu import fused
-from fastmfr.kernels.cos_lse.tiles import precision
 from fastmfr.precision import matmul_precision
 from fastmfr.runtime import to_device
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton_interpreter
+from fastmfr.kernels import batchnorm_prelu
 from helpers import DEVICE, assert_as_accurate
 from torch import nn
 
 from fastmfr.backbone import IResNet, build
 from fastmfr.fused import BatchNormPReLU, fused
 from fastmfr.head import MarginHead, make_margin
-from fastmfr.kernels import batchnorm_prelu
 from fastmfr.precision import autocast, matmul_precision
 from fastmfr.training.pretrain import _network
 from fastmfr.training.pretraining_step import PretrainingStep

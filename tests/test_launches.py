@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
+from fastmfr.kernels import batchnorm_prelu
+from fastmfr.kernels.batchnorm_prelu import fused
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmfr.backbone import build
-from fastmfr.kernels import batchnorm_prelu
-from fastmfr.kernels.batchnorm_prelu import fused
 from fastmfr.meta import PairBatch, meta_gradient
 
 pytestmark = pytest.mark.kernel

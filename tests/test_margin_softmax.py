@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
+from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
+from fastmfr.kernels.cos_lse import chunked
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
-from fastmfr.kernels.cos_lse import chunked
 
 MARGINS = [CosFace(0.35), ArcFace(0.5), Combined(1.0, 0.3, 0.2), Combined(0.9, 0.4, 0.15)]
 

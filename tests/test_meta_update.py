@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from helpers import DEVICE, assert_as_accurate
-
 from fastmfr.kernels import meta_update
+from helpers import DEVICE, assert_as_accurate
 
 pytestmark = pytest.mark.kernel
 RATES = {"alpha": 0.3, "gamma": 0.4}

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from helpers import DEVICE, assert_as_accurate
-
 from fastmfr.kernels import sgd_rows
 from fastmfr.kernels.sgd_rows import _launch_sgd_rows, sgd_rows_ref
+from helpers import DEVICE, assert_as_accurate
 
 pytestmark = pytest.mark.kernel
 SETTINGS = {"rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}

@@ -4,9 +4,8 @@ An error is the length of the difference beside that of the float64 result.
 """
 
 import torch
-from peers_margin_softmax import COSFACE, SCALE, tuned_cosface
-
 from fastmfr.kernels import CosFace, margin_softmax
+from peers_margin_softmax import COSFACE, SCALE, tuned_cosface
 
 from . import lines
 from .paths import PATHS, taking

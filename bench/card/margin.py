@@ -8,9 +8,8 @@ import warnings
 from functools import partial
 
 import torch
-from peers_margin_softmax import COSFACE, SCALE, insightface_arcface, tuned_cosface
-
 from fastmfr.kernels import CosFace, inverse_norm, margin_softmax
+from peers_margin_softmax import COSFACE, SCALE, insightface_arcface, tuned_cosface
 
 from .paths import PATHS, taking
 from .timing import COMPILED, DEVICE, GPU, arguments, compare

@@ -1,7 +1,6 @@
 """Ten million identities in one head on one device: loss, gradients and the update of all rows, time and memory."""
 
 import torch
-
 from fastmfr.kernels import CosFace, margin_softmax, sgd_rows
 
 from . import lines

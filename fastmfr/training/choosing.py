@@ -47,11 +47,21 @@ class Choosing:
         kept = run.people.validation
         most = MOST // max(1, len(kept))
         self._drawn = {name: draw_evenly(domain.offsets, most, run.config.seed) for name, domain in kept.items()}
-        self.choice = Choice()
-        if self._record.is_file():
-            self.choice = from_json(Choice, json.loads(self._record.read_text()), self._record.name)
+        self.choice = self._recorded()
         self.choice.people = sum(domain.identities for domain in kept.values())
         self.choice.images = sum(map(len, self._drawn.values()))
+
+    def _recorded(self) -> Choice:
+        if not self._record.is_file():
+            return Choice()
+        try:
+            return from_json(Choice, json.loads(self._record.read_text()), self._record.name)
+        except (ValueError, RecursionError, OSError) as error:
+            self._run.logbook.warn(
+                f"{self._record} cannot be read ({error}): which of the models before is the best is not known, and the "
+                "model handed out will be the best of those that follow"
+            )
+            return Choice()
 
     @property
     def is_on(self) -> bool:
@@ -76,7 +86,7 @@ class Choosing:
             if self.choice.best is candidate:
                 save_weights(network, self.path, steps=steps)
             self._write()
-        if weights == LAST:
+        if weights == LAST and steps:
             self._run.logbook.record(
                 f"{stage}/validation", steps - 1, score=found.score, together=found.together, **found.within
             )

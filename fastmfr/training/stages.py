@@ -35,6 +35,8 @@ def complete(run: Run) -> Results:
         targets={name: TargetResult(unseen=target.unseen) for name, target in run.targets.items()},
     )
     backbone, choosing = run.new_backbone(), Choosing(run)
+    if choosing.is_on and not run.config.pretrain.steps and not choosing.knows(PRETRAIN, 0, LAST):
+        choosing.consider(backbone, PRETRAIN, 0)
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
             _train_or_load(run, stage, steps, backbone, choosing)
