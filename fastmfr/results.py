@@ -159,7 +159,7 @@ class Candidate:
     """A model that a run could hand out, and its scores on the people kept for validation.
 
     Attributes:
-        stage: The stage that made it.
+        of_stage: The stage that made it.
         steps: After how many steps of the stage.
         weights: "last" for the weights after the last of these steps, "ema" for their moving average, "mean" for the
             mean over the later part of the stage.
@@ -168,7 +168,7 @@ class Candidate:
         within: The same over the pairs of one domain, by domain.
     """
 
-    stage: str
+    of_stage: str
     steps: int
     weights: str
     score: float
@@ -178,13 +178,13 @@ class Candidate:
     @property
     def key(self) -> tuple[str, int, str]:
         """What names the candidate in its run."""
-        return self.stage, self.steps, self.weights
+        return self.of_stage, self.steps, self.weights
 
     def __str__(self):
         if not self.steps:
             return "the weights that the run began with"
         kind = {"ema": "moving average of ", "mean": "mean of the weights of "}.get(self.weights, "")
-        return f"{kind}{MODEL_OF_STAGE.get(self.stage, self.stage)} after {self.steps:,} steps"
+        return f"{kind}{MODEL_OF_STAGE.get(self.of_stage, self.of_stage)} after {self.steps:,} steps"
 
 
 @dataclass(kw_only=True)

@@ -79,7 +79,7 @@ def test_statistics_are_made_again_for_averaged_weights_or_taken_over(rebuilt):
 
 
 def candidate(score, stage=META, steps=1, weights="last"):
-    return Candidate(stage=stage, steps=steps, weights=weights, score=score, together=score, within={"a": score})
+    return Candidate(of_stage=stage, steps=steps, weights=weights, score=score, together=score, within={"a": score})
 
 
 def test_of_candidates_with_equal_scores_the_last_is_the_best():
@@ -127,7 +127,7 @@ def test_the_best_so_far_is_on_disk_and_the_record_goes_on_after_a_kill(tmp_path
     assert again.explain().startswith("Handed out: base after 2 steps, 100.0 on 6 people of the sources")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"candidates": [{"stage": 1}]}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["{", "[]", '{"candidates": [{"of_stage": 1}]}', "[" * 100_000])
 def test_a_damaged_record_is_said_and_begun_again(tmp_path, content):
     run, _ = fake_run(tmp_path, [1])
     said = []
@@ -179,12 +179,12 @@ def test_the_weights_that_a_run_begins_with_are_a_candidate(small, tmp_path):
     found = Results.load(only_run(tmp_path) / "results.json").choice
     assert found.candidates[0].key == (PRETRAIN, 0, "last")
     assert str(found.candidates[0]) == "the weights that the run began with"
-    assert {candidate.stage for candidate in found.candidates[1:]} == {META}
+    assert {candidate.of_stage for candidate in found.candidates[1:]} == {META}
 
 
 def keys(folder):
     candidates = json.loads((folder / RECORD).read_text())["candidates"]
-    return [(found["stage"], found["steps"], found["weights"]) for found in candidates]
+    return [(found["of_stage"], found["steps"], found["weights"]) for found in candidates]
 
 
 def test_a_run_hands_out_its_best_candidate_and_goes_on_to_the_same_choice(small, tmp_path, monkeypatch, capsys):

@@ -13,11 +13,11 @@ READING = (
 
 def shown(choice: Choice) -> list[Candidate]:
     """Return the candidate handed out, and of each stage the last weights and their averages, in order of training."""
-    last = {candidate.stage: candidate.steps for candidate in choice.candidates}
+    last = {candidate.of_stage: candidate.steps for candidate in choice.candidates}
     return [
         candidate
         for candidate in choice.candidates
-        if candidate is choice.best or candidate.steps == last[candidate.stage]
+        if candidate is choice.best or candidate.steps == last[candidate.of_stage]
     ]
 
 

@@ -58,8 +58,8 @@ class Choosing:
             return from_json(Choice, json.loads(self._record.read_text()), self._record.name)
         except (ValueError, RecursionError, OSError) as error:
             self._run.logbook.warn(
-                f"{self._record} cannot be read ({error}): which of the models before is the best is not known, and the "
-                "model handed out will be the best of those that follow"
+                f"{self._record} cannot be read ({error}): which model before was the best is not known, and "
+                "the model handed out will be the best of those that follow"
             )
             return Choice()
 
@@ -80,7 +80,7 @@ class Choosing:
                 for name, drawn in self._drawn.items()
             }
             found = validate({name: rows for name, rows in embedded.items() if len(np.unique(rows[1])) > 1})
-            candidate = Candidate(stage=stage, steps=steps, weights=weights, **vars(found))
+            candidate = Candidate(of_stage=stage, steps=steps, weights=weights, **vars(found))
             others = [other for other in self.choice.candidates if other.key != candidate.key]
             self.choice.candidates = [*others, candidate]
             if self.choice.best is candidate:
@@ -95,7 +95,7 @@ class Choosing:
         """Whether stage two's last `patience` scores are no better than the best one before; 0 has no end."""
         lasts = [candidate for candidate in self.choice.candidates if candidate.weights == LAST]
         recent, before = lasts[-patience:], lasts[:-patience]
-        if not patience or not before or any(candidate.stage != META for candidate in recent):
+        if not patience or not before or any(candidate.of_stage != META for candidate in recent):
             return False
         return max(candidate.score for candidate in recent) <= max(candidate.score for candidate in before)
 
@@ -111,7 +111,7 @@ class Choosing:
 
     def last_of(self, stage: str) -> tuple[str, int]:
         """The stage and the steps after which its own weights were last scored."""
-        steps = (other.steps for other in self.choice.candidates if (other.stage, other.weights) == (stage, LAST))
+        steps = (other.steps for other in self.choice.candidates if (other.of_stage, other.weights) == (stage, LAST))
         return stage, max(steps, default=0)
 
     def explain(self) -> str:
@@ -119,7 +119,7 @@ class Choosing:
         best = self.choice.best
         if best is None:
             return "no model was scored on people kept for validation"
-        last = {candidate.stage: candidate for candidate in self.choice.candidates if candidate.weights == LAST}
+        last = {candidate.of_stage: candidate for candidate in self.choice.candidates if candidate.weights == LAST}
         others = ", ".join(
             f"{MODEL_OF_STAGE[stage]} {100 * other.score:.1f}" for stage, other in last.items() if other is not best
         )

@@ -72,8 +72,8 @@ def _hand_out(run, choosing, backbone: nn.Module, diagnosis, results):
     """Scores the model that is handed out, and says which one it is and why."""
     best, results.choice = choosing.choice.best, choosing.choice
     run.logbook.say(choosing.explain())
-    model = MODEL_OF_STAGE[best.stage]
-    if best.weights == LAST and best.key[:2] == choosing.last_of(best.stage):
+    model = MODEL_OF_STAGE[best.of_stage]
+    if best.weights == LAST and best.key[:2] == choosing.last_of(best.of_stage):
         for target in results.targets.values():  # the same weights have the same scores
             target.models[CHOSEN] = target.models[model]
         results.gap[CHOSEN] = results.gap[model]
