@@ -66,6 +66,7 @@ class Chaos:
             *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.25"),
             *("--pretrain.steps=60", "--pretrain.batch_identities=8", "--pretrain.warmup=2"),
             *("--meta.steps=30", "--meta.batch_identities=6", "--save_every=3"),
+            *("--data.validation=0.25", "--choose.every=15"),
         ]
         begin = time.monotonic()
         self._peace = self._whole("peace")
@@ -216,8 +217,8 @@ def _process(argv: list[str]) -> subprocess.Popen:
 
 
 def weights(run: Path) -> list[str]:
-    """The digests of a run's two models."""
-    paths = [run / f"{model}.safetensors" for model in ("base", "mfr")]
+    """The digests of a run's models."""
+    paths = [run / f"{model}.safetensors" for model in ("base", "mfr", "chosen")]
     return [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in paths]
 
 

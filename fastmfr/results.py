@@ -15,6 +15,7 @@ from fastmfr.atomic import write_text
 PRETRAIN, META = "pretrain", "meta"  # the stages
 BASE, MFR = "base", "mfr"  # the model that a stage leaves
 MODEL_OF_STAGE = {PRETRAIN: BASE, META: MFR}
+CHOSEN = "chosen"  # the model that a run hands out
 FAR = (1e-2, 1e-3, 1e-4)  # false accept rates reported by default
 
 T = TypeVar("T")
@@ -153,6 +154,67 @@ class DomainGap:
     unseen: list[bool]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that a run could hand out, and its scores on the people kept for validation.
+
+    Attributes:
+        of_stage: The stage that made it.
+        steps: After how many steps of the stage.
+        weights: "last" for the weights after the last of these steps, "ema" for their moving average, "mean" for the
+            mean over the later part of the stage.
+        score: What candidates are compared by, in [0, 1]: the mean of `together` and of the mean over `within`.
+        together: TAR over all pairs, a mean over FAR 1e-2 and 1e-3.
+        within: The same over the pairs of one domain, by domain.
+    """
+
+    of_stage: str
+    steps: int
+    weights: str
+    score: float
+    together: float
+    within: dict[str, float]
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What names the candidate in its run."""
+        return self.of_stage, self.steps, self.weights
+
+    def __str__(self):
+        if not self.steps:
+            return "the weights that the run began with"
+        kind = {"ema": "moving average of ", "mean": "mean of the weights of "}.get(self.weights, "")
+        return f"{kind}{MODEL_OF_STAGE.get(self.of_stage, self.of_stage)} after {self.steps:,} steps"
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """Which model a run hands out.
+
+    Attributes:
+        candidates: All models that were scored, in the order of training.
+        people: How many people are kept for validation.
+        images: How many images of these people are scored.
+        ended: Stages that were ended early, by name: [after this many steps, of this many].
+        why: The choice in a sentence.
+    """
+
+    candidates: list[Candidate] = field(default_factory=list)
+    people: int = 0
+    images: int = 0
+    ended: dict[str, list[int]] = field(default_factory=dict)
+    why: str | None = None
+
+    @property
+    def best(self) -> Candidate | None:
+        """The candidate with the highest score; of equal ones the last. None if there is none."""
+        best = None
+        for candidate in self.candidates:
+            if best is None or candidate.score >= best.score:
+                best = candidate
+        return best
+
+
 @dataclass(kw_only=True)
 class TargetResult:
     """The scores of every model on one target domain; `unseen` if the domain is not among the sources."""
@@ -167,7 +229,8 @@ class Results:
     """The content of results.json: what one run found.
 
     `targets` is by name, `gap` by model (None if fewer than two domains could be compared), `seconds` by stage.
-    `bad_images` holds the reason for each image that could not be decoded; `summary` are sentences for the report.
+    `bad_images` holds the reason for each image that could not be decoded; `summary` are sentences for the report;
+    `choice` says which model is handed out, None if nobody is kept for validation.
     """
 
     recipe: str = ""
@@ -177,6 +240,7 @@ class Results:
     seconds: dict[str, float] = field(default_factory=dict)
     bad_images: dict[str, str] = field(default_factory=dict)
     summary: list[str] | None = None
+    choice: Choice | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> "Results":

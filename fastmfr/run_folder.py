@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastmfr.results import BASE, MFR
+from fastmfr.results import BASE, CHOSEN, MFR
 
 STEPS = "steps"  # in the metadata of weights that a stage wrote
 
 
 def weights_of(run_or_file: Path | str) -> Path:
-    """The file of weights: the path itself, or what a run left in its folder, MFR's before the base's.
+    """The file of weights: the path itself, or of a run folder the model handed out, else MFR's, else the base's.
 
     Raises:
         FileNotFoundError: the path is neither a file nor a folder with weights.
@@ -20,13 +20,13 @@ def weights_of(run_or_file: Path | str) -> Path:
     path = Path(run_or_file)
     if path.is_file():
         return path
-    names = [f"{model}.safetensors" for model in (MFR, BASE)]
+    names = [f"{model}.safetensors" for model in (CHOSEN, MFR, BASE)]
     for name in names:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(
         f"there are no weights at {path}; want a .safetensors, .pt or .pth file, or a run folder with "
-        f"{' or '.join(names)} in it"
+        f"{', '.join(names[:-1])} or {names[-1]} in it"
     )
 
 

@@ -6,12 +6,13 @@ import torch
 from evaluation_fakes import class_folder
 
 from fastmfr.config import parse
-from fastmfr.domains import join, open_domain
+from fastmfr.domains import open_domain
 from fastmfr.evaluate import embed_and_score
 from fastmfr.protocols import gallery_probe
 from fastmfr.results import TargetResult
-from fastmfr.training.data import Target, preprocess
+from fastmfr.training.data import preprocess
 from fastmfr.training.diagnose import Diagnosis
+from fastmfr.training.people import People, Target
 from fastmfr.training.run import Run
 
 
@@ -32,8 +33,8 @@ def diagnosis(tmp_path):
         scored = open_domain(tmp_path / target)
         pairs = gallery_probe(scored.offsets)
         targets = {target: Target(scored, pairs, unseen=target not in sources)}
-        parts = {"sources": join(domains), "targets": targets, "images": None, "decoding": {"vet": True}}
-        run = Run(config, tmp_path, torch.device("cpu"), None, **parts)
+        people = People({}, {domain.name: domain for domain in domains}, targets)
+        run = Run(config, tmp_path, torch.device("cpu"), None, people, data={}, decoding={"vet": True})
         return Diagnosis(run), scored, pairs, preprocess(config.data)
 
     return make

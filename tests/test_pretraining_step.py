@@ -14,7 +14,6 @@ from fastmfr.backbone import build
 from fastmfr.config import parse
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.precision import autocast, matmul_precision
-from fastmfr.sampler import GroupedDomainSampler
 from fastmfr.training import pretrain, pretraining_step
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.logbook import Logbook
@@ -217,14 +216,11 @@ def tiny_run(tmp_path, *argv):
     checkpoints = SimpleNamespace(resume=lambda *_: 0, save=lambda step, *_: saved.append((step, len(recorded))))
     torch.manual_seed(0)
     backbone = build("mfr28", embedding=5, width=0.0625).to(memory_format=torch.channels_last)
-    sampler = GroupedDomainSampler({domain.name: offsets for domain in domains}, 4, seed=0)
     run = SimpleNamespace(
         config=config,
         device=torch.device("cpu"),
         logbook=logbook,
-        sources=sources,
-        images=SimpleNamespace(open=open_images),
-        batch_sampler=lambda batch_identities: sampler,
+        data={"pretrain": SimpleNamespace(sources=sources, images=SimpleNamespace(open=open_images))},
         checkpoints=lambda stage: checkpoints,
         score_on_the_way=lambda stage, backbone, steps: None,
     )

@@ -16,8 +16,10 @@ from fastmfr.head import MarginHead
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaStep, PairBatch
 from fastmfr.progress import new_console
+from fastmfr.results import META
 from fastmfr.runtime import seed_and_set_threads
 from fastmfr.training import Logbook, Run
+from fastmfr.training.data import Splits
 from fastmfr.training.meta import meta_train, mfr_trainer
 from fastmfr.training.optim import set_rate
 from fastmfr.training.pretrain import pretrain
@@ -72,7 +74,7 @@ def open_cell(config: Config, folder: Path) -> Run:
     """The run of one seed and one domain left out: its data, opened once for all arms, in folder/data."""
     with _logbook(folder / "data") as logbook:
         cell = Run.open(config, logbook)
-        cell.images.prepare()  # while this logbook is open
+        cell.data[META].images.prepare()  # while this logbook is open
         return cell
 
 
@@ -94,7 +96,7 @@ def train_arm(cell: Run, name: str, agg_rate: float) -> tuple[nn.Module, dict]:
         return PooledTrainer(run, backbone, optimizer, head, arm.kind)
 
     with _beside(cell, name, settings_of(arm, cell.config, agg_rate)) as run:
-        meta_train(run, backbone, mfr_trainer if arm.kind == "meta" else pooled)
+        meta_train(run, backbone, make_trainer=mfr_trainer if arm.kind == "meta" else pooled)
         return backbone, _facts(run.logbook.path)
 
 
@@ -115,7 +117,7 @@ class PooledTrainer:
 
     def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead, kind: str):
         self._run, self._backbone, self._optimizer, self._head, self._kind = run, backbone, optimizer, head, kind
-        self._splits, self._number = run.splits(), 0
+        self._splits, self._number = Splits(run.data[META].sources, run.config), 0
         head.momentum_CD.zero_()  # the classifier begins without momentum, as the backbone does
         backbone.train(kind == "cosface" or run.config.meta.batch_norm != "frozen")  # CosFace goes on as it did before
 
@@ -142,7 +144,7 @@ class PooledTrainer:
             domain_B, identity_B = (
                 np.concatenate([getattr(half, name) for half in pairs]) for name in ("domain", "identity")
             )
-            label_B = torch.from_numpy(self._run.sources.label(domain_B, identity_B)).repeat(2)
+            label_B = torch.from_numpy(self._run.data[META].sources.label(domain_B, identity_B)).repeat(2)
             return self._head(embedding_BD, label_B.to(embedding_BD.device)).mean()
         return narrowed(self._run.config.meta, MfrLosses)(*embedding_BD.chunk(2)).hard_pair
 

@@ -132,6 +132,7 @@ def config_of(settings: Settings, pool: str, seed: int, left_out: str, real: str
         data=Data(
             sources=protocol.sources,
             targets=targets,
+            validation=0.0,  # the arms are compared as they end
             size=settings.size,
             synthetic=Synthetic(str(faces), settings.identities, settings.images, settings.drawn),
         ),

@@ -16,7 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from fastmfr.config.margins import MARGINS
-from fastmfr.config.sections import Config, Pretrain, flattened
+from fastmfr.config.sections import DOMAINS, Config, Pretrain, flattened
 from fastmfr.config.yaml_file import read_yaml
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
@@ -41,7 +41,7 @@ def _recipe(name) -> dict:
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
-    for section in ("data", "model", "pretrain", "meta", "evaluate"):
+    for section in ("data", "model", "pretrain", "meta", "choose", "evaluate"):
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"{path} should hold settings below `{section}:`, but it holds {content[section]!r}")
     if not isinstance(content["data"].setdefault("synthetic", {}), dict):
@@ -96,7 +96,8 @@ def parse(
 ) -> tuple[Config, str | None]:
     """Read a command line.
 
-    Domains typed as --data.sources.NAME PATH or --data.targets.NAME PATH replace all of the recipe's on that side.
+    Domains typed as --data.sources.NAME PATH replace all of the recipe's sources; so do those of --data.targets and
+    --data.pretrain.
 
     Args:
         argv: the words after the command.
@@ -149,9 +150,9 @@ def _read(argv, prog, default):
             if not Path(chosen).is_file():
                 raise ValueError(f"{resume} is no run folder: it has no config.yaml")
         content = _recipe(chosen)
-        for side in ("sources", "targets"):
-            if any(word.startswith(f"--data.{side}.") for word in argv):
-                content["data"][side] = {}
+        for side in DOMAINS:
+            if any(word.startswith(f"--{side}.") for word in argv):
+                content["data"][side.removeprefix("data.")] = {}
         several = {name for name, kind in _options() if _takes_several(kind)}
         _wrap_numbers(content, several)
         parser.parse_object(content)  # defaults are not checked, an object is

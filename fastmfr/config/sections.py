@@ -13,10 +13,13 @@ import yaml
 
 from fastmfr.config.checks import require, require_choice, require_kinds
 from fastmfr.config.choices import Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
+from fastmfr.config.choose_settings import Choose
 from fastmfr.config.images import Preprocess
 from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
 from fastmfr.results import FAR
+
+DOMAINS = ("data.pretrain", "data.sources", "data.targets")  # settings whose names are the user's
 
 
 def _at_least(section, least, *names):
@@ -65,10 +68,18 @@ class Data(Preprocess):
 
     sources: dict[str, str] = field(default_factory=dict)
     """domains to train on, NAME: PATH; a class folder, an InsightFace .rec folder, or synthetic:DOMAIN"""
+    pretrain: dict[str, str] = field(default_factory=dict)
+    """domains of stage one, NAME: PATH, if these are other ones than stage two's: data.sources are then stage two's"""
     targets: dict[str, str] = field(default_factory=dict)
     """domains to score on; if one is a source too, part of its people are held out for scoring"""
     holdout: float = 0.5
     """part of the people held out of a domain that is both source and target"""
+    new_people: float = 0.0
+    """part of the people of each domain of both stages that are kept for stage two; stage two then trains on these
+    people alone, whom stage one has not met, as in the paper; 0 trains both stages on all people"""
+    validation: float = 0.1
+    """part of each source's people that are kept out of training, to choose the model that is handed out; of a source
+    where these are fewer than five nobody is kept"""
     single: Single = "drop"
     """people with one image: 'drop' leaves these people out, 'augment' pairs the image with itself"""
     decode: Decoder = "auto"
@@ -88,6 +99,8 @@ class Data(Preprocess):
         require(self.size >= 16, f"want data.size >= 16 pixels, got {self.size}")  # four halvings leave one pixel
         super().__post_init__()
         require(0 < self.holdout < 1, f"want data.holdout above 0 and below 1, got {self.holdout}")
+        require(0 <= self.new_people < 1, f"want data.new_people at least 0 and below 1, got {self.new_people}")
+        require(0 <= self.validation < 1, f"want data.validation at least 0 and below 1, got {self.validation}")
         require_choice("data.single", self.single, Single)
         require_choice("data.decode", self.decode, Decoder)
         require_choice("data.cache", self.cache, Cache)
@@ -257,6 +270,7 @@ class Config:
     model: Model = field(default_factory=Model)
     pretrain: Pretrain = field(default_factory=Pretrain)
     meta: Meta = field(default_factory=Meta)
+    choose: Choose = field(default_factory=Choose)
     evaluate: Evaluate = field(default_factory=Evaluate)
 
     def __post_init__(self):
@@ -278,7 +292,7 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings: {"meta": {"order": 1}} -> {"meta.order": 1}; the domains' own names stay inside."""
     flat = {}
     for name, value in content.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in ("data.sources", "data.targets"):
+        if isinstance(value, dict) and f"{prefix}{name}" not in DOMAINS:
             flat |= flattened(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value

@@ -1,17 +1,24 @@
 """Source domains are trained on, target domains are scored; of a domain that is both, people are held out."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Source domains to learn from and target domains to score on, each as {name: path}.
+    """Domains to learn from and target domains to score on, each as {name: path}.
 
-    People of a domain that is both, with one name and one path, are held out: some identities are trained on and the
-    others scored (see `hold_out`). Every other target is unseen. A link is the path that the link leads to.
+    People of a domain that is learned from and a target, with one name and one path, are held out: some identities are
+    trained on and the others scored (see `hold_out`). Every other target is unseen. A link is the path that the link
+    leads to.
+
+    Attributes:
+        sources: the domains of both stages, or of stage two alone if `pretrain` has domains.
+        targets: the domains to score on.
+        pretrain: the domains of stage one; none takes `sources`.
 
     Raises:
         ValueError: there is no source, or a person would be trained on and scored.
@@ -19,12 +26,13 @@ class Protocol:
 
     sources: dict[str, str]
     targets: dict[str, str]
+    pretrain: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.sources:
             raise ValueError("a protocol needs at least one source domain to learn from; add one as NAME: PATH")
         name_of: dict[str, str] = {}
-        for name, path in [*self.sources.items(), *self.targets.items()]:
+        for name, path in [*self.pretrain.items(), *self.sources.items(), *self.targets.items()]:
             if not name.strip() or not os.fspath(path):
                 raise ValueError(f"want every domain as NAME: PATH, got {name!r}: {str(path)!r}")
             first = name_of.setdefault(os.path.realpath(path), name)
@@ -34,16 +42,33 @@ class Protocol:
                     "or scored after being trained on; give it one name"
                 )
         for name in self.held_out:
-            if os.path.realpath(self.sources[name]) != os.path.realpath(self.targets[name]):
+            trained = self.learned_from[name]
+            if os.path.realpath(trained) != os.path.realpath(self.targets[name]):
                 raise ValueError(
-                    f"{name!r} is {self.sources[name]} as a source and {self.targets[name]} as a target; "
+                    f"{name!r} is {trained} as a source and {self.targets[name]} as a target; "
                     "give the two different names, or the same path to hold out part of its people"
+                )
+        for name in self.in_both_stages if self.pretrain else []:
+            if os.path.realpath(self.sources[name]) != os.path.realpath(self.pretrain[name]):
+                raise ValueError(
+                    f"{name!r} is {self.pretrain[name]} in data.pretrain and {self.sources[name]} in data.sources; "
+                    "give the two different names, or the same path"
                 )
 
     @property
+    def learned_from(self) -> dict[str, str]:
+        """The domains of both stages, {name: path}."""
+        return self.pretrain | self.sources
+
+    @property
+    def in_both_stages(self) -> list[str]:
+        """The names of the sources that stage one learns from too."""
+        return [name for name in self.sources if not self.pretrain or name in self.pretrain]
+
+    @property
     def held_out(self) -> list[str]:
-        """The names of the domains that are both source and target."""
-        return [name for name in self.targets if name in self.sources]
+        """The names of the domains that are learned from and scored."""
+        return [name for name in self.targets if name in self.learned_from]
 
 
 def leave_one_out(domains: dict[str, str], target: str) -> Protocol:
@@ -64,7 +89,7 @@ def leave_each_out(domains: dict[str, str]) -> dict[str, Protocol]:
     return {name: leave_one_out(domains, name) for name in domains}
 
 
-def hold_out(identities: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(identities: int, fraction: float, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Divide the people 0 .. identities - 1 at random into those trained on and those scored.
 
     Args:

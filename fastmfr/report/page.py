@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from fastmfr.results import MFR, DomainGap, Results
+from fastmfr.results import CHOSEN, MFR, DomainGap, Results
 
+from .choice import READING as READING_CHOICE
+from .choice import choice_table
 from .folder import RunFolder
 from .gap import COLUMNS, READING, gap_rows
 from .markup import document, folded, footnote, picture, warnings
@@ -48,6 +50,7 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
     if run.results.scored:
         parts += ["<h2>Scores</h2>", _table(run.results)]
         parts += map(footnote, [*footnotes(run.results), *_about_intervals(run)])
+    parts += _choice(run.results)
     for kind, (heading, caption) in CAPTIONS.items():
         if kind in pictures:
             parts.append(picture(heading, pictures[kind], caption))
@@ -62,17 +65,26 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
 def _table(results: Results) -> str:
     titles = "".join(f'<th class="figure">{column.title}</th>' for column in columns(results))
     head = f"<th>Target</th><th>Model</th>{titles}"
+    main = CHOSEN if results.choice else MFR
     bodies: dict[str, list[str]] = {}
     for row in rows(results):
         lines = bodies.setdefault(row.target, [])
         target = "" if lines else escape(row.target) + ("<small>never seen</small>" if row.unseen else "")
         cells = "".join(f'<td class="figure">{_cell(cell)}</td>' for cell in row.cells)
         lines.append(
-            f'<tr{" class=main" if row.model == MFR else ""}><td class="target">{target}</td>'
+            f'<tr{" class=main" if row.model == main else ""}><td class="target">{target}</td>'
             f"<td>{escape(row.model)}</td>{cells}</tr>"
         )
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
+
+
+def _choice(results: Results) -> list[str]:
+    choice = results.choice
+    if choice is None or not choice.candidates:
+        return []
+    why = [f"<p>{escape(choice.why)}.</p>"] if choice.why else []
+    return ["<h2>Model handed out</h2>", *why, choice_table(choice), footnote(READING_CHOICE)]
 
 
 def _gap(gap_by_model: Mapping[str, DomainGap | None]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastmfr.results import BASE, MFR, Results, Scores, TargetResult
+from fastmfr.results import BASE, CHOSEN, MFR, Results, Scores, TargetResult
 from fastmfr.text import printable
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def base_of(models: Mapping[str, Scores]) -> str:
 
 def main_of(models: Mapping[str, Scores]) -> str:
     """Return the name of the model that the run is about."""
-    return MFR if MFR in models else list(models)[-1]
+    return next((model for model in (CHOSEN, MFR) if model in models), list(models)[-1])
 
 
 def short_far(far: str) -> str:

@@ -1,4 +1,4 @@
-"""What follows every step of both stages: states are kept, scores taken, and the run stops if it was asked to."""
+"""What follows every step of both stages: states are kept, scores taken, and the stage ends if it is time for that."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fastmfr.stopping import Stop
+from fastmfr.training.choosing import Candidates
 from fastmfr.training.run import Run
 
 
@@ -18,10 +19,12 @@ class AfterStep:
     Args:
         run: the run.
         stage: the stage.
+        first: the step that the stage goes on with.
         steps: how many the stage takes.
         backbone: what is scored on the way.
         networks: what a state holds, beside the optimizer.
         optimizer: the optimizer of the backbone.
+        candidates: what the stage offers to be handed out.
         settle: called before a state is kept: raises if a loss that was not read yet is not finite.
     """
 
@@ -29,30 +32,38 @@ class AfterStep:
         self,
         run: Run,
         stage: str,
+        first: int,
         steps: int,
         backbone: nn.Module,
         networks: nn.Module,
         optimizer: Optimizer,
+        candidates: Candidates,
         settle: Callable[[], Any] = lambda: None,
     ):
-        self._run, self._stage, self._steps, self._backbone = run, stage, steps, backbone
-        self._state, self._settle = (networks, optimizer), settle
+        self._run, self._stage, self._first, self._steps, self._backbone = run, stage, first, steps, backbone
+        self._state, self._candidates, self._settle = (networks, optimizer), candidates, settle
         self._stop = Stop(run.logbook.warn)
 
     def __enter__(self) -> "AfterStep":
         self._stop.__enter__()
+        if self._first:  # a kill may have come between a state and its score
+            self._candidates.consider(self._first)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stop.__exit__(*error)
 
-    def __call__(self, done: int) -> None:
-        """Keep a state and score the targets if it is time for that after `done` steps.
+    def __call__(self, done: int) -> bool:
+        """Keep a state, score the targets and a candidate if it is time for that after `done` steps.
+
+        Returns:
+            Whether the stage ends here.
 
         Raises:
             KeyboardInterrupt: a signal has asked the process to end; the state is kept.
             NonFiniteLoss: the weights are NaN or infinite.
         """
+        self._candidates.update(done)
         is_due = done % self._run.config.save_every == 0 or done == self._steps
         if is_due or self._stop.asked:
             self._keep(done)
@@ -60,10 +71,15 @@ class AfterStep:
         try:
             with self._stop.at_once():
                 self._run.score_on_the_way(self._stage, self._backbone, done)
+                self._candidates.consider(done)
         except KeyboardInterrupt:
             if not is_due:
                 self._keep(done)
             raise
+        ends = done >= self._candidates.steps
+        if ends and not is_due:
+            self._keep(done)
+        return ends
 
     def _keep(self, done):
         self._settle()

@@ -1,4 +1,4 @@
-"""What a run trains and scores on: its domains, the batches drawn from them, and the images of these batches.
+"""What the stages of a run draw from their domains: batches, and the images of these batches.
 
 Shape suffix: B = images of a batch.
 """
@@ -6,103 +6,17 @@ Shape suffix: B = images of a batch.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastmfr import synthetic
 from fastmfr.config import Config, narrowed
 from fastmfr.decode import DecodedCache, Preprocess, Verdicts, choose_cache, choose_decoder, open_stream
-from fastmfr.domains import Domain, Joint, join, open_domain
-from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
-from fastmfr.protocols.shared_images import shared_images
+from fastmfr.domains import Domain, Joint
+from fastmfr.results import META, PRETRAIN
 from fastmfr.sampler import GroupedDomainSampler, Pairs
 from fastmfr.training.logbook import Logbook
-
-SYNTHETIC = "synthetic:"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A domain to score on.
-
-    `pairs` lists the images enrolled and the images looked up. `unseen` says that training has no image of the domain.
-    """
-
-    domain: Domain
-    pairs: GalleryProbe
-    unseen: bool
-
-
-def open_protocol(config: Config, logbook: Logbook) -> tuple[Joint, dict[str, Target]]:
-    """Open the source and target domains of a run; make the procedural faces among them.
-
-    Returns:
-        The source domains joined under one set of labels, and the targets by name. Of a domain that is source and
-        target the people held out are in the target, the others in the source.
-
-    Raises:
-        FileNotFoundError: a path is no folder.
-        ValueError: a folder is no domain, or there is no procedural domain of a name.
-    """
-    protocol = Protocol(config.data.sources, config.data.targets)
-    paths = {**protocol.sources, **protocol.targets}
-    real = {name: path for name, path in paths.items() if not path.startswith(SYNTHETIC)}
-    domains = {name: open_domain(path, name) for name, path in real.items()}  # before faces are made, which takes long
-    made = _make_faces({name: path for name, path in paths.items() if name not in real}, config, logbook)
-    domains |= {name: open_domain(path, name) for name, path in made.items()}
-    scored = dict(domains)
-    for name in protocol.held_out:
-        train_people, scored_people = hold_out(domains[name].identities, config.data.holdout, config.seed)
-        domains[name], scored[name] = domains[name].people(train_people), scored[name].people(scored_people)
-    sources = join([domains[name] for name in protocol.sources])
-    targets = {}
-    for name in protocol.targets:
-        pairs = gallery_probe(
-            scored[name].offsets, seed=config.seed, probes_per_identity=config.evaluate.probes_per_identity
-        )
-        targets[name] = Target(scored[name], pairs, unseen=name not in protocol.sources)
-    _say_what_is_there(sources, targets, config.data.single, logbook)
-    return sources, targets
-
-
-def _say_what_is_there(sources, targets, single, logbook):
-    for domain in sources.domains:
-        alone = domain.single if single == "drop" else 0
-        drawn = f"; people with one image, never drawn: {alone:,} (data.single drop)" if alone else ""
-        logbook.say(f"train on  {domain.name}: {domain.identities:,} people, {domain.images:,} images{drawn}")
-    for name, target in targets.items():
-        kind = "never seen in training" if target.unseen else "people held out of training"
-        logbook.say(f"score on  {name}: {target.domain.identities:,} people, {target.domain.images:,} images, {kind}")
-    unseen = [target.domain for target in targets.values() if target.unseen]
-    for note in dict.fromkeys(note for domain in (*sources.domains, *unseen) for note in domain.notes):
-        logbook.warn(note)
-    for sentence in shared_images(sources.domains, unseen):
-        logbook.warn(sentence)
-
-
-def _make_faces(paths, config, logbook):
-    """{name: folder} for {name: "synthetic:DOMAIN"}; faces made before with the same settings are found again."""
-    wanted = {name: path.removeprefix(SYNTHETIC) for name, path in paths.items()}
-    for domain in wanted.values():
-        if domain not in synthetic.DOMAINS:
-            raise ValueError(f"there is no synthetic domain {domain!r}; want one of {', '.join(synthetic.DOMAINS)}")
-    if not wanted:
-        return {}
-    settings = config.data.synthetic
-    kept = Path(settings.folder) / f"{settings.identities}x{settings.images}-{settings.size}px"
-    with logbook.progress("making faces", 0, len(wanted) * settings.identities * settings.images) as meter:
-        made = synthetic.make(
-            kept,
-            domains=tuple(wanted.values()),
-            identities=settings.identities,
-            images=settings.images,
-            size=settings.size,
-            progress=lambda done, _: meter.step(done, done),
-        )
-    return {name: made[domain] for name, domain in wanted.items()}
 
 
 def preprocess(data: Any) -> Preprocess:
@@ -127,13 +41,28 @@ def choose_decoding(
 
 
 class TrainingImages:
-    """The images of both stages. If data.cache selects a cache, the first stream has all source images decoded."""
+    """The images of one stage, or of both. If data.cache selects a cache, the first stream has all of them decoded.
+
+    Args:
+        sources: the domains.
+        images_drawn: how many images are drawn from them in all, as often as they are drawn.
+        config: the settings.
+        device: where the images are wanted.
+        decoding: what `choose_decoding` returns.
+        logbook: says whether there is a cache, and why.
+    """
 
     def __init__(
-        self, sources: Joint, config: Config, device: torch.device, decoding: Mapping[str, Any], logbook: Logbook
+        self,
+        sources: Joint,
+        images_drawn: int,
+        config: Config,
+        device: torch.device,
+        decoding: Mapping[str, Any],
+        logbook: Logbook,
     ):
-        self._sources, self._config, self._device, self._logbook = sources, config, device, logbook
-        self._decoding = decoding  # what `choose_decoding` returns
+        self._sources, self._images_drawn, self._config = sources, images_drawn, config
+        self._device, self._logbook, self._decoding = device, logbook, decoding
 
     def open(
         self, requests: Callable[[int], tuple[np.ndarray, np.ndarray]], *, batch_images: int, first: int, last: int
@@ -151,6 +80,10 @@ class TrainingImages:
         """Do now what the first stream would do."""
         self._open  # noqa: B018
 
+    def close(self) -> None:
+        """Free the cache. A stream that is opened later makes another one."""
+        self.__dict__.pop("_open", None)
+
     @cached_property
     def _open(self) -> Callable[..., Any]:
         return partial(
@@ -166,16 +99,48 @@ class TrainingImages:
     def _cache(self) -> Any:
         """The decoded images, or "none"; the logbook says which and why."""
         config, domains = self._config, self._sources.domains
-        pairs = config.pretrain.steps * config.pretrain.batch_identities
-        pairs += config.meta.steps * config.meta.batch_identities * 2 * len(domains)
         look = preprocess(config.data)
-        place, sentence = choose_cache(config.data.cache, domains, look, 2 * pairs, self._device)
+        place, sentence = choose_cache(config.data.cache, domains, look, self._images_drawn, self._device)
         self._logbook.say(sentence)
         if place == "none":
             return place
         with self._logbook.progress("decoding", 0, sum(domain.images for domain in domains)) as meter:
             show = lambda done, _: meter.step(done, done)  # noqa: E731
             return DecodedCache(domains, look, place=place, device=self._device, **self._decoding, progress=show)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on.
+
+    Attributes:
+        sources: its domains, joined under one set of labels.
+        images: streams of their images.
+    """
+
+    sources: Joint
+    images: TrainingImages
+
+
+def stage_data(sources: Mapping[str, Joint], config: Config, *rest: Any) -> dict[str, StageData]:
+    """Make the data of each stage; stages with the same sources share their images, and so a cache.
+
+    Args:
+        sources: the domains of each stage.
+        config: the settings.
+        rest: device, decoding and logbook, as TrainingImages takes them.
+    """
+    images_drawn = {
+        PRETRAIN: config.pretrain.steps * config.pretrain.batch_identities * 2,
+        META: config.meta.steps * config.meta.batch_identities * 4 * len(sources[META].domains),
+    }
+    if sources[PRETRAIN] is sources[META]:
+        shared = StageData(sources[META], TrainingImages(sources[META], sum(images_drawn.values()), config, *rest))
+        return dict.fromkeys(images_drawn, shared)
+    return {
+        stage: StageData(sources[stage], TrainingImages(sources[stage], drawn, config, *rest))
+        for stage, drawn in images_drawn.items()
+    }
 
 
 def batch_sampler(sources: Joint, config: Config, batch_identities: int, **options: Any) -> GroupedDomainSampler:
@@ -188,24 +153,24 @@ def batch_sampler(sources: Joint, config: Config, batch_identities: int, **optio
     return GroupedDomainSampler(offsets, batch_identities, config.seed, single=config.data.single, **options)
 
 
-def check_batches(sources: Joint, config: Config) -> None:
-    """Check that every stage with steps can draw its batches.
+def check_batches(sources: Mapping[str, Joint], config: Config) -> None:
+    """Check that every stage with steps can draw its batches from its sources.
 
     Raises:
         ValueError: a domain is too small for a batch, there is one source domain for meta-training, or
             pretrain.sample_rate takes fewer identities than a batch has.
     """
-    domains, meta = sources.domains, config.meta
+    domains, meta = sources[META].domains, config.meta
     if config.pretrain.steps:
-        batch_sampler(sources, config, config.pretrain.batch_identities)
-        _check_sample_rate(sources, config.pretrain)
+        batch_sampler(sources[PRETRAIN], config, config.pretrain.batch_identities)
+        _check_sample_rate(sources[PRETRAIN], config.pretrain)
     if meta.steps and len(domains) == 1:
         raise ValueError(
             "meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
             f"{domains[0].name}. Add sources, or set meta.steps to 0"
         )
     if meta.steps:
-        splits = Splits(sources, config)
+        splits = Splits(sources[META], config)
         for i in range(splits.of_a_step):
             splits.pairs(i)
 

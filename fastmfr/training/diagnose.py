@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastmfr.decode import ImageStream
-from fastmfr.evaluate import domain_gap, draw_evenly, embed, hardest_pairs
-from fastmfr.evaluate.embed import in_order
+from fastmfr.evaluate import domain_gap, draw_evenly, hardest_pairs
 from fastmfr.evaluate.gap import MOST, MOST_IN_ALL
 from fastmfr.report import contact_sheet, hardest_sheet
 from fastmfr.results import DomainGap, HardestPairs, TargetResult
@@ -57,7 +55,7 @@ class Diagnosis:
         """Measure the gap between all domains as the backbone embeds them; None for fewer than two domains."""
         embedded = {}
         for name, domain in self._domains.items():
-            rows, person_N = self._embedded.pop(name, None) or self._embed(backbone, domain, self._drawn[name])
+            rows, person_N = self._embedded.pop(name, None) or self._run.embed(backbone, domain, self._drawn[name])
             if len(np.unique(person_N)) > 1:
                 embedded[name] = rows, person_N
         if len(embedded) < 2:
@@ -75,29 +73,8 @@ class Diagnosis:
         pixels = {name: self._pixels(targets[name].domain, np.array(images)) for name, images in shown.items()}
         hardest_sheet(scored, pixels, path)
 
-    def _embed(self, backbone, domain, image_N):
-        """(embeddings, people) of these images, without those that could not be decoded."""
-        with self._stream(domain, image_N) as stream:
-            rows = embed(backbone, (batch for _, batch in stream), self._run.device)[: len(image_N)]
-            bad = dict(stream.bad)
-        whole = np.array([not bad or domain.label_of(image) not in bad for image in image_N.tolist()])
-        return rows[torch.from_numpy(whole).to(rows.device)], domain.identity_of(image_N[whole])
-
     def _pixels(self, domain, image_N) -> np.ndarray:
         """uint8 (N, H, W, 3) of these images, as the network sees them."""
-        with self._stream(domain, image_N) as stream:
+        with self._run.stream(domain, image_N) as stream:
             grey_N3HW = torch.cat([batch for _, batch in stream])[: len(image_N)] * self._look.std + self._look.mean
         return grey_N3HW.round().clip(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-
-    def _stream(self, domain, image_N):
-        """Batches of these images in order, the last one filled up."""
-        batch_images = min(self._run.config.evaluate.batch_images, len(image_N))
-        return ImageStream(
-            [domain],
-            in_order(image_N, batch_images),
-            self._look,
-            batch_images=batch_images,
-            last=-(-len(image_N) // batch_images),
-            device=str(self._run.device),
-            **self._run.decoding,
-        )

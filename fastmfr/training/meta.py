@@ -5,6 +5,7 @@ Shape suffixes: B = pairs, H W = image.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -17,7 +18,8 @@ from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
-from fastmfr.training.data import images_of
+from fastmfr.training.choosing import Candidates, Choosing, first_batches
+from fastmfr.training.data import Splits, images_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import meta_rates, sgd
 from fastmfr.training.run import Run
@@ -36,36 +38,52 @@ def mfr_trainer(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> Me
     return trainer
 
 
-def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_trainer) -> None:
+def meta_train(
+    run: Run, backbone: nn.Module, choosing: Choosing | None = None, make_trainer: Callable = mfr_trainer
+) -> None:
     """Train the backbone, in place, by MFR.
 
     Training goes on from the newest state in the run's folder, if there is one.
 
     Args:
+        run: the run.
+        backbone: the network.
+        choosing: is offered the weights, and averages of them, to be handed out; None makes no averages.
         make_trainer: (run, backbone, optimizer) -> an object with `step` and `graph` as MetaTrainer has them.
 
     Raises:
         NonFiniteLoss: a loss, the gradient or a weight became NaN or infinite.
         KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
-    settings, splits, logbook = run.config.meta, run.splits(), run.logbook
+    settings, data, logbook = run.config.meta, run.data[META], run.logbook
+    splits = Splits(data.sources, run.config)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
-    first = run.checkpoints(META).resume(backbone, optimizer)
-    if first >= settings.steps:
-        return
-    logbook.rewind(META, first)
-    backbone.train()
-    trainer = make_trainer(run, backbone, optimizer)
+    candidates = Candidates(choosing, run, META, settings.steps, backbone)
+    networks = nn.ModuleDict({"backbone": backbone, "averages": candidates.averages})
+    first = run.checkpoints(META).resume(networks, optimizer)
     requests = lambda i: images_of(*splits.pairs(i))  # noqa: E731
-    batch_images, of_a_step = len(requests(0)[0]), splits.of_a_step
-    numbers = {"first": first * of_a_step, "last": settings.steps * of_a_step}
+    stream = partial(data.images.open, requests, batch_images=len(requests(0)[0]))
+    if first < candidates.steps:
+        logbook.rewind(META, first)
+        backbone.train()
+        trainer = make_trainer(run, backbone, optimizer)
+        after = AfterStep(run, META, first, settings.steps, backbone, networks, optimizer, candidates)
+        _train(run, trainer, splits, stream, after, first)
+    frozen = settings.batch_norm == "frozen"
+    candidates.finish(None if frozen else partial(first_batches, stream, settings.steps * splits.of_a_step))
+
+
+def _train(run, trainer, splits, stream, after, first):
+    """Takes the steps from `first` on."""
+    settings, logbook, of_a_step = run.config.meta, run.logbook, splits.of_a_step
     with (
-        run.images.open(requests, batch_images=batch_images, **numbers) as stream,
+        stream(first=first * of_a_step, last=settings.steps * of_a_step) as images_of_splits,
         logbook.progress(META, first, settings.steps) as meter,
-        AfterStep(run, META, settings.steps, backbone, backbone, optimizer) as after_step,
+        after,
     ):
-        told = _Records(run, splits, meter, stream, first, batch_images * of_a_step)
-        images = iter(stream)
+        batch_images = stream.keywords["batch_images"]
+        told = _Records(run, splits, meter, images_of_splits, first, batch_images * of_a_step)
+        images = iter(images_of_splits)
         for step in range(first, settings.steps):
             rates = meta_rates(step, **{name: getattr(settings, name) for name in SCHEDULED})
             result = trainer.step(
@@ -75,7 +93,8 @@ def meta_train(run: Run, backbone: nn.Module, make_trainer: Callable = mfr_train
                 losses=_losses(settings, rates),
             )
             told.add(step, result, rates)
-            after_step(step + 1)
+            if after(step + 1):
+                break
     logbook.say(f"meta: {trainer.graph}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
 
 
@@ -109,7 +128,7 @@ class _Records:
     def add(self, step, result, rates):
         """Record a step. Raises NonFiniteLoss."""
         values_by_split, gradient_norm = _to_host(result)
-        of_a_step, domains = self._splits.of_a_step, self._run.sources.domains
+        of_a_step, domains = self._splits.of_a_step, self._run.data[META].sources.domains
         left_out = [domains[self._splits.left_out(step * of_a_step + i)].name for i in range(of_a_step)]
         _refuse_non_finite(values_by_split, left_out, step)
         values = {name: float(np.mean(value)) for name, value in values_by_split.items()}

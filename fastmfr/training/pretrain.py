@@ -17,7 +17,8 @@ from fastmfr.head import MarginHead, make_margin
 from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
-from fastmfr.training.data import images_of
+from fastmfr.training.choosing import Candidates, Choosing, first_batches
+from fastmfr.training.data import batch_sampler, images_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep, to_host
@@ -26,10 +27,15 @@ from fastmfr.training.run import Run
 KEPT_BACK = {"cuda": 1}  # losses that are not read before the next step is queued, by device
 
 
-def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
+def pretrain(run: Run, backbone: nn.Module, choosing: Choosing | None = None) -> MarginHead:
     """Train the backbone, in place, to tell all identities of all source domains apart.
 
     Training goes on from the newest state in the run's folder, if there is one.
+
+    Args:
+        run: the run.
+        backbone: the network.
+        choosing: is offered the weights, and averages of them, to be handed out; None makes no averages.
 
     Returns:
         The classifier, as trained.
@@ -38,39 +44,47 @@ def pretrain(run: Run, backbone: nn.Module) -> MarginHead:
         NonFiniteLoss: the loss or a weight became NaN or infinite.
         KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
-    settings, logbook = run.config.pretrain, run.logbook
-    sampler = run.batch_sampler(settings.batch_identities)
+    settings, data = run.config.pretrain, run.data[PRETRAIN]
+    sampler = batch_sampler(data.sources, run.config, settings.batch_identities)
     head = _new_head(run, backbone)
-    both = nn.ModuleDict({"backbone": backbone, "head": head})
+    candidates = Candidates(choosing, run, PRETRAIN, settings.steps, backbone)
+    networks = nn.ModuleDict({"backbone": backbone, "head": head, "averages": candidates.averages})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
-    first = run.checkpoints(PRETRAIN).resume(both, optimizer)
-    if first >= settings.steps:
-        return head
+    first = run.checkpoints(PRETRAIN).resume(networks, optimizer)
+    stream = partial(
+        data.images.open, lambda step: images_of(sampler.batch(step)), batch_images=2 * settings.batch_identities
+    )
+    if first < settings.steps:
+        _train(run, backbone, head, networks, optimizer, candidates, sampler, stream, first)
+    candidates.finish(partial(first_batches, stream, settings.steps))
+    return head
+
+
+def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream, first):
+    """Takes the steps from `first` on."""
+    settings, sources, logbook = run.config.pretrain, run.data[PRETRAIN].sources, run.logbook
     logbook.rewind(PRETRAIN, first)
-    both.train()
+    networks.train()
     step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
-    requests = lambda step: images_of(sampler.batch(step))  # noqa: E731
+    settle = lambda: losses.read()  # noqa: E731
     with (
-        run.images.open(
-            requests, batch_images=2 * settings.batch_identities, first=first, last=settings.steps
-        ) as images,
+        stream(first=first, last=settings.steps) as images,
         logbook.progress(PRETRAIN, first, settings.steps) as meter,
-        AfterStep(run, PRETRAIN, settings.steps, backbone, both, optimizer, lambda: losses.read()) as after_step,
+        AfterStep(run, PRETRAIN, first, settings.steps, backbone, networks, optimizer, candidates, settle) as after,
     ):
         losses = _Losses(partial(_record, run, meter, images, first), run.device)
         for step, image_B3HW in images:
             pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
-            label_B = to_device(np.tile(run.sources.label(pairs.domain, pairs.identity), 2), run.device)
+            label_B = to_device(np.tile(sources.label(pairs.domain, pairs.identity), 2), run.device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
             loss_B = step_of(image_B3HW, label_B, step)
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
             losses.add(loss_B, step, pairs, rate)
-            after_step(step + 1)
+            after(step + 1)
     optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
     logbook.say(f"pretrain: {step_of.state}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
-    return head
 
 
 def _new_head(run, backbone):
@@ -78,7 +92,7 @@ def _new_head(run, backbone):
     settings = run.config.pretrain
     head = MarginHead(
         backbone.embedding,
-        run.sources.identities,
+        run.data[PRETRAIN].sources.identities,
         make_margin(settings.margin, settings.margin_values),
         settings.scale,
         sample_rate=settings.sample_rate,
@@ -121,7 +135,7 @@ def _record(run, meter, images, first, loss_B, step, pairs, rate):
     """Records a step of pretraining. Raises NonFiniteLoss."""
     loss = loss_B.mean().item()
     if not math.isfinite(loss):
-        raise NonFiniteLoss(_blame_rows(loss_B, pairs, run.sources, step))
+        raise NonFiniteLoss(_blame_rows(loss_B, pairs, run.data[PRETRAIN].sources, step))
     seen = (step + 1 - first) * len(loss_B)
     speed, wait = meter.step(step + 1, seen, images.wait_seconds, f"loss {loss:.3f}")
     run.logbook.record(PRETRAIN, step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)

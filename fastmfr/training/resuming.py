@@ -1,13 +1,14 @@
 """What a run was made with, written when it begins, and what may be different when it is resumed."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastmfr.atomic import write_text
 from fastmfr.config.sections import Config, flattened, plain
-from fastmfr.domains import Joint
+from fastmfr.domains import Domain
 from fastmfr.results import BASE, META, MFR, PRETRAIN, from_json, to_json
 from fastmfr.run_folder import steps_of_weights
 from fastmfr.training.checkpoint import Checkpoints
@@ -27,8 +28,10 @@ def settings_kept(config: Config) -> dict[str, Any]:
     may be added if no people of a source are held out for it.
     """
     flat = flattened(plain(asdict(config)))
-    flat["data.sources"] = list(config.data.sources)
-    flat["data.targets"] = [name for name in config.data.targets if name in config.data.sources]
+    for side in ("sources", "pretrain"):
+        flat[f"data.{side}"] = list(getattr(config.data, side))
+    learned_from = (*config.data.sources, *config.data.pretrain)
+    flat["data.targets"] = [name for name in config.data.targets if name in learned_from]
     return {name: value for name, value in flat.items() if name not in FREE and not name.startswith(FREE_SECTIONS)}
 
 
@@ -44,9 +47,9 @@ class Held:
         return f"{self.people:,} people and {self.images:,} images"
 
 
-def data_of(sources: Joint) -> dict[str, Held]:
-    """Return what each source domain holds, by name."""
-    return {domain.name: Held(domain.identities, domain.images, domain.fingerprint()) for domain in sources.domains}
+def data_of(trained: Mapping[str, Domain]) -> dict[str, Held]:
+    """Return what each domain that is trained on holds, by name."""
+    return {name: Held(domain.identities, domain.images, domain.fingerprint()) for name, domain in trained.items()}
 
 
 class MadeWith:
@@ -91,7 +94,7 @@ class MadeWith:
                 f"{', '.join(FREE[3:7])} and {FREE_SECTIONS[0]}*; for anything else start a new run"
             )
 
-    def check_data(self, sources: Joint) -> None:
+    def check_data(self, trained: Mapping[str, Domain]) -> None:
         """Check that the source domains hold what they held when the run began.
 
         Raises:
@@ -99,7 +102,7 @@ class MadeWith:
         """
         if self._record is None:
             return
-        for name, now in data_of(sources).items():
+        for name, now in data_of(trained).items():
             before = self._data.get(name, Held())
             if before == now:
                 continue
@@ -109,10 +112,10 @@ class MadeWith:
                 "the same images; put them back, or start a new run with --model.weights to go on from these weights"
             )
 
-    def write(self, config: Config, sources: Joint) -> None:
+    def write(self, config: Config, trained: Mapping[str, Domain]) -> None:
         """Write the record, if the folder has none yet."""
         if self._record is None:
-            record = {"settings": settings_kept(config), "data": to_json(data_of(sources))}
+            record = {"settings": settings_kept(config), "data": to_json(data_of(trained))}
             write_text(self._path, json.dumps(record, indent=1))
 
 

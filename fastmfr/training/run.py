@@ -8,33 +8,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fastmfr.atomic import write_text
 from fastmfr.backbone import build_backbone
 from fastmfr.config import Config
-from fastmfr.decode import Preprocess, checked_decoder
-from fastmfr.domains import Domain, Joint
-from fastmfr.evaluate import embed_and_score
+from fastmfr.decode import ImageStream, Preprocess, checked_decoder
+from fastmfr.domains import Domain
+from fastmfr.evaluate import embed, embed_and_score
+from fastmfr.evaluate.embed import in_order
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
-from fastmfr.results import Scores
+from fastmfr.results import META, PRETRAIN, Scores
 from fastmfr.run_folder import weights_of
 from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
-from fastmfr.sampler import GroupedDomainSampler
 from fastmfr.training.checkpoint import Checkpoints
-from fastmfr.training.data import (
-    Splits,
-    Target,
-    TrainingImages,
-    batch_sampler,
-    check_batches,
-    choose_decoding,
-    open_protocol,
-    preprocess,
-)
+from fastmfr.training.data import StageData, check_batches, choose_decoding, preprocess, stage_data
 from fastmfr.training.logbook import Logbook
+from fastmfr.training.people import People, Target, open_people
 from fastmfr.training.resuming import MadeWith, check_steps
 from fastmfr.weights import load_weights
 
@@ -63,9 +56,8 @@ class Run:
         folder: where all that the run writes goes.
         device: the CPU, or a CUDA device.
         logbook: says and records what happens, in `folder`.
-        sources: the domains to train on, joined under one set of labels.
-        targets: the domains to score on, by name.
-        images: streams of training images.
+        people: who is trained on in which stage, and who is scored.
+        data: what each stage trains on; one object if both stages have the same people.
         decoding: threads, decoder, vet and verdicts, as ImageStream takes them.
         seconds: how long each part of the run has taken so far.
     """
@@ -74,9 +66,8 @@ class Run:
     folder: Path
     device: torch.device
     logbook: Logbook
-    sources: Joint
-    targets: Mapping[str, Target]
-    images: TrainingImages
+    people: People
+    data: Mapping[str, StageData]
     decoding: Mapping[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -106,22 +97,23 @@ class Run:
         seed_and_set_threads(config.seed, config.threads)
         seconds = {}
         with _timed(seconds, "data"):
-            sources, targets = open_protocol(config, logbook)
+            people = open_people(config, logbook)
             if made_with:
-                made_with.check_data(sources)
-            check_batches(sources, config)
-            domains = [*sources.domains, *(target.domain for target in targets.values())]
+                made_with.check_data(people.trained)
+            check_batches(people.sources, config)
+            scored = [target.domain for target in people.targets.values()]
+            domains = [*people.trained.values(), *people.validation.values(), *scored]
             decoder, decoding = choose_decoding(config, domains, device, logbook)
         # The settings keep the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
         config = replace(config, data=replace(config.data, decode=decoder))
         if new:
             logbook.folder = make_new_folder(logbook.folder)
         logbook.folder.mkdir(parents=True, exist_ok=True)
-        (made_with or MadeWith(logbook.folder)).write(config, sources)
+        (made_with or MadeWith(logbook.folder)).write(config, people.trained)
         write_text(logbook.folder / "config.yaml", config.to_yaml())
         write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
-        images = TrainingImages(sources, config, device, decoding, logbook)
-        return cls(config, logbook.folder, device, logbook, sources, targets, images, decoding, seconds)
+        data = stage_data(people.sources, config, device, decoding, logbook)
+        return cls(config, logbook.folder, device, logbook, people, data, decoding, seconds)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -129,18 +121,19 @@ class Run:
         return preprocess(self.config.data)
 
     @property
+    def targets(self) -> Mapping[str, Target]:
+        """The domains to score on, by name."""
+        return self.people.targets
+
+    @property
     def domains(self) -> dict[str, Domain]:
-        """All domains by name; of one that is source and target, the people held out."""
-        scored = {name: target.domain for name, target in self.targets.items()}
-        return {domain.name: domain for domain in self.sources.domains} | scored
+        """All domains by name; of one that is trained on and scored, the people held out."""
+        return {**self.people.trained, **{name: target.domain for name, target in self.targets.items()}}
 
-    def batch_sampler(self, batch_identities: int) -> GroupedDomainSampler:
-        """The sampler of batches of `batch_identities` people from all source domains."""
-        return batch_sampler(self.sources, self.config, batch_identities)
-
-    def splits(self) -> Splits:
-        """The splits of all meta steps."""
-        return Splits(self.sources, self.config)
+    def before_stage(self, stage: str) -> None:
+        """Free the decoded images of the stage before, if this stage has other ones."""
+        if stage == META and self.data[META] is not self.data[PRETRAIN]:
+            self.data[PRETRAIN].images.close()
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The states of a stage."""
@@ -152,6 +145,36 @@ class Run:
         if self.config.model.weights:
             load_weights(backbone, weights_of(self.config.model.weights))
         return to_channels_last(backbone, self.device)
+
+    def embed(self, backbone: nn.Module, domain: Domain, image_N: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Embed images of a domain.
+
+        Args:
+            backbone: maps image_B3HW to embedding_BD.
+            domain: the domain.
+            image_N: numbers of images, int64 (N,).
+
+        Returns:
+            The embeddings of those images that could be decoded, and the person in each.
+        """
+        with self.stream(domain, image_N) as stream:
+            rows = embed(backbone, (batch for _, batch in stream), self.device)[: len(image_N)]
+            bad = dict(stream.bad)
+        whole = np.array([not bad or domain.label_of(image) not in bad for image in image_N.tolist()])
+        return rows[torch.from_numpy(whole).to(rows.device)], domain.identity_of(image_N[whole])
+
+    def stream(self, domain: Domain, image_N: np.ndarray) -> ImageStream:
+        """Open a stream of images (N,) of a domain in their order, unchanged; the last batch is filled up."""
+        batch_images = min(self.config.evaluate.batch_images, len(image_N))
+        return ImageStream(
+            [domain],
+            in_order(image_N, batch_images),
+            self.preprocess.plain(),
+            batch_images=batch_images,
+            last=-(-len(image_N) // batch_images),
+            device=str(self.device),
+            **self.decoding,
+        )
 
     def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
         """Yield (target, scores, embedding_ND, bad images) for one target after the other."""

@@ -1,9 +1,10 @@
-"""The stages of a run in order: pretrain and score the base, meta-train and score MFR, draw what was found."""
+"""The stages of a run in order: pretrain and score the base, meta-train and score MFR, choose, draw what was found."""
 
 from torch import nn
 
-from fastmfr.results import META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
+from fastmfr.results import CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
 from fastmfr.run_folder import steps_of_weights
+from fastmfr.training.choosing import LAST, Choosing
 from fastmfr.training.diagnose import Diagnosis
 from fastmfr.training.meta import meta_train
 from fastmfr.training.pretrain import pretrain
@@ -30,14 +31,18 @@ def complete(run: Run) -> Results:
         diagnosis.draw_domains(run.folder / "domains.png")
     results = Results(
         recipe=run.config.recipe,
-        sources=[domain.name for domain in run.sources.domains],
+        sources=list(run.people.trained),
         targets={name: TargetResult(unseen=target.unseen) for name, target in run.targets.items()},
     )
-    backbone = run.new_backbone()
+    backbone, choosing = run.new_backbone(), Choosing(run)
+    if choosing.is_on and not run.config.pretrain.steps and not choosing.knows(PRETRAIN, 0, LAST):
+        choosing.consider(backbone, PRETRAIN, 0)
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
-            _train_or_load(run, stage, steps, backbone)
+            _train_or_load(run, stage, steps, backbone, choosing)
             _score(run, MODEL_OF_STAGE[stage], backbone, diagnosis, results)
+    if choosing.choice.best:
+        _hand_out(run, choosing, backbone, diagnosis, results)
     if any(target.models for target in results.targets.values()):
         with run.timed("evaluate"):
             diagnosis.draw_hardest(results.targets, run.folder / "hardest.png")
@@ -47,14 +52,34 @@ def complete(run: Run) -> Results:
     return results
 
 
-def _train_or_load(run, stage, steps, backbone: nn.Module):
+def _train_or_load(run, stage, steps, backbone: nn.Module, choosing):
     weights = run.folder / f"{MODEL_OF_STAGE[stage]}.safetensors"
-    if weights.is_file() and steps_of_weights(weights) in (steps, None):
+    if weights.is_file() and steps_of_weights(weights) in (choosing.steps_of(stage, steps), None):
         load_weights(backbone, weights)
         return
+    run.before_stage(stage)
     with run.timed(stage):
-        TRAIN[stage](run, backbone)
-    save_weights(backbone, weights, steps=steps)
+        TRAIN[stage](run, backbone, choosing)
+    taken = choosing.steps_of(stage, steps)
+    if taken < steps:
+        run.logbook.say(
+            f"{stage} ended after {taken} of {steps} steps, no better for {run.config.choose.patience} scores"
+        )
+    save_weights(backbone, weights, steps=taken)
+
+
+def _hand_out(run, choosing, backbone: nn.Module, diagnosis, results):
+    """Scores the model that is handed out, and says which one it is and why."""
+    best, results.choice = choosing.choice.best, choosing.choice
+    run.logbook.say(choosing.explain())
+    model = MODEL_OF_STAGE[best.of_stage]
+    if best.weights == LAST and best.key[:2] == choosing.last_of(best.of_stage):
+        for target in results.targets.values():  # the same weights have the same scores
+            target.models[CHOSEN] = target.models[model]
+        results.gap[CHOSEN] = results.gap[model]
+        return
+    load_weights(backbone, choosing.path)
+    _score(run, CHOSEN, backbone, diagnosis, results)
 
 
 def _score(run, model, backbone: nn.Module, diagnosis, results):

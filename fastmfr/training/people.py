@@ -1,0 +1,164 @@
+"""Who of each domain is for what: to train stage one on, stage two, to choose a model by, or to score."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastmfr import synthetic
+from fastmfr.config import Config
+from fastmfr.domains import Domain, Joint, join, open_domain
+from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
+from fastmfr.protocols.shared_images import shared_images
+from fastmfr.results import META, PRETRAIN
+from fastmfr.training.logbook import Logbook
+
+SYNTHETIC = "synthetic:"
+LEAST = 5  # people of a domain that are kept for validation; fewer say nothing
+
+
+@dataclass(frozen=True)
+class Target:
+    """A domain to score on.
+
+    `pairs` lists the images enrolled and the images looked up. `unseen` says that training has no image of the domain.
+    """
+
+    domain: Domain
+    pairs: GalleryProbe
+    unseen: bool
+
+
+@dataclass(frozen=True)
+class People:
+    """The people of a run. Nobody who is scored, or kept for validation, is trained on.
+
+    Attributes:
+        sources: the domains of each stage, joined under one set of labels; one object if both have the same people.
+        trained: everybody who is trained on, in whichever stage, by domain.
+        validation: people of the sources by whom the model that is handed out is chosen, by domain; a domain with too
+            few people has no part in it.
+        targets: the domains to score on, by name.
+    """
+
+    sources: Mapping[str, Joint]
+    trained: Mapping[str, Domain]
+    validation: Mapping[str, Domain]
+    targets: Mapping[str, Target]
+
+
+def open_people(config: Config, logbook: Logbook) -> People:
+    """Open the domains of a run and divide their people; make the procedural faces among them.
+
+    Of a domain that is learned from and scored, data.holdout says how many people are scored. Of the others in a
+    domain of stage two, data.validation says how many are kept out of training. Of the rest of a domain of both stages,
+    data.new_people says how many are kept for stage two.
+
+    Raises:
+        FileNotFoundError: a path is no folder.
+        ValueError: a folder is no domain, a domain has too few people, or there is no procedural domain of a name.
+    """
+    data = config.data
+    protocol = Protocol(data.sources, data.targets, data.pretrain)
+    opened = _open(protocol.learned_from | protocol.targets, config, logbook)
+    trained, scored = {name: opened[name] for name in protocol.learned_from}, dict(opened)
+    for name in protocol.held_out:
+        trained[name], scored[name] = _divide(opened[name], "data.holdout", data.holdout, config.seed)
+    validation = {}
+    for name in protocol.sources if data.validation else ():
+        trained[name], kept = _keep_some(trained[name], data.validation, config.seed)
+        validation |= {name: kept} if kept else {}
+    stages = {PRETRAIN: dict(trained), META: dict(trained)}
+    if data.new_people:
+        for name in protocol.in_both_stages:
+            divided = _divide(trained[name], "data.new_people", data.new_people, (config.seed, 1))
+            stages[PRETRAIN][name], stages[META][name] = divided
+    names = {PRETRAIN: protocol.pretrain or protocol.sources, META: protocol.sources}
+    sources = {stage: join([stages[stage][name] for name in names[stage]]) for stage in (META, PRETRAIN)}
+    if not protocol.pretrain and not data.new_people:
+        sources[PRETRAIN] = sources[META]
+    targets = {name: _target(scored[name], config, unseen=name not in trained) for name in protocol.targets}
+    people = People(sources, trained, validation, targets)
+    _say(people, data.single, logbook)
+    return people
+
+
+def _target(domain: Domain, config: Config, *, unseen: bool) -> Target:
+    most = config.evaluate.probes_per_identity
+    return Target(domain, gallery_probe(domain.offsets, seed=config.seed, probes_per_identity=most), unseen)
+
+
+def _divide(domain: Domain, setting: str, share: float, seed: int | tuple[int, ...]) -> tuple[Domain, Domain]:
+    """(the other people of a domain, those of the share). Raises ValueError if one of the two has too few."""
+    try:
+        others, mine = hold_out(domain.identities, share, seed)
+    except ValueError as error:
+        raise ValueError(f"{setting} of the domain {domain.name!r}: {error}") from None
+    return domain.people(others), domain.people(mine)
+
+
+def _keep_some(domain: Domain, share: float, seed: int) -> tuple[Domain, Domain | None]:
+    """(the other people, those kept for validation or None), the latter out of those with two images or more."""
+    number = round(share * domain.identities)
+    several = np.flatnonzero(np.diff(domain.offsets) > 1)
+    if number < LEAST or len(several) < number or domain.identities - number < 2:
+        return domain, None
+    kept = np.sort(np.random.default_rng((seed, 2)).permutation(several)[:number])
+    return domain.people(np.setdiff1d(np.arange(domain.identities), kept)), domain.people(kept)
+
+
+def _say(people: People, single: str, logbook: Logbook) -> None:
+    """Says who is trained on and who is scored, and warns of what was passed over or is in two domains."""
+    sources = people.sources
+    one = sources[PRETRAIN] is sources[META]
+    for stage, verb in ((PRETRAIN, "train on" if one else "stage one"), *([] if one else [(META, "stage two")])):
+        for domain in sources[stage].domains:
+            alone = domain.single if single == "drop" else 0
+            drawn = f"; people with one image, never drawn: {alone:,} (data.single drop)" if alone else ""
+            logbook.say(f"{verb:<9} {domain.name}: {domain.identities:,} people, {domain.images:,} images{drawn}")
+    for name, domain in people.validation.items():
+        logbook.say(f"choose by {name}: {domain.identities:,} people, {domain.images:,} images, in no stage")
+    for name, target in people.targets.items():
+        kind = "never seen in training" if target.unseen else "people held out of training"
+        logbook.say(f"score on  {name}: {target.domain.identities:,} people, {target.domain.images:,} images, {kind}")
+    unseen = [target.domain for target in people.targets.values() if target.unseen]
+    _warn_of(people.trained.values(), unseen, logbook)
+
+
+def _warn_of(trained: Iterable[Domain], unseen: Iterable[Domain], logbook: Logbook) -> None:
+    trained, unseen = list(trained), list(unseen)
+    for note in dict.fromkeys(note for domain in (*trained, *unseen) for note in domain.notes):
+        logbook.warn(note)
+    for sentence in shared_images(trained, unseen):
+        logbook.warn(sentence)
+
+
+def _open(paths: Mapping[str, str], config: Config, logbook: Logbook) -> dict[str, Domain]:
+    """{name: domain} of {name: path}, those on disk before faces are made, which takes long."""
+    real = {name: path for name, path in paths.items() if not path.startswith(SYNTHETIC)}
+    domains = {name: open_domain(path, name) for name, path in real.items()}
+    made = _make_faces({name: path for name, path in paths.items() if name not in real}, config, logbook)
+    return domains | {name: open_domain(path, name) for name, path in made.items()}
+
+
+def _make_faces(paths, config, logbook):
+    """{name: folder} for {name: "synthetic:DOMAIN"}; faces made before with the same settings are found again."""
+    wanted = {name: path.removeprefix(SYNTHETIC) for name, path in paths.items()}
+    for domain in wanted.values():
+        if domain not in synthetic.DOMAINS:
+            raise ValueError(f"there is no synthetic domain {domain!r}; want one of {', '.join(synthetic.DOMAINS)}")
+    if not wanted:
+        return {}
+    settings = config.data.synthetic
+    kept = Path(settings.folder) / f"{settings.identities}x{settings.images}-{settings.size}px"
+    with logbook.progress("making faces", 0, len(wanted) * settings.identities * settings.images) as meter:
+        made = synthetic.make(
+            kept,
+            domains=tuple(wanted.values()),
+            identities=settings.identities,
+            images=settings.images,
+            size=settings.size,
+            progress=lambda done, _: meter.step(done, done),
+        )
+    return {name: made[domain] for name, domain in wanted.items()}
