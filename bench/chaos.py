@@ -66,7 +66,7 @@ class Chaos:
             *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.25"),
             *("--pretrain.steps=60", "--pretrain.batch_identities=8", "--pretrain.warmup=2"),
             *("--meta.steps=30", "--meta.batch_identities=6", "--save_every=3"),
-            *("--data.new_people=0", "--data.validation=0.25", "--choose.every=15"),
+            *("--data.validation=0.25", "--choose.every=15"),
         ]
         begin = time.monotonic()
         self._peace = self._whole("peace")

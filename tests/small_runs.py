@@ -31,7 +31,6 @@ def arguments(faces, place, patch, pictures=()):
         "--pretrain.batch_identities=8",
         "--pretrain.warmup=2",
         "--meta.steps=3",
-        "--data.new_people=0",
         "--meta.batch_identities=6",
         "--save_every=100",
     ]

@@ -32,8 +32,6 @@ def command(folder, device, small, threads, *more):
         device,
         "--threads",
         str(threads),
-        "--data.new_people",
-        "0",
         "--data.synthetic.identities",
         people,
         "--data.synthetic.images",
