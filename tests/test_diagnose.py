@@ -33,7 +33,7 @@ def diagnosis(tmp_path):
         scored = open_domain(tmp_path / target)
         pairs = gallery_probe(scored.offsets)
         targets = {target: Target(scored, pairs, unseen=target not in sources)}
-        people = People({}, {domain.name: domain for domain in domains}, targets)
+        people = People({}, {domain.name: domain for domain in domains}, {}, targets)
         run = Run(config, tmp_path, torch.device("cpu"), None, people, data={}, decoding={"vet": True})
         return Diagnosis(run), scored, pairs, preprocess(config.data)
 
