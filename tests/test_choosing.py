@@ -10,7 +10,7 @@ import torch
 from helpers import command
 from small_runs import interrupted, only_run
 
-from fastmfr.evaluate.validation import validate
+from fastmfr.evaluate.validation import Validated, validate
 from fastmfr.results import META, PRETRAIN, Candidate, Choice, Results
 from fastmfr.run_folder import steps_of_weights, weights_of
 from fastmfr.training.averages import Averages
@@ -209,3 +209,20 @@ def test_a_run_hands_out_its_best_candidate_and_goes_on_to_the_same_choice(small
     assert keys(stopped) == keys(tmp_path / "whole")
     for name in (RECORD, "chosen.safetensors", "mfr.safetensors"):
         assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_whose_second_stage_gets_no_better_ends_it_early_and_stays_ended(small, tmp_path, monkeypatch, capsys):
+    left = iter([0.9, 0.8, 0.8, 0.5, 0.4, 0.3, 0.3])  # base and its averages, two steps of stage two and its averages
+    monkeypatch.setattr(
+        "fastmfr.training.choosing.validate", lambda embedded: Validated(next(left), 0.5, {"studio": 0.5})
+    )
+    argv = ["--data.validation=0.25", "--choose.patience=2", "--choose.every=1", "--pretrain.steps=1"]
+    assert main([*small, *argv, "--meta.steps=4"]) == 0
+    folder = only_run(tmp_path)
+    assert "meta ended after 2 of 4 steps" in " ".join(capsys.readouterr().out.split())
+    assert steps_of_weights(folder / "mfr.safetensors") == 2
+    assert Results.load(folder / "results.json").choice.best.key == (PRETRAIN, 1, "last")
+    assert (folder / "chosen.safetensors").read_bytes() == (folder / "base.safetensors").read_bytes()
+    assert main(["--resume", str(folder)]) == 0
+    assert steps_of_weights(folder / "mfr.safetensors") == 2
+    assert next(left, None) is None
