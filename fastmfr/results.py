@@ -16,6 +16,7 @@ PRETRAIN, META = "pretrain", "meta"  # the stages
 BASE, MFR = "base", "mfr"  # the model that a stage leaves
 MODEL_OF_STAGE = {PRETRAIN: BASE, META: MFR}
 CHOSEN = "chosen"  # the model that a run hands out
+LAST, EMA, MEAN = "last", "ema", "mean"  # the weights of a candidate to be handed out
 FAR = (1e-2, 1e-3, 1e-4)  # false accept rates reported by default
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ class Candidate:
     def __str__(self):
         if not self.steps:
             return "the weights that the run began with"
-        kind = {"ema": "moving average of ", "mean": "mean of the weights of "}.get(self.weights, "")
+        kind = {EMA: "moving average of ", MEAN: "mean of the weights of "}.get(self.weights, "")
         return f"{kind}{MODEL_OF_STAGE.get(self.of_stage, self.of_stage)} after {self.steps:,} steps"
 
 
@@ -204,6 +205,11 @@ class Choice:
     images: int = 0
     ended: dict[str, list[int]] = field(default_factory=dict)
     why: str | None = None
+
+    def last_of(self, stage: str) -> "Candidate | None":
+        """Return the last of a stage's weights that are no average; None if there is none."""
+        lasts = (candidate for candidate in self.candidates if (candidate.of_stage, candidate.weights) == (stage, LAST))
+        return max(lasts, key=lambda candidate: candidate.steps, default=None)
 
     @property
     def best(self) -> Candidate | None:

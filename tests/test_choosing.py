@@ -182,6 +182,16 @@ def test_the_weights_that_a_run_begins_with_are_a_candidate(small, tmp_path):
     assert {candidate.of_stage for candidate in found.candidates[1:]} == {META}
 
 
+def test_the_weights_that_a_run_begins_with_can_be_handed_out(small, tmp_path, monkeypatch):
+    left = iter([0.9, 0.5, 0.4, 0.3])  # they, stage two and its averages
+    scored = lambda embedded: Validated(next(left), 0.5, {"studio": 0.5})  # noqa: E731
+    monkeypatch.setattr("fastmfr.training.choosing.validate", scored)
+    assert main([*small, "--pretrain.steps=0", "--data.validation=0.25"]) == 0
+    found = Results.load(only_run(tmp_path) / "results.json")
+    assert found.choice.best.key == (PRETRAIN, 0, "last")
+    assert list(found.targets["nir"].models) == ["mfr", "chosen"]
+
+
 def keys(folder):
     candidates = json.loads((folder / RECORD).read_text())["candidates"]
     return [(found["of_stage"], found["steps"], found["weights"]) for found in candidates]

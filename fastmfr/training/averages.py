@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-EMA, MEAN = "ema", "mean"
+from fastmfr.results import EMA, MEAN
 
 
 class Averages(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastmfr.atomic import write_text
 from fastmfr.evaluate import draw_evenly
 from fastmfr.evaluate.validation import validate
-from fastmfr.results import CHOSEN, META, MODEL_OF_STAGE, Candidate, Choice, from_json, to_json
+from fastmfr.results import CHOSEN, LAST, META, MODEL_OF_STAGE, Candidate, Choice, from_json, to_json
 from fastmfr.training.averages import Averages
 from fastmfr.training.run import Run
 from fastmfr.weights import save_weights
@@ -22,7 +22,6 @@ from fastmfr.weights import save_weights
 RECORD = "choosing.json"
 MOST = 2048  # images scored in all: two million pairs, a fraction of a second
 STATISTICS = 16  # batches that BatchNorm's running statistics are made from
-LAST = "last"
 
 
 def first_batches(stream: Callable[..., Any], batches: int) -> Iterator[Tensor]:
@@ -73,7 +72,9 @@ class Choosing:
         return any(candidate.key == key for candidate in self.choice.candidates)
 
     def consider(self, network: nn.Module, stage: str, steps: int, weights: str = LAST) -> None:
-        """Score a candidate; the best one so far is written to `path`."""
+        """Score a candidate that has no score yet; the best one so far is written to `path`."""
+        if self.knows(stage, steps, weights):
+            return
         with self._run.timed("validate"):
             embedded = {
                 name: self._run.embed(network, self._run.people.validation[name], drawn)
@@ -81,8 +82,7 @@ class Choosing:
             }
             found = validate({name: rows for name, rows in embedded.items() if len(np.unique(rows[1])) > 1})
             candidate = Candidate(of_stage=stage, steps=steps, weights=weights, **vars(found))
-            others = [other for other in self.choice.candidates if other.key != candidate.key]
-            self.choice.candidates = [*others, candidate]
+            self.choice.candidates.append(candidate)
             if self.choice.best is candidate:
                 save_weights(network, self.path, steps=steps)
             self._write()
@@ -109,19 +109,16 @@ class Choosing:
         after, of = self.choice.ended.get(stage, [wanted, wanted])
         return after if of == wanted else wanted
 
-    def last_of(self, stage: str) -> tuple[str, int]:
-        """The stage and the steps after which its own weights were last scored."""
-        steps = (other.steps for other in self.choice.candidates if (other.of_stage, other.weights) == (stage, LAST))
-        return stage, max(steps, default=0)
-
     def explain(self) -> str:
         """Say which model is handed out and why, and keep the sentence."""
         best = self.choice.best
         if best is None:
             return "no model was scored on people kept for validation"
-        last = {candidate.of_stage: candidate for candidate in self.choice.candidates if candidate.weights == LAST}
+        lasts = {stage: self.choice.last_of(stage) for stage in MODEL_OF_STAGE}
         others = ", ".join(
-            f"{MODEL_OF_STAGE[stage]} {100 * other.score:.1f}" for stage, other in last.items() if other is not best
+            f"{MODEL_OF_STAGE[stage]} {100 * other.score:.1f}"
+            for stage, other in lasts.items()
+            if other and other is not best
         )
         self.choice.why = (
             f"Handed out: {best}, {100 * best.score:.1f} on {self.choice.people} people of the sources kept out of "
@@ -171,8 +168,7 @@ class Candidates:
         """Score the weights after `done` steps if it is time for that."""
         if not self._choosing or (done % self._every and done != self._steps):
             return
-        if not self._choosing.knows(self._stage, done, LAST):
-            self._choosing.consider(self._backbone, self._stage, done)
+        self._choosing.consider(self._backbone, self._stage, done)
         if self._stage == META and done < self._steps and self._choosing.has_stalled(self._patience):
             self._choosing.end(META, done, self._steps)
 
@@ -181,5 +177,4 @@ class Candidates:
         if not self._choosing or not self._averages:
             return
         for name, network in self._averages.finished(batches):
-            if not self._choosing.knows(self._stage, self.steps, name):
-                self._choosing.consider(network, self._stage, self.steps, name)
+            self._choosing.consider(network, self._stage, self.steps, name)

@@ -4,7 +4,7 @@ from torch import nn
 
 from fastmfr.results import CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
 from fastmfr.run_folder import steps_of_weights
-from fastmfr.training.choosing import LAST, Choosing
+from fastmfr.training.choosing import Choosing
 from fastmfr.training.diagnose import Diagnosis
 from fastmfr.training.meta import meta_train
 from fastmfr.training.pretrain import pretrain
@@ -35,7 +35,7 @@ def complete(run: Run) -> Results:
         targets={name: TargetResult(unseen=target.unseen) for name, target in run.targets.items()},
     )
     backbone, choosing = run.new_backbone(), Choosing(run)
-    if choosing.is_on and not run.config.pretrain.steps and not choosing.knows(PRETRAIN, 0, LAST):
+    if choosing.is_on and not run.config.pretrain.steps:
         choosing.consider(backbone, PRETRAIN, 0)
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
@@ -73,7 +73,7 @@ def _hand_out(run, choosing, backbone: nn.Module, diagnosis, results):
     best, results.choice = choosing.choice.best, choosing.choice
     run.logbook.say(choosing.explain())
     model = MODEL_OF_STAGE[best.of_stage]
-    if best.weights == LAST and best.key[:2] == choosing.last_of(best.of_stage):
+    if best is choosing.choice.last_of(best.of_stage) and model in results.gap:
         for target in results.targets.values():  # the same weights have the same scores
             target.models[CHOSEN] = target.models[model]
         results.gap[CHOSEN] = results.gap[model]
