@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastmfr.report.choice import choice_table, shown
+from fastmfr.report.choice import choice_parts, shown
 from fastmfr.report.folder import RunFolder
 from fastmfr.report.page import page
 from fastmfr.results import META, PRETRAIN, Candidate, Choice, Results
@@ -31,7 +31,7 @@ def test_shows_the_ends_of_stages_their_averages_and_the_best():
 
 
 def test_the_one_handed_out_is_marked_and_names_are_text():
-    table = choice_table(Choice(candidates=[candidate(META, 6, "mean", 0.5, **{"<b>": 0.25})]))
+    table = "".join(choice_parts(Choice(candidates=[candidate(META, 6, "mean", 0.5, **{"<b>": 0.25})])))
     assert "<tr class=main><td>mean of the weights of mfr after 6 steps</td>" in table
     assert table.count("<td>50.0</td><td>50.0</td><td>25.0</td>") == 1
     assert "&lt;b&gt;" in table

@@ -20,6 +20,14 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     require(value in get_args(choices), f"want {name} out of {wanted}, got {value!r}")
 
 
+def require_at_least(section: Any, least: int, *names: str) -> None:
+    """Raise ValueError unless these settings of a section are whole numbers of at least `least`, or None."""
+    for name in names:
+        value = getattr(section, name)
+        whole = value is None or (isinstance(value, int) and value >= least)
+        require(whole, f"want {section.prefix}{name} >= {least}, as a whole number, got {value!r}")
+
+
 def require_kinds(section: Any) -> None:
     """Raise ValueError unless every bool of a section of settings is True or False, and every number a number."""
     for name, kind in get_type_hints(type(section)).items():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastmfr.config.checks import require, require_kinds
+from fastmfr.config.checks import require, require_at_least, require_kinds
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Choose:
 
     def __post_init__(self):
         require_kinds(self)
-        every, patience = self.every, self.patience
-        require(every is None or (isinstance(every, int) and every >= 1), f"want choose.every >= 1, got {every!r}")
-        require(isinstance(patience, int) and patience >= 0, f"want choose.patience >= 0, got {patience!r}")
+        require_at_least(self, 1, "every")
+        require_at_least(self, 0, "patience")
         require(0 <= self.ema < 1, f"want choose.ema at least 0 and below 1, got {self.ema}")
         require(0 <= self.mean_from < 1, f"want choose.mean_from at least 0 and below 1, got {self.mean_from}")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from fastmfr.config.checks import require, require_choice, require_kinds
+from fastmfr.config.checks import require, require_at_least, require_choice, require_kinds
 from fastmfr.config.choices import Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
 from fastmfr.config.choose_settings import Choose
 from fastmfr.config.images import Preprocess
@@ -20,14 +20,6 @@ from fastmfr.config.meta_settings import GradientSettings, LossSettings
 from fastmfr.results import FAR
 
 DOMAINS = ("data.pretrain", "data.sources", "data.targets")  # settings whose names are the user's
-
-
-def _at_least(section, least, *names):
-    """Checks whole numbers of a section, or None."""
-    for name in names:
-        value = getattr(section, name)
-        whole = value is None or (isinstance(value, int) and value >= least)
-        require(whole, f"want {section.prefix}{name} >= {least}, as a whole number, got {value!r}")
 
 
 def _check_sgd(section, *rates):
@@ -56,7 +48,7 @@ class Synthetic:
 
     def __post_init__(self):
         require_kinds(self)
-        _at_least(self, 2, "identities", "images")
+        require_at_least(self, 2, "identities", "images")
         require(self.size >= 16, f"want data.synthetic.size >= 16 pixels, got {self.size}")
 
 
@@ -104,7 +96,7 @@ class Data(Preprocess):
         require_choice("data.single", self.single, Single)
         require_choice("data.decode", self.decode, Decoder)
         require_choice("data.cache", self.cache, Cache)
-        _at_least(self, 1, "threads")
+        require_at_least(self, 1, "threads")
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ class Model:
     def __post_init__(self):
         require_kinds(self)
         require_choice("model.name", self.name, Backbone)
-        _at_least(self, 1, "embedding")
+        require_at_least(self, 1, "embedding")
         require(1 / 64 <= self.width < math.inf, f"want model.width of at least 1/64, got {self.width}")
         require(0 <= self.dropout < 1, f"want model.dropout at least 0 and below 1, got {self.dropout}")
 
@@ -169,8 +161,8 @@ class Pretrain:
 
     def __post_init__(self):
         require_kinds(self)
-        _at_least(self, 0, "steps", "warmup")
-        _at_least(self, 2, "batch_identities")
+        require_at_least(self, 0, "steps", "warmup")
+        require_at_least(self, 2, "batch_identities")
         object.__setattr__(self, "margin_values", checked_values(self.margin, _tuple(self.margin_values)))
         require(0 < self.scale < math.inf, f"want pretrain.scale > 0 and finite, got {self.scale}")
         require_choice("pretrain.precision", self.precision, Precision)
@@ -214,9 +206,9 @@ class Meta(LossSettings, GradientSettings):
         require(self.sharing == "none" or self.method != "mldg", one_split)
         LossSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
-        _at_least(self, 0, "steps")
-        _at_least(self, 2, "batch_identities")
-        _at_least(self, 1, "decay_every")
+        require_at_least(self, 0, "steps")
+        require_at_least(self, 2, "batch_identities")
+        require_at_least(self, 1, "decay_every")
         require_choice("meta.method", self.method, Method)
         self.check(self.alpha, self)
         for name in ("tau_p", "tau_n"):
@@ -244,8 +236,8 @@ class Evaluate:
         require_kinds(self)
         object.__setattr__(self, "far", _tuple(self.far))
         require(bool(self.far) and all(0 < f < 1 for f in self.far), f"want evaluate.far in (0, 1), got {self.far}")
-        _at_least(self, 1, "batch_images", "probes_per_identity")
-        _at_least(self, 0, "every")
+        require_at_least(self, 1, "batch_images", "probes_per_identity")
+        require_at_least(self, 0, "every")
 
 
 @dataclass(frozen=True)
@@ -276,8 +268,8 @@ class Config:
     def __post_init__(self):
         require_kinds(self)
         require_choice("device", self.device, Device)
-        _at_least(self, 1, "save_every")
-        _at_least(self, 0, "threads", "seed")
+        require_at_least(self, 1, "save_every")
+        require_at_least(self, 0, "threads", "seed")
         require(self.seed < 2**63, f"want seed below 2^63, got {self.seed}")
         name = self.recipe
         plain = name and "/" not in name and name not in (".", "..")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from fastmfr.results import CHOSEN, MFR, DomainGap, Results
 
-from .choice import READING as READING_CHOICE
-from .choice import choice_table
+from .choice import choice_parts
 from .folder import RunFolder
 from .gap import COLUMNS, READING, gap_rows
 from .markup import document, folded, footnote, picture, warnings
@@ -50,7 +49,7 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
     if run.results.scored:
         parts += ["<h2>Scores</h2>", _table(run.results)]
         parts += map(footnote, [*footnotes(run.results), *_about_intervals(run)])
-    parts += _choice(run.results)
+    parts += choice_parts(run.results.choice)
     for kind, (heading, caption) in CAPTIONS.items():
         if kind in pictures:
             parts.append(picture(heading, pictures[kind], caption))
@@ -77,14 +76,6 @@ def _table(results: Results) -> str:
         )
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
-
-
-def _choice(results: Results) -> list[str]:
-    choice = results.choice
-    if choice is None or not choice.candidates:
-        return []
-    why = [f"<p>{escape(choice.why)}.</p>"] if choice.why else []
-    return ["<h2>Model handed out</h2>", *why, choice_table(choice), footnote(READING_CHOICE)]
 
 
 def _gap(gap_by_model: Mapping[str, DomainGap | None]) -> str:

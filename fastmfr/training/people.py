@@ -75,9 +75,9 @@ def open_people(config: Config, logbook: Logbook) -> People:
             divided = _divide(trained[name], "data.new_people", data.new_people, (config.seed, 1))
             stages[PRETRAIN][name], stages[META][name] = divided
     names = {PRETRAIN: protocol.pretrain or protocol.sources, META: protocol.sources}
-    sources = {stage: join([stages[stage][name] for name in names[stage]]) for stage in (META, PRETRAIN)}
+    sources = {stage: join([stages[stage][name] for name in names[stage]]) for stage in names}
     if not protocol.pretrain and not data.new_people:
-        sources[PRETRAIN] = sources[META]
+        sources[PRETRAIN] = sources[META]  # one object: the stages share their images
     targets = {name: _target(scored[name], config, unseen=name not in trained) for name in protocol.targets}
     people = People(sources, trained, validation, targets)
     _say(people, data.single, logbook)
