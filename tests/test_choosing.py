@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import command
+from safetensors.torch import load_file
 from small_runs import interrupted, only_run
 
+from fastmfr.backbone import build_backbone
+from fastmfr.config import parse
 from fastmfr.evaluate.validation import Validated, validate
 from fastmfr.results import META, PRETRAIN, Candidate, Choice, Results
 from fastmfr.run_folder import steps_of_weights, weights_of
 from fastmfr.training.averages import Averages
 from fastmfr.training.choosing import RECORD, Candidates, Choosing
+from fastmfr.weights import save_weights
 
 main = command("train")
 
@@ -171,24 +175,22 @@ def test_without_people_for_validation_there_are_no_candidates_and_no_averages(t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_weights_that_a_run_begins_with_are_a_candidate(small, tmp_path):
-    assert main([*small, "--meta.steps=0", "--data.validation=0"]) == 0
-    begun = only_run(tmp_path).rename(tmp_path / "begun")
-    argv = [*small, f"--model.weights={begun}", "--pretrain.steps=0", "--data.validation=0.25"]
-    assert main(argv) == 0
-    found = Results.load(only_run(tmp_path) / "results.json").choice
-    assert found.candidates[0].key == (PRETRAIN, 0, "last")
-    assert str(found.candidates[0]) == "the weights that the run began with"
-    assert {candidate.of_stage for candidate in found.candidates[1:]} == {META}
-
-
-def test_the_weights_that_a_run_begins_with_can_be_handed_out(small, tmp_path, monkeypatch):
+def test_the_weights_that_a_run_begins_with_are_a_candidate_and_can_be_handed_out(small, tmp_path, monkeypatch):
+    config = parse([*small])[0]
+    save_weights(build_backbone(config), tmp_path / "begun.safetensors")
     left = iter([0.9, 0.5, 0.4, 0.3])  # they, stage two and its averages
     scored = lambda embedded: Validated(next(left), 0.5, {"studio": 0.5})  # noqa: E731
     monkeypatch.setattr("fastmfr.training.choosing.validate", scored)
-    assert main([*small, "--pretrain.steps=0", "--data.validation=0.25"]) == 0
-    found = Results.load(only_run(tmp_path) / "results.json")
-    assert found.choice.best.key == (PRETRAIN, 0, "last")
+    begun = f"--model.weights={tmp_path / 'begun.safetensors'}"
+    assert main([*small, begun, "--pretrain.steps=0", "--data.validation=0.25"]) == 0
+    folder = only_run(tmp_path)
+    chosen, begun = (load_file(path) for path in (folder / "chosen.safetensors", tmp_path / "begun.safetensors"))
+    assert chosen.keys() == begun.keys()
+    assert all(torch.equal(chosen[name], begun[name]) for name in begun)
+    found = Results.load(folder / "results.json")
+    assert found.choice.candidates[0].key == found.choice.best.key == (PRETRAIN, 0, "last")
+    assert str(found.choice.candidates[0]) == "the weights that the run began with"
+    assert {candidate.of_stage for candidate in found.choice.candidates[1:]} == {META}
     assert list(found.targets["nir"].models) == ["mfr", "chosen"]
 
 
