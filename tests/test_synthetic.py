@@ -32,7 +32,8 @@ def opened(jpeg):
 
 
 def test_names_its_domains_in_order():
-    assert DOMAINS == ("studio", "street", "tungsten", "nir", "surveillance", "sketch", "glasses", "aged")
+    first = ("studio", "street", "tungsten", "nir", "surveillance", "sketch", "glasses", "aged")
+    assert (*first, "caricature", "thermal", "newsprint", "masked", "makeup", "children") == DOMAINS
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -77,13 +78,14 @@ def test_domains_are_told_apart_by_their_colours_alone():
     centre, scale = seen[:, :30].mean(1), seen[:, :30].std((0, 1))
     distance = (((seen[:, 30:, None] - centre) / scale) ** 2).sum(-1)
     right = distance.argmin(-1) == np.arange(len(DOMAINS))[:, None]
-    assert right.mean() > 0.6  # chance is 0.125; street and glasses share a camera
+    assert right.mean() > 0.6  # chance is 0.07; street, glasses and masked share a camera
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_pixels_tell_people_apart_over_several_images_but_not_in_one(domain):
     people, images = 20, 24
-    gray = render(domain, *pairs(people, images), size=32).mean(-1)[:, 6:30, 6:26].reshape(people, images, -1)
+    rows = slice(6, 18 if domain == "masked" else 30)  # below the eyes a mask is of the image, not of the person
+    gray = render(domain, *pairs(people, images), size=32).mean(-1)[:, rows, 6:26].reshape(people, images, -1)
     gray = (gray - gray.mean(-1, keepdims=True)) / gray.std(-1, keepdims=True)
     halves = gray - gray.mean((0, 1))
     halves = np.stack([halves[:, ::2].mean(1), halves[:, 1::2].mean(1)])  # pose, light and expression average out

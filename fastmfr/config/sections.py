@@ -38,17 +38,24 @@ class Synthetic:
     prefix: ClassVar[str] = "data.synthetic."
 
     folder: str = "data/synthetic"
-    """where the faces are kept and found again, by people x images and size"""
+    """where the faces are kept and found again, by people x images, size and shares"""
     identities: int = 120
     """people in each domain"""
     images: int = 10
     """images of each person"""
     size: int = 112
     """width and height in pixels"""
+    single: float = 0.0
+    """part of the people of whom there is one image, spread evenly over all people"""
+    twins: float = 0.0
+    """part of the people who are twins, in pairs: nearly the same traits, other moles and freckles; holding people out
+    may part twins"""
 
     def __post_init__(self):
         require_kinds(self)
         require_at_least(self, 2, "identities", "images")
+        require(0 <= self.single < 1, f"want data.synthetic.single at least 0 and below 1, got {self.single}")
+        require(0 <= self.twins <= 1, f"want data.synthetic.twins from 0 to 1, got {self.twins}")
         require(self.size >= 16, f"want data.synthetic.size >= 16 pixels, got {self.size}")
 
 

@@ -2,6 +2,6 @@
 
 from .domains import DOMAINS
 from .render import render
-from .write import make, write_folders, write_records
+from .write import images_of, make, write_folders, write_records
 
-__all__ = ["DOMAINS", "make", "render", "write_folders", "write_records"]
+__all__ = ["DOMAINS", "images_of", "make", "render", "write_folders", "write_records"]

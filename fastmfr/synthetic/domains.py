@@ -1,119 +1,38 @@
-"""The domains: the people photographed, the colours of materials, and the camera.
+"""The domains: the people photographed, the colours of materials, what is on their faces, and the camera."""
 
-Colours are linear RGB, float32 (n, 3, 1, 1), of: skin, flush (cheeks), fold, dark (pupils, nostrils), hair, brow,
-sclera, iris, lip, teeth, scene and cloth.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
 
-from . import finish
-
-# from light to dark
-SKIN = np.array([[0.78, 0.56, 0.45], [0.60, 0.37, 0.25], [0.33, 0.17, 0.10], [0.13, 0.065, 0.04]], np.float32)
-HAIR = np.array([[0.46, 0.33, 0.17], [0.20, 0.11, 0.05], [0.05, 0.03, 0.018], [0.010, 0.009, 0.009]], np.float32)
-# dark brown, brown, green, blue
-IRIS = np.array([[0.05, 0.025, 0.012], [0.15, 0.10, 0.04], [0.10, 0.16, 0.10], [0.14, 0.24, 0.36]], np.float32)
-
-
-def _rgb(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)[None, :, None, None]
-
-
-def _gray(value: np.ndarray) -> np.ndarray:
-    """A gray of brightness (n, 1, 1)."""
-    return value[:, None] * _rgb(1, 1, 1)
-
-
-def _between(anchors: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """The colour at t (n, 1, 1), clipped to [0, 1], on the line through `anchors` (k, 3)."""
-    t = np.clip(t, 0, 1)[:, None] * (len(anchors) - 1)
-    at = np.minimum(t.astype(np.intp), len(anchors) - 2)
-    low, high = (anchors[at[:, 0, 0, 0] + k][:, :, None, None] for k in (0, 1))
-    return low + (high - low) * (t - at)
-
-
-def natural(face: SimpleNamespace) -> SimpleNamespace:
-    """Return materials in visible light."""
-    skin = _between(SKIN, face.skin_dark) * (1 + (face.skin_warm - 0.5)[:, None] * _rgb(0.10, 0.0, -0.16))
-    red = np.maximum(face.hair_red - 0.4, 0)[:, None] * _rgb(1.4, 0.1, -0.4)
-    hair = _between(HAIR, face.hair_dark) * (1 + red)
-    hair += np.clip(face.gray, 0, 0.85)[:, None] * (_rgb(0.42, 0.42, 0.43) - hair)
-    return SimpleNamespace(
-        skin=skin,
-        flush=skin * _rgb(1.06, 0.74, 0.72),
-        fold=skin * _rgb(0.42, 0.34, 0.32),
-        dark=skin * 0.03 + _rgb(0.008, 0.006, 0.006),
-        hair=hair,
-        brow=hair * 0.6 + skin * _rgb(0.05, 0.04, 0.03),
-        sclera=skin * 0.1 + _rgb(0.66, 0.62, 0.60),
-        iris=_between(IRIS, face.iris_hue),
-        lip=skin * _rgb(0.80, 0.42, 0.42) + _rgb(0.05, 0.0, 0.005),
-        teeth=_rgb(0.68, 0.65, 0.58),
-        scene=_gray(face.scene.clip(0.03)) * (1 + 0.22 * face.scene_hue[:, None] * _rgb(1.0, 0.1, -1.0)),
-        cloth=_gray(face.cloth.clip(0.02)) * (1 + 0.40 * face.cloth_hue[:, None] * _rgb(-1.0, 0.0, 1.0)),
-    )
-
-
-def infrared(face: SimpleNamespace) -> SimpleNamespace:
-    """Return materials at about 850 nm: skin bright in every tone, hair and iris mid gray, lips like skin."""
-    skin = _gray(0.72 - 0.10 * np.clip(face.skin_dark, 0, 1))
-    return SimpleNamespace(
-        skin=skin,
-        flush=skin,
-        fold=skin * 0.60,
-        dark=_rgb(0.03, 0.03, 0.03),
-        hair=_gray(0.24 - 0.12 * np.clip(face.hair_dark, 0, 1)),
-        brow=skin * 0.36,
-        sclera=_rgb(0.40, 0.40, 0.40),
-        iris=_gray(0.20 + 0.10 * np.clip(face.iris_hue, 0, 1)),
-        lip=skin * 0.84,
-        teeth=_rgb(0.60, 0.60, 0.60),
-        scene=_gray(0.04 * face.scene),
-        cloth=_gray(0.12 + 0.5 * face.cloth),
-    )
-
-
-def paper(face: SimpleNamespace) -> SimpleNamespace:
-    """Return materials as a pencil draws them: skin white, hair and eyes dark."""
-    skin = np.broadcast_to(_rgb(0.85, 0.85, 0.85), (len(face.yaw), 3, 1, 1))
-    return SimpleNamespace(
-        skin=skin,
-        flush=skin * 0.96,
-        fold=skin * 0.50,
-        dark=_rgb(0.02, 0.02, 0.02),
-        hair=_gray(0.45 - 0.38 * np.clip(face.hair_dark, 0, 1)),
-        brow=_rgb(0.14, 0.14, 0.14),
-        sclera=_rgb(0.90, 0.90, 0.90),
-        iris=_gray(0.10 + 0.25 * np.clip(face.iris_hue, 0, 1)),
-        lip=skin * 0.50,
-        teeth=_rgb(0.90, 0.90, 0.90),
-        scene=_gray(0.92 + 0 * face.scene),
-        cloth=_rgb(0.75, 0.75, 0.75),
-    )
+from . import changes, covers, finish, materials
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of photographs.
+    """One kind of pictures.
 
     Attributes:
         finish: the camera, finish(face, linear RGB) -> display values.
         colours: colours(face) -> the colours of materials.
         traits: (mean, spread) by name, in place of those in identity.TRAITS.
         conditions: (mean, spread) by name, in place of those in identity.CONDITIONS.
-        glasses: whether everyone wears spectacles.
+        change: changes the numbers of a face from image to image, see changes.py.
+        coat: painted on bare skin, see covers.py.
+        cover: painted over the whole face, see covers.py.
+        shine: whether skin and eyes mirror the lamp.
         quality: of the JPEGs.
     """
 
     finish: Callable[[SimpleNamespace, np.ndarray], np.ndarray]
-    colours: Callable[[SimpleNamespace], SimpleNamespace] = natural
+    colours: Callable[[SimpleNamespace], SimpleNamespace] = materials.natural
     traits: dict[str, tuple[float, float]] = field(default_factory=dict)
     conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
-    glasses: bool = False
+    change: Callable[[SimpleNamespace, Mapping[str, tuple[float, float]]], None] | None = None
+    coat: Callable[[SimpleNamespace, np.ndarray, np.ndarray, np.ndarray], None] | None = None
+    cover: Callable[[SimpleNamespace, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None] | None = None
+    shine: bool = True
     quality: int = 92
 
 
@@ -164,7 +83,7 @@ CATALOG = {
     ),
     "nir": Domain(
         finish.nir,
-        infrared,
+        materials.infrared,
         conditions={"tint": (0.0, 0.0), "ambient": (0.10, 0.04), "light_x": (0.0, 0.15), "light_y": (-0.05, 0.15)},
     ),
     "surveillance": Domain(
@@ -182,14 +101,14 @@ CATALOG = {
     ),
     "sketch": Domain(
         finish.sketch,
-        paper,
+        materials.paper,
         conditions={"ambient": (0.55, 0.05), "light_x": (-0.3, 0.35)},
     ),
     "glasses": Domain(
         finish.street,
         traits={"skin_dark": (0.35, 0.17)},
         conditions={"ambient": (0.45, 0.06)},
-        glasses=True,
+        cover=covers.spectacles,
     ),
     "aged": Domain(
         finish.aged,
@@ -203,6 +122,104 @@ CATALOG = {
             "eye_open": (0.36, 0.05),
         },
         conditions={"tint": (0.5, 0.4), "ambient": (0.36, 0.06), "gain": (1.1, 0.12)},
+    ),
+    "caricature": Domain(
+        finish.caricature,
+        materials.poster,
+        traits={"skin_dark": (0.30, 0.14), "lip_red": (0.75, 0.12), "brow_dark": (0.85, 0.08)},
+        conditions={
+            "ambient": (0.70, 0.05),
+            "light_x": (0.3, 0.3),
+            "smile": (0.40, 0.45),
+            "tint": (0.0, 0.0),
+            "zoom": (0.98, 0.03),
+        },
+        change=changes.exaggerate,
+    ),
+    "thermal": Domain(
+        finish.thermal,
+        materials.heat,
+        conditions={
+            "ambient": (0.90, 0.03),
+            "light_x": (0.0, 0.0),
+            "light_y": (0.0, 0.0),
+            "light": (0.95, 0.02),
+        },
+        change=changes.warm_up,
+        coat=covers.warmth,
+        shine=False,
+    ),
+    "newsprint": Domain(
+        finish.newsprint,
+        traits={"skin_dark": (0.34, 0.16), "hair_dark": (0.80, 0.14)},
+        conditions={"ambient": (0.32, 0.06), "light_x": (0.1, 0.55), "scene": (0.45, 0.25)},
+        quality=85,
+    ),
+    "masked": Domain(
+        finish.street,
+        traits={"skin_dark": (0.42, 0.20)},
+        conditions={"ambient": (0.40, 0.07), "scene_hue": (0.3, 0.9), "yaw": (0.0, 0.135)},
+        change=changes.put_mask_on,
+        cover=covers.mask,
+    ),
+    "makeup": Domain(
+        finish.studio,
+        materials.cosmetic,
+        traits={
+            "skin_dark": (0.30, 0.18),
+            "face_width": (0.628, 0.024),
+            "jaw_square": (0.38, 0.16),
+            "eye_open": (0.46, 0.052),
+            "lip_upper": (0.056, 0.010),
+            "hair_long": (0.7, 0.5),
+            "hair_volume": (0.13, 0.028),
+            "beard": (-1.0, 0.0),
+        },
+        conditions={"ambient": (0.46, 0.05), "light_x": (0.0, 0.35), "gain": (1.10, 0.12), "scene": (0.35, 0.2)},
+        change=changes.make_up,
+        coat=covers.cosmetics,
+    ),
+    "children": Domain(
+        finish.snapshot,
+        traits={
+            "face_width": (0.668, 0.020),
+            "cheek_y": (0.10, 0.03),
+            "jaw_taper": (0.20, 0.045),
+            "jaw_square": (0.34, 0.12),
+            "chin_y": (0.775, 0.022),
+            "chin_bump": (0.2, 0.16),
+            "cheekbone": (0.75, 0.20),
+            "eye_x": (0.292, 0.013),
+            "eye_y": (-0.055, 0.012),
+            "eye_width": (0.142, 0.0080),
+            "eye_open": (0.53, 0.050),
+            "iris_size": (0.52, 0.024),
+            "brow_y": (-0.250, 0.017),
+            "brow_thick": (0.028, 0.0070),
+            "brow_dark": (0.42, 0.12),
+            "nose_tip": (0.245, 0.022),
+            "nose_width": (0.104, 0.011),
+            "nose_high": (0.145, 0.024),
+            "nose_hump": (-0.010, 0.010),
+            "mouth_y": (0.470, 0.017),
+            "mouth_width": (0.205, 0.017),
+            "hair_dark": (0.58, 0.24),
+            "beard": (-1.0, 0.0),
+            "moles": (0.2, 0.60),
+            "wrinkles": (0.0, 0.0),
+            "ear_out": (0.048, 0.018),
+        },
+        conditions={
+            "ambient": (0.46, 0.06),
+            "light_x": (0.05, 0.20),
+            "light_y": (-0.10, 0.15),
+            "smile": (0.50, 0.42),
+            "mouth_gap": (0.05, 0.32),
+            "gaze_x": (0.0, 0.24),
+            "yaw": (0.0, 0.145),
+            "roll": (0.0, 0.045),
+            "shave": (0.0, 0.0),
+        },
     ),
 }
 DOMAINS = tuple(CATALOG)

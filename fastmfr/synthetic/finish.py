@@ -4,6 +4,8 @@ from types import SimpleNamespace as Face  # what identity.describe returns
 
 import numpy as np
 
+from .identity import draws
+
 
 def blur(image: np.ndarray, radius: int) -> np.ndarray:
     """Blur by a box over the last two axes, edges repeated; by shifts and sums in an order that no batch changes."""
@@ -94,3 +96,54 @@ def aged(face: Face, image: np.ndarray) -> np.ndarray:
     """Photograph on an old print: high contrast, faded to brown."""
     gray = 0.35 * image[:, :1] + 0.5 * image[:, 1:2] + 0.15 * image[:, 2:]
     return _develop(face, gray + 0.45 * (image - gray), (1.16, 1.0, 0.80), 0.022, lift=0.03, contrast=1.20)
+
+
+def snapshot(face: Face, image: np.ndarray) -> np.ndarray:
+    """Photograph by a telephone's flash indoors: warm, soft, brightest in the middle."""
+    size = image.shape[-1]
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1) ** 2
+    fall = 1.12 / (1 + 0.55 * (axis[:, None] + axis[None, :]))
+    soft = (0.4 * image + 0.6 * blur(image, size // 100)) * fall
+    return _develop(face, soft, (1.10, 1.0, 0.86), 0.030, lift=0.02)
+
+
+def thermal(face: Face, image: np.ndarray) -> np.ndarray:
+    """Film heat: soft, gray, no lamp; the sensor's columns differ and its contrast follows the warmth in sight."""
+    size = image.shape[-1]
+    soft = blur(blur(image[:, 0], max(size // 64, 1)), max(size // 80, 1))
+    columns = np.stack([rng.random(size, np.float32) for rng in face.rng])[:, None] - np.float32(0.5)
+    soft = (soft - 0.55) * (1.5 * face.gain) + 0.52 + 0.06 * face.tint
+    soft += 0.05 * columns + 0.022 * noise(face, (size, size))
+    return np.repeat(soft[:, None], 3, axis=1)
+
+
+def newsprint(face: Face, image: np.ndarray) -> np.ndarray:
+    """Print in a newspaper: gray, hard, in dots on a screen turned by 45 degrees, on yellowed paper."""
+    size = image.shape[-1]
+    gray = 0.35 * image[:, 0] + 0.5 * image[:, 1] + 0.15 * image[:, 2]
+    tone = (np.sqrt(np.maximum(gray * face.gain, 0)) - 0.5) * 1.25 + 0.52
+    ruling, start, other = draws(face, 3)
+    pitch = np.maximum(size / (27 + 9 * ruling), 2.9)
+    axis = np.arange(size, dtype=np.float32)
+    place = (axis[None, :, None] + axis[None, None, :]) / pitch + start, (axis[:, None] - axis) / pitch + other + size
+    waves = [np.abs(w - np.floor(w) - 0.5) * 4 - 1 for w in place]  # from -1 to 1, and back
+    spot = 0.5 + 0.25 * (waves[0] + waves[1])
+    paper = np.clip((tone - spot) * 3.0 + 0.5, 0, 1)
+    paper = 0.12 + 0.76 * (0.6 * paper + 0.4 * blur(paper, 1)) + 0.035 * noise(face, (size, size))
+    return paper[:, None] * np.array([1.0, 0.97, 0.88], np.float32)[None, :, None, None]
+
+
+def caricature(face: Face, image: np.ndarray) -> np.ndarray:
+    """Paint in a few flat colours, with ink where brightness bends."""
+    size = image.shape[-1]
+    (pen,) = draws(face, 1)
+    tone = np.sqrt(np.maximum(image, 0))
+    gray = 0.35 * tone[:, 0] + 0.5 * tone[:, 1] + 0.15 * tone[:, 2]
+    near = blur(gray, max(size // 40, 1))
+    ink = np.clip((near - gray - 0.02) * (9 + 8 * pen), 0, 1)
+    smooth = blur(gray, max(size // 56, 1))
+    level = smooth * 5
+    low = np.floor(level)
+    flat = (low + 0.5 + np.clip((level - low - 0.5) * 8, -0.5, 0.5)) / 5
+    out = blur(tone, max(size // 56, 1)) * (1.06 * flat / np.maximum(smooth, 0.02) * (1 - 0.92 * ink))[:, None]
+    return out + 0.008 * noise(face, (size, size))[:, None]

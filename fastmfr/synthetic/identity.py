@@ -4,6 +4,11 @@ A face lives in canonical coordinates: u to the right and v down, the face betwe
 A trait belongs to an identity and never changes; a condition belongs to one image. Both are drawn as
 mean + spread * normal, the normal clipped to [-2, 2], from generators keyed by seed, domain, identity and, for
 conditions, image, so that an image depends on nothing else.
+
+Of a share of people, numbers 2 k and 2 k + 1 are twins: the traits of the second are those of the first, moved a fifth
+of the way to traits drawn for the second, and the pigment of the second is drawn apart. Of another share of people
+there is one image. The number of a person decides who belongs to a share, without a draw: the fractional parts of the
+multiples of an irrational number spread evenly over [0, 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,6 +117,19 @@ CONDITIONS = {  # name: (mean, spread); angles are tangents of the half angle, 0
 }
 
 
+TWIN_OWN = 0.2  # how far a twin's traits are from those of the first twin, on the way to traits drawn apart
+
+
+def is_single(identity: int, share: float) -> bool:
+    """Whether there is one image of a person, of whom there are `share` among all, from 0 to 1."""
+    return (identity + 1) * 5**0.5 % 1 < share
+
+
+def is_twin(identity: int, share: float) -> bool:
+    """Whether a person is one of two twins, of whom there are `share` among all people, from 0 to 1."""
+    return (identity // 2 + 1) * 2**0.5 % 1 < share
+
+
 def generator(*key: int) -> np.random.Generator:
     """Make a random generator that depends on the non-negative integers of `key` alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
@@ -121,6 +139,12 @@ def _draw(table: dict, changes: Mapping[str, tuple[float, float]], rng: np.rando
     """One number per entry of `table`; `changes` replaces (mean, spread) by name."""
     mean, spread = np.array(list({**table, **changes}.values())).T
     return mean + spread * np.clip(rng.standard_normal(len(table)), -2, 2)
+
+
+def draws(face: SimpleNamespace, count: int) -> list[np.ndarray]:
+    """Draw `count` more uniform numbers of each image from the image's own generator, each float32 (n, 1, 1)."""
+    values = np.stack([rng.random(count, np.float32) for rng in face.rng])
+    return [values[:, k, None, None] for k in range(count)]
 
 
 def _pigment(rng: np.random.Generator, traits: dict[str, float]) -> np.ndarray:
@@ -151,6 +175,7 @@ def describe(
     images: Sequence[int],
     traits: Mapping[str, tuple[float, float]],
     conditions: Mapping[str, tuple[float, float]],
+    twins: float = 0.0,
 ) -> SimpleNamespace:
     """Draw the traits and conditions of n images.
 
@@ -161,6 +186,7 @@ def describe(
         images: the number of each image within its identity.
         traits: (mean, spread) by name, in place of those in TRAITS.
         conditions: (mean, spread) by name, in place of those in CONDITIONS.
+        twins: the share of people who are twins, from 0 to 1.
 
     Returns:
         Every trait and condition by name, float32 (n, 1, 1); `pigment`, (n, TEXELS, TEXELS); `streaks` of hair in
@@ -170,7 +196,11 @@ def describe(
     for identity, image in zip(identities, images, strict=True):
         if identity not in known:
             rng = generator(seed, domain, identity)
-            face = dict(zip(TRAITS, _draw(TRAITS, traits, rng), strict=True))
+            numbers = _draw(TRAITS, traits, rng)
+            if identity % 2 and is_twin(identity, twins):
+                first = _draw(TRAITS, traits, generator(seed, domain, identity - 1))
+                numbers = first + TWIN_OWN * (numbers - first)
+            face = dict(zip(TRAITS, numbers, strict=True))
             known[identity] = face, _pigment(rng, face)
         faces.append(known[identity])
         rngs.append(generator(seed, domain, identity, image, 1))

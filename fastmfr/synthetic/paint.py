@@ -1,4 +1,4 @@
-"""Colours on the head: skin, eyes, brows, mouth, hair, spectacles, and what is behind.
+"""Colours on the head: skin, eyes, brows, mouth, hair, and what is behind.
 
 A canvas is linear RGB, float32 (n, 3, rows, size), changed in place; a mask is (n, rows, size) in [0, 1]; a colour
 is (n, 3, 1, 1); u and v are canonical coordinates, (n, rows, size). Features that exist twice are painted once, in |u|.
@@ -29,7 +29,7 @@ def edge(distance: np.ndarray, sharp: np.ndarray | np.floating | float) -> np.nd
     return np.clip(mask, 0, 1, out=mask)
 
 
-def _texture(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def texture(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Bilinear look-up of a table (n, TEXELS, TEXELS) that covers the canonical square."""
     x, y = (np.clip((w + 1) * ((TEXELS - 1) / 2), 0, TEXELS - 1.01) for w in (u, v))
     column, row = x.astype(np.intp), y.astype(np.intp)
@@ -79,7 +79,7 @@ def backdrop(face: Face, colours: Colours, x: np.ndarray, y: np.ndarray, u: np.n
 
 def skin(face: Face, colours: Colours, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Paint the albedo of bare skin: the identity's pigment, red of the cheeks and nose, beard."""
-    canvas = colours.skin * (1 - np.clip(_texture(face.pigment, u, v), -0.3, 0.8))[:, None]
+    canvas = colours.skin * (1 - np.clip(texture(face.pigment, u, v), -0.3, 0.8))[:, None]
     x, y, cheeks = band(CHEEKS, u, v, canvas)
     flush = ((np.abs(x) - 0.36) / 0.27) ** 2, ((y - 0.22) / 0.25) ** 2, (x / 0.13) ** 2, ((y - 0.25) / 0.12) ** 2
     blend(cheeks, np.minimum(0.25 * (bump(flush[0] + flush[1]) + bump(flush[2] + flush[3])), 0.3), colours.flush)
@@ -212,20 +212,3 @@ def hair_front(face: Face, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np
     streak = _strands(face, (u - 0.3 * face.hair_part) * (1.3 - v))
     size = u.shape[-1]
     return edge(line + 0.03 * streak - v, size / 8) * edge(1 - _skull(face, u, v), size / 10), 0.75 + 0.3 * streak
-
-
-def spectacles(face: Face, u: np.ndarray, v: np.ndarray, canvas: np.ndarray) -> None:
-    """Paint the spectacles of an image, not of an identity: frames, bridge, temples, tint and a reflection."""
-    size, m = u.shape[-1], np.abs(u)
-    x = (m - face.eye_x - 0.005) / (0.205 + 0.012 * face.frame_size)
-    y = (v - face.eye_y - 0.03) / (0.150 + 0.018 * face.frame)
-    square = np.clip(0.5 + 0.4 * face.frame, 0, 1)
-    rim = (1 - square) * (x * x + y * y) + square * (x * x * x * x + y * y * y * y)
-    lens = edge(1 - rim, size / 10)
-    blend(canvas, lens * np.clip(0.10 + 0.08 * face.tint, 0, 0.3), np.float32(0.10))
-    blend(canvas, lens * bump(((x - y * 0.6 + 0.5 * face.light_x) / 0.22) ** 2) * 0.22, np.float32(0.9))
-    bridge = edge(0.018 - np.abs(v - face.eye_y + 0.02 - 0.5 * u * u), size / 2) * (m < face.eye_x - 0.19)
-    arm = edge(0.020 - np.abs(v - face.eye_y + 0.02), size / 2) * (m > face.eye_x + 0.2) * (m < face.face_width + 0.03)
-    frame = edge(0.17 + 0.05 * face.frame_size - np.abs(rim - 1.05), size / 16)
-    dark = np.clip(0.06 + 0.06 * face.frame_dark, 0.01, 0.25)[:, None]
-    blend(canvas, 0.95 * np.maximum(np.maximum(frame, bridge), arm), dark)

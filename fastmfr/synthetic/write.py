@@ -22,6 +22,7 @@ import numpy as np
 from fastmfr.pack import RecordWriter
 
 from .domains import CATALOG, DOMAINS
+from .identity import is_single
 from .render import check, render
 
 Mapper = Callable[..., Iterable]
@@ -29,17 +30,23 @@ Mapper = Callable[..., Iterable]
 VERSION = 1  # of the look: raised if the same numbers make other pixels, so that old data is not taken for new
 
 
-def _encode(identity: int, domain: str, images: int, size: int, seed: int) -> list[bytes]:
-    """The JPEGs of images 0..images - 1 of one identity."""
+def _encode(identity: int, domain: str, images: int, size: int, seed: int, single: float, twins: float) -> list[bytes]:
+    """The JPEGs of one identity: images 0..images - 1, or image 0 of a person with a single image."""
     from PIL import Image
 
-    pixels = render(domain, np.full(images, identity), np.arange(images), size=size, seed=seed)
+    number = images_of(identity, images, single)
+    pixels = render(domain, np.full(number, identity), np.arange(number), size=size, seed=seed, twins=twins)
     encoded = []
     for one in pixels:
         buffer = io.BytesIO()
         Image.fromarray(one).save(buffer, "JPEG", quality=CATALOG[domain].quality)
         encoded.append(buffer.getvalue())
     return encoded
+
+
+def images_of(identity: int, images: int, single: float) -> int:
+    """Return how many images there are of an identity: `images`, or 1 of a share `single` of all identities."""
+    return 1 if is_single(identity, single) else images
 
 
 def _people(identities: int | range, images: int) -> range:
@@ -53,12 +60,19 @@ def _people(identities: int | range, images: int) -> range:
 
 
 def _jpegs(
-    domain: str, identities: int | range, images: int, size: int, seed: int, mapper: Mapper
+    domain: str,
+    identities: int | range,
+    images: int,
+    size: int,
+    seed: int,
+    single: float,
+    twins: float,
+    mapper: Mapper,
 ) -> Iterable[tuple[int, list[bytes]]]:
     """(identity, its JPEGs) of all identities; ValueError for bad arguments, before anything is written."""
     people = _people(identities, images)
-    check(domain, size, seed)
-    job = partial(_encode, domain=domain, images=images, size=size, seed=seed)
+    check(domain, size, seed, single, twins)
+    job = partial(_encode, domain=domain, images=images, size=size, seed=seed, single=single, twins=twins)
     return zip(people, mapper(job, people), strict=True)
 
 
@@ -70,6 +84,8 @@ def write_folders(
     images: int,
     size: int = 112,
     seed: int = 0,
+    single: float = 0.0,
+    twins: float = 0.0,
     mapper: Mapper = map,
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -82,6 +98,8 @@ def write_folders(
         images: how many images of each identity.
         size: pixels a side, at least 32.
         seed: an integer >= 0.
+        single: the share of identities with one image, from 0 to 1.
+        twins: the share of identities that are twins, from 0 to 1.
         mapper: a `map` that may work elsewhere, such as ProcessPoolExecutor.map.
         progress: called with the number of images made since its last call.
 
@@ -89,7 +107,7 @@ def write_folders(
         FileExistsError: `path` exists.
         ValueError: an argument is out of range.
     """
-    jpegs = _jpegs(domain, identities, images, size, seed, mapper)
+    jpegs = _jpegs(domain, identities, images, size, seed, single, twins, mapper)
     path = Path(path)
     path.mkdir(parents=True)
     for identity, encoded in jpegs:
@@ -109,6 +127,8 @@ def write_records(
     images: int,
     size: int = 112,
     seed: int = 0,
+    single: float = 0.0,
+    twins: float = 0.0,
     mapper: Mapper = map,
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -117,7 +137,7 @@ def write_records(
     Labels count from 0 in the order of `identities`. Arguments and errors are those of `write_folders`; an existing
     folder is refused if it holds a train.rec.
     """
-    jpegs = _jpegs(domain, identities, images, size, seed, mapper)
+    jpegs = _jpegs(domain, identities, images, size, seed, single, twins, mapper)
     with RecordWriter(path, (size, size)) as writer:
         for label, (_, encoded) in enumerate(jpegs):
             for jpeg in encoded:
@@ -134,6 +154,8 @@ def make(
     images: int = 20,
     size: int = 112,
     seed: int = 0,
+    single: float = 0.0,
+    twins: float = 0.0,
     records: Sequence[str] = DOMAINS[::2],
     progress: Callable[[int, int], object] | None = None,
     workers: int | None = None,
@@ -146,7 +168,7 @@ def make(
     Args:
         root: the folder of all domains.
         domains: names in DOMAINS.
-        identities: as for `write_folders`, and so are images, size and seed.
+        identities: as for `write_folders`, and so are images, size, seed, single and twins.
         records: the domains to write as RecordIO folders; the others are class folders.
         progress: called with (images done, images in all).
         workers: the number of processes; by default one a core.
@@ -158,18 +180,22 @@ def make(
         ValueError: an argument is out of range, or `root` holds a domain of that name with other settings.
     """
     root, people = Path(root), _people(identities, images)
-    wanted = {name: _settings(name, people, images, size, seed, name in records) for name in domains}
+    wanted = {name: _settings(name, people, images, size, seed, single, twins, name in records) for name in domains}
     missing = [name for name in wanted if not _reusable(root, name, wanted[name])]
-    count = _counter(progress, len(people) * images, len(wanted) - len(missing), len(wanted))
+    each = sum(images_of(identity, images, single) for identity in people)
+    count = _counter(progress, each, len(wanted) - len(missing), len(wanted))
     with _mapper(workers or os.cpu_count() or 1, images) as mapper:
         for name in missing:
             _make_one(root, name, wanted[name], people, mapper, count)
     return {name: root / name for name in wanted}
 
 
-def _settings(name: str, people: range, images: int, size: int, seed: int, records: bool) -> dict[str, Any]:
+def _settings(
+    name: str, people: range, images: int, size: int, seed: int, single: float, twins: float, records: bool
+) -> dict[str, Any]:
     """All that decides about the files of a domain; ValueError if a number is out of range."""
-    check(name, size, seed)
+    check(name, size, seed, single, twins)
+    shares = {"single": single, "twins": twins}
     return {
         "start": people.start,
         "stop": people.stop,
@@ -179,6 +205,7 @@ def _settings(name: str, people: range, images: int, size: int, seed: int, recor
         "seed": seed,
         "version": VERSION,
         "format": "records" if records else "folders",
+        **{key: share for key, share in shares.items() if share},  # faces made before there were shares have no note
     }
 
 
@@ -204,7 +231,7 @@ def _make_one(
 ) -> None:
     """Write one domain in a folder apart; the folder gets the domain's name when complete."""
     write = write_records if settings["format"] == "records" else write_folders
-    numbers = {key: settings[key] for key in ("images", "size", "seed")}
+    numbers = {key: settings[key] for key in ("images", "size", "seed", "single", "twins") if key in settings}
     _complete(
         root, name, settings, partial(write, domain=name, identities=people, mapper=mapper, progress=count, **numbers)
     )
@@ -235,7 +262,9 @@ def _reusable(root: Path, name: str, settings: dict[str, Any]) -> bool:
     if found == settings:
         return True
     other = ", ".join(
-        f"{key} {found.get(key)} instead of {settings[key]}" for key in settings if found.get(key) != settings[key]
+        f"{key} {found.get(key, 0)} instead of {settings.get(key, 0)}"
+        for key in {**settings, **found}
+        if found.get(key) != settings.get(key)
     )
     raise ValueError(f"{root / name} was made otherwise ({other}); choose another root or delete that folder")
 

@@ -151,14 +151,18 @@ def _make_faces(paths, config, logbook):
     if not wanted:
         return {}
     settings = config.data.synthetic
-    kept = Path(settings.folder) / f"{settings.identities}x{settings.images}-{settings.size}px"
-    with logbook.progress("making faces", 0, len(wanted) * settings.identities * settings.images) as meter:
+    shares = {name: share for name in ("single", "twins") if (share := getattr(settings, name))}
+    kept = f"{settings.identities}x{settings.images}-{settings.size}px"
+    kept += "".join(f"-{name}{share}" for name, share in shares.items())
+    each = sum(synthetic.images_of(person, settings.images, settings.single) for person in range(settings.identities))
+    with logbook.progress("making faces", 0, len(wanted) * each) as meter:
         made = synthetic.make(
-            kept,
+            Path(settings.folder) / kept,
             domains=tuple(wanted.values()),
             identities=settings.identities,
             images=settings.images,
             size=settings.size,
             progress=lambda done, _: meter.step(done, done),
+            **shares,
         )
     return {name: made[domain] for name, domain in wanted.items()}
