@@ -1,4 +1,4 @@
-"""python -m fastmfr COMMAND: train and evaluate models, pack, split and inspect data, report and compare runs."""
+"""python -m fastmfr COMMAND: train, evaluate and compare models; pack, split and inspect data; report runs."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ USAGE = """usage: python -m fastmfr COMMAND ...
   pack SOURCE... OUT   class folders, lists, tar or Parquet files into one RecordIO folder
   inspect DOMAIN...    what is in a domain: people, images, damage, duplicates, contact sheets
   split FOLDER ...     divide the people of a folder into train, gallery and probe lists
+  prove [OPTIONS]      leave each domain out in turn: is MFR better on what it has not seen?
   report RUN...        write a run's report again; compare several runs on one page
 """
 
@@ -23,6 +24,7 @@ MODULES = {
     "pack": "fastmfr.commands.pack",
     "inspect": "fastmfr.commands.inspect",
     "split": "fastmfr.commands.split",
+    "prove": "fastmfr.commands.prove",
     "report": "fastmfr.commands.report",
 }
 

@@ -1,0 +1,140 @@
+"""python -m fastmfr prove: is MFR better on domains that it has not seen? Each of your domains is left out in turn."""
+
+import argparse
+import math
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fastmfr.config import Config, parse
+from fastmfr.run_folder import in_use
+
+EPILOG = """\
+domains and settings are those of train: --data.sources.NAME PATH for each domain that is left out in turn, at least
+three; --data.targets.NAME PATH for one that is never trained on and scored by every model; --config RECIPE; --seed for
+the first seed. An arm is trained from the base of its seed and its domain left out; beside its last weights it has the
+averages ARM:mean and ARM:ema, and ARM:chosen, which is what a run hands out.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line: make what is missing, write the page, print the verdict.
+
+    Raises:
+        ValueError, OSError: what went wrong, in a sentence.
+        KeyboardInterrupt: stopped; a note says how to go on.
+    """
+    options, settings = _parser().parse_known_args(arguments)
+    config = _config(settings)
+    out = Path(options.out)
+    left_out = _left_out(options.leave_out, config)
+    if options.seeds < 1:
+        raise ValueError(f"want --seeds of at least 1, got {options.seeds}")
+    if not options.minutes > 0:
+        raise ValueError(f"want --minutes above 0, got {options.minutes:g}")
+    from fastmfr.progress import new_console  # these need torch, whose import takes seconds: a typo is answered before
+    from fastmfr.prove.arms import arms_of, models_of
+    from fastmfr.prove.comparison import Comparison
+
+    arms = arms_of(options.arm)
+    names = models_of(_wanted(options, config), arms)
+    seeds = range(config.seed, config.seed + options.seeds)
+    again = f"python -m fastmfr prove {shlex.join(arguments)}"
+    comparison = Comparison(config, out, arms, names, seeds, left_out, new_console())
+    out.mkdir(parents=True, exist_ok=True)
+    with in_use(out):
+        if comparison.missing:
+            comparison.check_data()
+        comparison.say_plan()
+        if options.dry_run:
+            return 0
+        try:
+            comparison.run(options.minutes)
+        except (KeyboardInterrupt, OSError) as stopped:
+            stopped.add_note(f"go on with: {again}")
+            raise
+        verdict, page = comparison.report(again)
+    print("", verdict.headline, *verdict.sentences, f"page    {page}", sep="\n")
+    return 0
+
+
+def _config(settings) -> Config:
+    """The settings; a recipe's targets count only if its sources do, and domains that are left out are no targets."""
+    config = parse(settings, prog="python -m fastmfr prove")[0]
+
+    def typed(side):
+        return any(word.startswith(f"--data.{side}.") for word in settings)
+
+    targets = {} if typed("sources") and not typed("targets") else dict(config.data.targets)
+    sources = config.data.sources
+    if twice := [name for name in targets if name in sources]:
+        if typed("targets"):
+            raise ValueError(
+                f"{', '.join(twice)} is among data.sources, which are left out and scored in turn; want --data.targets "
+                "of other domains"
+            )
+        targets = {name: path for name, path in targets.items() if name not in sources}
+    if len(sources) < 3:
+        raise ValueError(
+            f"want three domains or more as --data.sources.NAME PATH: one is left out, and MFR needs two to train on; "
+            f"got {', '.join(sources) or 'none'}"
+        )
+    return replace(config, data=replace(config.data, targets=targets))
+
+
+def _left_out(wanted, config):
+    """The domains to leave out in turn."""
+    sources = list(config.data.sources)
+    if strange := [name for name in wanted or () if name not in sources]:
+        raise ValueError(f"want --leave-out out of {', '.join(sources)}; got {', '.join(strange)}")
+    return [name for name in sources if not wanted or name in wanted]
+
+
+def _wanted(options, config):
+    """The models that were asked for, or those that the settings allow."""
+    from fastmfr.prove.arms import COSFACE, DEFAULT
+    from fastmfr.results import CHOSEN
+
+    if not config.meta.steps:
+        raise ValueError("want --meta.steps above 0: all arms take as many steps as stage two")
+    own = [word.partition("=")[0] for word in options.arm]
+    names = [*(options.arms or DEFAULT), *own]
+    left = set()
+    if not config.pretrain.steps:
+        left.add(COSFACE)
+    if not config.data.validation:
+        left |= {name for name in names if name.endswith(f":{CHOSEN}")}
+    if options.arms and (asked := left & set(names)):
+        raise ValueError(
+            f"{', '.join(sorted(asked))}: more of stage one wants --pretrain.steps above 0, and a chosen model "
+            f"wants --data.validation above 0; leave {'it' if len(asked) == 1 else 'them'} out of --arms"
+        )
+    if left & set(names):
+        print(f"not compared, as the settings do not allow it: {', '.join(sorted(left & set(names)))}", file=sys.stderr)
+    return [name for name in names if name not in left]
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m fastmfr prove",
+        description="Leave each of several domains out in turn. Train on the others a base, and arms that go on from "
+        "it, over seeds. Say, with intervals, whether meta-training helps on a domain that was not seen.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", metavar="FOLDER", default="runs/prove", help="found again (default: runs/prove)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many (default: 5)")
+    parser.add_argument("--leave-out", nargs="+", metavar="NAME", help="sources to leave out in turn (default: all)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="what to compare (default: all but the ablations)")
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar='"NAME=SETTING=VALUE ..."',
+        help="an arm of your own: stage two with other settings of the section meta",
+    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model that would be ready later")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be made and how long it would take")
+    return parser

@@ -1,0 +1,12 @@
+"""Does meta-training help on these domains? Each domain is left out in turn, and arms are compared that share a base.
+
+arms.py        what is compared, and the settings of each arm
+cell.py        one seed and one domain left out: the base, and the arms that go on from it
+pooled.py      the arms without a meta step: ordinary training on the images of the meta arms
+scores.py      figures person by person, so that people can be drawn again
+rows.py        rows.jsonl: one line for each finished arm
+pace.py        how long the missing arms take
+gains.py       differences between arms, with intervals over runs and people
+verdict.py     what the differences say, in sentences
+tables.py      means, spreads and gains as tables    plots.py  the gains as a picture    page.py  the page
+"""

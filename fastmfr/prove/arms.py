@@ -1,0 +1,126 @@
+"""What is compared: arms that go on from one base, matched in optimizer steps and in images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import yaml
+
+from fastmfr.config import Config, Meta
+from fastmfr.results import CHOSEN, EMA, MEAN
+
+BASE = "base"
+MFR = "mfr"
+COSFACE = "cosface"
+NO_META = "no_meta"
+OF_AN_ARM = {  # models that an arm makes beside its last weights
+    MEAN: "mean of the weights",
+    EMA: "moving average of the weights",
+    CHOSEN: "chosen on people of the sources",
+}
+AT_FOUR_FIFTHS = 0.1  # a cosine from 1 to 0, four fifths of its way: more of the same, and no shock
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from the base.
+
+    Attributes:
+        title: what tables call it.
+        kind: "base" trains no further; "cosface" and "hard_pair" train on the images of the splits without a meta step;
+            "meta" is stage two.
+        meta: settings of the section `meta` that differ from those given.
+    """
+
+    title: str
+    kind: str = "meta"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    BASE: Arm("base", "base"),
+    COSFACE: Arm("more of stage one", "cosface"),
+    "hard_pair": Arm("hard pairs alone, no meta step", "hard_pair"),
+    NO_META: Arm("all losses, no look-ahead", meta={"method": "no_meta"}),
+    "first_order": Arm("MFR, first order", meta={"method": "first_order"}),
+    MFR: Arm("MFR", meta={"method": "mfr"}),
+    "mldg": Arm("MLDG, one random split a step", meta={"method": "mldg"}),
+    "no_hard_pair": Arm("MFR without hard pairs", meta={"hard_pair": 0.0}),
+    "no_classification": Arm("MFR without soft classification", meta={"soft_classification": 0.0}),
+    "no_alignment": Arm("MFR without domain alignment", meta={"domain_alignment": 0.0}),
+    "batch": Arm("MFR, BatchNorm on batch statistics", meta={"batch_norm": "batch"}),
+    "frozen": Arm("MFR, BatchNorm frozen", meta={"batch_norm": "frozen"}),
+}
+DEFAULT = (BASE, COSFACE, "hard_pair", NO_META, "first_order", MFR, f"{MFR}:{MEAN}", f"{MFR}:{CHOSEN}")
+
+
+def trained_arm(name: str) -> str:
+    """The arm whose training makes the model `name`: "mfr" of "mfr" and of "mfr:mean"."""
+    return name.partition(":")[0]
+
+
+def title_of(name: str, arms: Mapping[str, Arm]) -> str:
+    """What tables call a model."""
+    arm, _, model = name.partition(":")
+    return f"{arms[arm].title}, {OF_AN_ARM[model]}" if model else arms[arm].title
+
+
+def arms_of(own: Sequence[str]) -> dict[str, Arm]:
+    """ARMS and the user's own arms.
+
+    Args:
+        own: of each own arm "NAME=SETTING=VALUE ...", with settings of the section `meta` under their names.
+
+    Raises:
+        ValueError: no name or a name that is taken, no setting, or no such setting.
+    """
+    arms, known = dict(ARMS), [part.name for part in fields(Meta)]
+    for word in own:
+        name, _, changes = word.partition("=")
+        pairs = [change.partition("=")[::2] for change in changes.split()]
+        settings = {setting.removeprefix("meta."): yaml.safe_load(value or "") for setting, value in pairs}
+        if not name or not settings or not set(settings) <= set(known) or not name.replace("_", "").isalnum():
+            raise ValueError(
+                f'want --arm "NAME=SETTING=VALUE ..." with settings out of {", ".join(known)}; got {word!r}'
+            )
+        if name in arms:
+            raise ValueError(f"there is an arm {name!r} already; give yours another name")
+        arms[name] = Arm(f"{name}: {changes}", meta=settings)
+    return arms
+
+
+def models_of(wanted: Sequence[str], arms: Mapping[str, Arm]) -> list[str]:
+    """The models to compare in the order in which they are made: the base, then each arm with its averages.
+
+    Raises:
+        ValueError: there is no such arm, or an arm has no such model.
+    """
+    for name in wanted:
+        arm, colon, model = name.partition(":")
+        if arm not in arms or (colon and model not in OF_AN_ARM):
+            raise ValueError(
+                f"want arms out of {', '.join(arms)}, each alone or with one of :{', :'.join(OF_AN_ARM)} behind it; "
+                f"got {name!r}"
+            )
+    order = [f"{arm}{model}" for arm in arms for model in ("", *(f":{model}" for model in OF_AN_ARM))]
+    return [name for name in order if name == BASE or name in wanted]
+
+
+def config_of(name: str, arm: Arm, config: Config) -> Config:
+    """The run's settings as an arm has them, matched in steps and images.
+
+    More of stage one goes on at a tenth of its highest learning rate. MLDG's one split a step has as many people as the
+    splits of the other arms together. No arm ends early.
+
+    Raises:
+        ValueError: a setting of the arm has a wrong value, or does not go with the others.
+    """
+    try:
+        meta = replace(config.meta, **arm.meta)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"arm {name!r}: {error}") from None
+    if meta.method == "mldg":
+        meta = replace(meta, batch_identities=meta.batch_identities * len(config.data.sources))
+    if arm.kind == "cosface":
+        meta = replace(meta, beta=AT_FOUR_FIFTHS * config.pretrain.learning_rate)
+    return replace(config, meta=meta, choose=replace(config.choose, patience=0))

@@ -1,0 +1,136 @@
+"""The arms without a meta step: ordinary training on the images that the meta arms see, in as many steps.
+
+Shape suffixes: B = images of a batch, C = identities, N = images of the people of a domain, D = embedding.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastmfr.domains import Joint, join
+from fastmfr.evaluate import draw_evenly
+from fastmfr.head import MarginHead, make_margin
+from fastmfr.losses import MfrLosses
+from fastmfr.meta import MetaStep, PairBatch
+from fastmfr.results import META, PRETRAIN
+from fastmfr.runtime import to_device
+from fastmfr.training import Run
+from fastmfr.training.data import Splits, StageData, TrainingImages
+from fastmfr.training.optim import set_rate
+
+IMPRINTED = 10  # images of a person, at most, whose mean embedding begins a row of the classifier
+
+
+class PooledTrainer:
+    """Takes steps as MetaTrainer does, but without a look-ahead: each split's halves are put together."""
+
+    graph = "steps run operation by operation, as ordinary training"
+
+    def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead | None = None):
+        """`head`: the classifier of more CosFace, whose first labels are those of the run's stage two; None trains on
+        hard pairs."""
+        self._run, self._backbone, self._optimizer, self._head = run, backbone, optimizer, head
+        self._splits, self._number = Splits(run.data[META].sources, run.config), 0
+        backbone.train(head is not None or run.config.meta.batch_norm != "frozen")  # stage one goes on as before
+
+    def step(self, splits: Iterable, *, alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
+        """Take one step along the mean gradient of the splits; `alpha` has no part in it."""
+        values = []
+        self._optimizer.zero_grad()
+        for train, test in splits:
+            values.append(self._loss(pooled_images(train, test), losses))
+            (values[-1] / self._splits.of_a_step).backward()
+            self._number += 1
+        gradients = [value.grad for value in self._backbone.parameters() if value.grad is not None]
+        set_rate(self._optimizer, rate)
+        self._optimizer.step()
+        if self._head is not None:
+            meta = self._run.config.meta
+            self._head.update(rate, meta.momentum, meta.weight_decay)
+        return MetaStep({"total_test": torch.stack(values).detach()}, {}, torch.nn.utils.get_total_norm(gradients))
+
+    def _loss(self, image_B3HW, losses):
+        embedding_BD = self._backbone(image_B3HW)
+        if self._head is None:
+            return losses(*embedding_BD.chunk(2)).hard_pair
+        pairs = self._splits.pairs(self._number)
+        domain_B, identity_B = (
+            np.concatenate([getattr(half, name) for half in pairs]) for name in ("domain", "identity")
+        )
+        label_B = np.tile(self._run.data[META].sources.label(domain_B, identity_B), 2)
+        return self._head(embedding_BD, to_device(label_B, embedding_BD.device), self._number).mean()
+
+
+def pooled_images(train: PairBatch, test: PairBatch) -> Tensor:
+    """image_B3HW: the galleries of both halves of a split, then their probes."""
+    image_B3HW = torch.cat([train.gallery_B3HW, test.gallery_B3HW, train.probe_B3HW, test.probe_B3HW])
+    return image_B3HW.contiguous(memory_format=torch.channels_last)
+
+
+def with_all_people(run: Run) -> Run:
+    """The run with everybody of stage two's domains in stage two, also those whom stage one has met."""
+    trained, sources = run.people.trained, run.data[META].sources
+    everybody = join([trained[domain.name] for domain in sources.domains])
+    if run.data[META] is run.data[PRETRAIN] or everybody.identities == sources.identities:
+        return run
+    images = TrainingImages(everybody, 0, run.config, run.device, run.decoding, run.logbook)
+    return replace(run, data={**run.data, META: StageData(everybody, images)})
+
+
+def grown(head: MarginHead | None, run: Run, backbone: nn.Module) -> MarginHead:
+    """The classifier of the base, with a row for each of the run's people in both stages.
+
+    Rows of people whom stage one has met go on as they are. A new person's row begins as the mean of the base's
+    embeddings of this person. The rows of stage two's people come first, in the order of their labels.
+
+    Raises:
+        ValueError: the base has no classifier.
+    """
+    if head is None:
+        raise ValueError("more of stage one needs the classifier of a base that was trained; want --pretrain.steps > 0")
+    before, now = run.data[PRETRAIN].sources, run.data[META].sources
+    known = {person: row for row, person in enumerate(_names(before))}
+    wanted = list(dict.fromkeys([*_names(now), *known]))
+    if wanted == list(known):
+        nn.init.zeros_(head.get_buffer("momentum_CD"))  # the classifier begins without momentum, as the backbone does
+        return head
+    settings = run.config.pretrain
+    weight_CD = head.weight_CD.detach()
+    rows = [weight_CD[known[person]] if person in known else None for person in wanted]
+    if any(row is None for row in rows):
+        imprinted = _imprinted(run, backbone, now, float(weight_CD.norm(dim=1).mean()))
+        rows = [imprinted[label] if row is None else row for label, row in enumerate(rows)]
+    larger = MarginHead(
+        weight_CD.shape[1],
+        len(rows),
+        make_margin(settings.margin, settings.margin_values or ()),
+        settings.scale,
+        sample_rate=settings.sample_rate,
+        seed=run.config.seed,
+    ).to(weight_CD.device)
+    with torch.no_grad():
+        larger.weight_CD.copy_(torch.stack([row for row in rows if row is not None]))
+    return larger
+
+
+def _names(sources: Joint) -> list[tuple[str, str]]:
+    """(domain, person) by label."""
+    return [
+        (domain.name, domain.identity_name(person)) for domain in sources.domains for person in range(domain.identities)
+    ]
+
+
+def _imprinted(run, backbone, sources, length):
+    """(C, D) rows of `length`, the means of the backbone's unit embeddings of each person."""
+    means = []
+    for domain in sources.domains:
+        image_N = draw_evenly(domain.offsets, IMPRINTED * domain.identities, run.config.seed)
+        both_N2D, person_N = run.embed(backbone, domain, image_N)
+        embedding_ND = nn.functional.normalize(both_N2D.chunk(2, dim=1)[0])  # without the mirror image
+        mean_CD = embedding_ND.new_zeros(domain.identities, embedding_ND.shape[1])
+        mean_CD.index_add_(0, torch.from_numpy(person_N).to(mean_CD.device), embedding_ND)
+        means.append(mean_CD)
+    return length * nn.functional.normalize(torch.cat(means))
