@@ -96,14 +96,18 @@ class Cell:
         config: the settings, as of `leaving_out`.
         folder: where the folders lie.
         arms: all arms by name.
-        logbook: of the folder `data`.
         watched: where the progress of long tasks is shown.
     """
 
-    def __init__(self, config: Config, folder: Path, arms: Mapping[str, Arm], logbook: Logbook, watched: Console):
+    def __init__(self, config: Config, folder: Path, arms: Mapping[str, Arm], watched: Console):
         self.folder, self._arms, self._watched = folder, arms, watched
-        self._run = Run.open(config, logbook)
-        self._run.data[META].images.prepare()  # while this logbook is open
+        self._run = Run.open(config, CellLogbook(folder / "data", watched))
+
+    def close(self) -> None:
+        """Free the decoded images and close the log."""
+        for data in self._run.data.values():
+            data.images.close()
+        self._run.logbook.__exit__()
 
     def measure(self) -> Pace:
         """Time a few steps of both stages, and the scoring of one model."""
@@ -126,6 +130,7 @@ class Cell:
         backbone, head = self._base(with_head=arm.kind == "cosface")
         if arm.kind == "base":
             return {}
+        self._run.before_stage(META)
         seed_and_set_threads(self._run.config.seed, self._run.config.threads)
         with self._beside(name, config_of(name, arm, self._run.config)) as run:
             make_trainer = mfr_trainer

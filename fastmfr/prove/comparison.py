@@ -12,7 +12,7 @@ from rich.console import Console
 from fastmfr.atomic import write_text
 from fastmfr.config import Config
 from fastmfr.prove.arms import BASE, Arm, config_of, title_of, trained_arm
-from fastmfr.prove.cell import Cell, CellLogbook, leaving_out
+from fastmfr.prove.cell import Cell, leaving_out
 from fastmfr.prove.gains import views
 from fastmfr.prove.pace import Pace
 from fastmfr.prove.page import page
@@ -141,16 +141,21 @@ class Comparison:
     def _cell_of(self, task) -> Cell:
         """The cell of a task; the cell before is closed, so that its images make room."""
         if self._open != (task.seed, task.left_out) or self._cell is None:
-            self._cell = None
-            folder = self._folder / f"{task.seed}-{task.left_out}"
+            self.close()
             begin = time.monotonic()
-            with CellLogbook(folder / "data", self._console) as logbook:
-                config = leaving_out(self._config, task.left_out, task.seed)
-                self._cell = Cell(config, folder, self._arms, logbook, self._console)
+            config = leaving_out(self._config, task.left_out, task.seed)
+            folder = self._folder / f"{task.seed}-{task.left_out}"
+            self._cell = Cell(config, folder, self._arms, self._console)
             self._pace.opened.append(time.monotonic() - begin)
             self._open = (task.seed, task.left_out)
             write_text(self._folder / "environment.json", json.dumps(environment(), indent=1))
         return self._cell
+
+    def close(self) -> None:
+        """Free the images of the cell that is open."""
+        if self._cell is not None:
+            self._cell.close()
+        self._cell = self._open = None
 
     def report(self, next_step: str) -> tuple[Verdict, Path]:
         """Write report.html, table.md and gains.png, and, if a model can be recommended, take.yaml.
