@@ -72,7 +72,7 @@ def test_most_images_hide_the_lower_face_by_a_mask_and_never_the_eyes(monkeypatc
     seen = render("masked", people, images, size=32)
     monkeypatch.setitem(CATALOG, "masked", replace(CATALOG["masked"], cover=None))
     bare = render("masked", people, images, size=32)
-    assert 0.6 < masked.mean() < 1
+    assert 0.5 < masked.mean() < 0.85
     assert np.array_equal(seen[~masked], bare[~masked])
     assert np.array_equal(seen[:, :11], bare[:, :11])
     assert (np.abs(seen[masked, 20:26, 13:19].astype(int) - bare[masked, 20:26, 13:19]).mean((1, 2, 3)) > 5).all()

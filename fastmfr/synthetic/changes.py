@@ -53,7 +53,7 @@ def warm_up(face: Face, table: Table) -> None:
 
 
 def put_mask_on(face: Face, table: Table) -> None:
-    """Cover four images of five, one of eight of these below the nose, one of four by a scarf."""
-    worn, low, scarf, height, face.mask_hue, face.weave = draws(face, 6)
-    face.masked, face.scarf = worn < 0.8, scarf < 0.25
+    """Cover two images of three, of these one of eight below the nose and one of six by a scarf; half are blue."""
+    worn, low, scarf, height, hue, face.weave = draws(face, 6)
+    face.masked, face.scarf, face.mask_hue = worn < 0.667, scarf < 0.167, hue * hue
     face.mask_top = np.where(low < 0.125, face.nose_tip + 0.10, face.eye_y + 0.20 + 0.06 * height)
