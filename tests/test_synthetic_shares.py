@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from fastmfr.config import Synthetic
 from fastmfr.synthetic import DOMAINS, identity, images_of, make, render, write_records
 from fastmfr.synthetic.domains import CATALOG
+from fastmfr.training.people import _make_faces
 
 SHA256 = {  # of the pixels of three images of 45 and of 64 pixels, as drawn since the domains were made
     "studio": "f1370ab67d800c38",
@@ -166,6 +170,36 @@ def test_faces_with_shares_are_not_taken_for_faces_without(tmp_path):
     assert make(tmp_path, single=0.25, **settings)["nir"].is_dir()
     with pytest.raises(ValueError, match=r"single 0.25 instead of 0\)"):
         make(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("shares", "folder"),
+    [
+        ({}, "8x3-32px"),
+        ({"single": 0.5}, "8x3-32px-single0.5"),
+        ({"twins": 0.25}, "8x3-32px-twins0.25"),
+        ({"single": 0.5, "twins": 0.25}, "8x3-32px-single0.5-twins0.25"),
+    ],
+)
+def test_a_run_keeps_faces_with_other_shares_in_other_folders(shares, folder, monkeypatch):
+    asked, totals = [], []
+
+    def made(root, **settings):
+        asked.append((root, {name: settings[name] for name in ("single", "twins") if name in settings}))
+        return {"nir": root / "nir"}
+
+    @contextmanager
+    def meter(label, done, total):
+        totals.append(total)
+        yield
+
+    monkeypatch.setattr("fastmfr.synthetic.make", made)
+    faces = Synthetic(folder="kept", identities=8, images=3, size=32, **shares)
+    config = SimpleNamespace(data=SimpleNamespace(synthetic=faces))
+    found = _make_faces({"lamp": "synthetic:nir"}, config, SimpleNamespace(progress=meter))
+    assert found == {"lamp": Path("kept") / folder / "nir"}
+    assert asked == [(Path("kept") / folder, shares)]
+    assert totals == [sum(images_of(person, 3, shares.get("single", 0)) for person in range(8))]
 
 
 @pytest.mark.parametrize(
