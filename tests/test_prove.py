@@ -295,6 +295,18 @@ def test_rows_of_other_settings_are_refused(tmp_path):
         Rows(tmp_path, config, {})
 
 
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"seed": 1}', '{"seed": 1, "left_out": "a", "name": "mfr", "seconds": 1}']
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    config = Config()
+    Rows(tmp_path, config, {}).add(Task(1, "nir", "mfr"), row(0.5))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*rows\.jsonl is damaged .*; delete the line"):
+        Rows(tmp_path, config, {})
+
+
 def test_time_left_is_read_off_the_rows_there_are_and_else_measured():
     pace = Pace(base=80, arm=20, score=3, opened=[5.0, 7.0])
     tasks = [Task(seed, "nir", name) for seed in (1, 2, 3) for name in ("base", "mfr", "mfr:mean")]

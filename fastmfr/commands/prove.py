@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def main(arguments: list[str]) -> int:
     names = models_of(_wanted(options, config), arms)
     seeds = range(config.seed, config.seed + options.seeds)
     again = f"python -m fastmfr prove {shlex.join(arguments)}"
-    comparison = Comparison(config, out, arms, names, seeds, left_out, new_console())
+    comparison = Comparison(config, out, arms, names, seeds, left_out, new_console(), options.keep_weights)
     out.mkdir(parents=True, exist_ok=True)
-    with in_use(out):
+    with in_use(out), closing(comparison):
         if comparison.missing:
             comparison.check_data()
         comparison.say_plan()
@@ -136,5 +137,6 @@ def _parser():
         help="an arm of your own: stage two with other settings of the section meta",
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model that would be ready later")
+    parser.add_argument("--keep-weights", action="store_true", help="keep the weights of all arms, which fill disks")
     parser.add_argument("--dry-run", action="store_true", help="say what would be made and how long it would take")
     return parser

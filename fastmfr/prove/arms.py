@@ -15,8 +15,8 @@ COSFACE = "cosface"
 NO_META = "no_meta"
 OF_AN_ARM = {  # models that an arm makes beside its last weights
     MEAN: "mean of the weights",
-    EMA: "moving average of the weights",
-    CHOSEN: "chosen on people of the sources",
+    EMA: "moving average",
+    CHOSEN: "the model chosen",
 }
 AT_FOUR_FIFTHS = 0.1  # a cosine from 1 to 0, four fifths of its way: more of the same, and no shock
 
@@ -62,7 +62,7 @@ def trained_arm(name: str) -> str:
 def title_of(name: str, arms: Mapping[str, Arm]) -> str:
     """What tables call a model."""
     arm, _, model = name.partition(":")
-    return f"{arms[arm].title}, {OF_AN_ARM[model]}" if model else arms[arm].title
+    return f"{arms[arm].title}: {OF_AN_ARM[model]}" if model else arms[arm].title
 
 
 def arms_of(own: Sequence[str]) -> dict[str, Arm]:
@@ -85,7 +85,7 @@ def arms_of(own: Sequence[str]) -> dict[str, Arm]:
             )
         if name in arms:
             raise ValueError(f"there is an arm {name!r} already; give yours another name")
-        arms[name] = Arm(f"{name}: {changes}", meta=settings)
+        arms[name] = Arm(name, meta=settings)
     return arms
 
 

@@ -101,7 +101,12 @@ class Cell:
 
     def __init__(self, config: Config, folder: Path, arms: Mapping[str, Arm], watched: Console):
         self.folder, self._arms, self._watched = folder, arms, watched
-        self._run = Run.open(config, CellLogbook(folder / "data", watched))
+        logbook = CellLogbook(folder / "data", watched)
+        try:
+            self._run = Run.open(config, logbook)
+        except BaseException:
+            logbook.__exit__()
+            raise
 
     def close(self) -> None:
         """Free the decoded images and close the log."""
@@ -162,6 +167,29 @@ class Cell:
             save_weights(backbone, finished)
         return backbone, head
 
+    def has(self, name: str) -> bool:
+        """Whether the weights of a model are there."""
+        return self._weights(name).is_file()
+
+    def _weights(self, name) -> Path:
+        arm, _, model = name.partition(":")
+        return self.folder / arm / f"{model or LAST}.safetensors"
+
+    def tidy(self) -> None:
+        """Delete the weights and states of all arms, and of the base all states but the last.
+
+        Weights of large networks fill disks. From the base, another arm can still go on.
+        """
+        for folder in self.folder.iterdir():
+            states = sorted((folder / "checkpoints").glob("*"))
+            if folder.name == BASE:
+                states = states[:-1]
+            else:
+                for file in (*folder.glob("*.safetensors"), *folder.glob(RECORD)):
+                    file.unlink()
+            for state in states:
+                shutil.rmtree(state)
+
     def score(self, name: str) -> dict[str, dict]:
         """Score a model of an arm that was trained.
 
@@ -171,11 +199,10 @@ class Cell:
         Raises:
             ValueError: nobody is kept for validation, so that no model is chosen.
         """
-        arm, _, model = name.partition(":")
-        weights = self.folder / arm / f"{model or LAST}.safetensors"
+        weights = self._weights(name)
         if not weights.is_file():
             raise ValueError(
-                f"no model of {arm!r} was chosen, for no source has five people or more to keep for validation; leave "
+                f"no model of {weights.parent.name!r} was chosen, for no source has five people or more to keep; leave "
                 f"{name} out of --arms, or raise --data.validation"
             )
         backbone = self._run.new_backbone()

@@ -27,6 +27,8 @@ from fastmfr.training import Logbook, NonFiniteLoss
 from fastmfr.training.data import check_batches
 from fastmfr.training.people import open_people
 
+MOST_NAMED = 10  # models that a line of the plan names
+
 
 class Comparison:
     """Models of several seeds and domains left out, in a folder that is found again.
@@ -39,6 +41,7 @@ class Comparison:
         seeds: the seeds.
         left_out: the sources to leave out in turn.
         console: what is said goes there.
+        keep: whether the weights of arms are kept when all models of a seed and domain left out have a row.
 
     Raises:
         ValueError: the folder holds figures of other settings, or an arm's settings do not go together.
@@ -53,15 +56,16 @@ class Comparison:
         seeds: Sequence[int],
         left_out: Sequence[str],
         console: Console,
+        keep: bool = False,
     ):
         self._config, self._folder, self._arms, self._names, self._console = config, folder, arms, names, console
+        self._keep = keep
         needed = list(dict.fromkeys(one for name in names for one in (trained_arm(name), name)))
         trained = {name: arms[name] for name in needed if name in arms}
-        for name, arm in trained.items():
-            config_of(name, arm, config)
+        steps = {name: config_of(name, arm, config).meta.steps / config.meta.steps for name, arm in trained.items()}
         self._rows = Rows(folder, config, trained)
         self._tasks = [Task(seed, each, name) for seed in seeds for each in left_out for name in needed]
-        self._pace, self._cell, self._open = Pace(), None, None
+        self._pace, self._cell, self._open = Pace(steps=steps), None, None
 
     @property
     def missing(self) -> list[Task]:
@@ -94,12 +98,12 @@ class Comparison:
         if not any(FAILED not in row for row in self._rows.by_task.values()):
             self._say("measuring how long a few steps take ...")
             cell, how = self._cell_of(missing[0]), "by a few steps of each stage"
-            self._pace = replace(cell.measure(), opened=self._pace.opened)
+            self._pace = replace(cell.measure(), opened=self._pace.opened, steps=self._pace.steps)
         cells = list(dict.fromkeys((task.seed, task.left_out) for task in self._tasks))
         for seed, left_out in cells:
             mine = [task for task in missing if (task.seed, task.left_out) == (seed, left_out)]
             if mine:
-                names = ", ".join(task.name for task in mine)
+                names = ", ".join(task.name for task in mine) if len(mine) <= MOST_NAMED else f"{len(mine)} models"
                 self._say(f"seed {seed}, {left_out} left out: {_duration(self._left(mine))}: {names}")
         self._say(
             f"{len(missing)} of {len(self._tasks)} models to make, about {_duration(self._left(missing))} in all, {how}"
@@ -124,12 +128,15 @@ class Comparison:
         trained = self._rows.by_task.get(replace(task, name=trained_arm(task.name)), {})
         row: dict[str, Any] = {"seconds": 0.0}
         try:
-            facts = {} if trained else cell.train(task.name)
+            is_there = trained and cell.has(task.name)
+            facts = {} if is_there or FAILED in trained else cell.train(trained_arm(task.name))
             row |= {FAILED: trained[FAILED]} if FAILED in trained else {"scores": cell.score(task.name), **facts}
         except NonFiniteLoss as error:
             row |= {FAILED: str(error)}
         row["seconds"] = round(time.monotonic() - start, 1)
         self._rows.add(task, row)
+        if not self._keep and not any(self._open == (other.seed, other.left_out) for other in self.missing):
+            cell.tidy()
         done, left = len(self._tasks) - len(self.missing), self._left(self.missing)
         what = f"failed: {row[FAILED]}" if FAILED in row else f"{row['seconds']:.0f} s"
         more = f" · {_duration(left)} left" if left else ""
@@ -173,6 +180,8 @@ class Comparison:
         notes = [f"{name} failed in one run or more and is left out: {why}" for name, why in failed.items()]
         if self.missing:
             notes.append(f"{len(self.missing)} of {len(self._tasks)} models are missing, so not all runs count yet.")
+        if unreadable := _unreadable(self._folder):
+            notes.append(f"{unreadable} images could not be read and were left out: see bad_images.tsv in */data.")
         found, called = views(rows, names), titles(self._config.evaluate.far)
         named = {name: title_of(name, self._arms) for name in names}
         scores = [score for view in found for name in names for score in view.scores(name)]
@@ -186,7 +195,8 @@ class Comparison:
         sentences = "\n\n".join([f"# {answer.headline}", *answer.sentences])
         text = "\n\n".join([sentences, *(part.markdown() for part in parts)])
         write_text(self._folder / "table.md", text + "\n")
-        settings = self._config.to_yaml()
+        changes = [f"# arm {name}: {dict(arm.meta)}" for name, arm in self._arms.items() if name in named and arm.meta]
+        settings = "\n".join([*changes, self._config.to_yaml()])
         path = self._folder / "report.html"
         write_text(path, page(str(self._folder), answer, parts, png, next_step, notes, settings))
         return answer, path
@@ -214,6 +224,12 @@ class Comparison:
 
     def _say(self, text):
         self._console.print(printable(text))
+
+
+def _unreadable(folder):
+    """How many images could not be read."""
+    lines = [line for file in folder.glob("*/data/bad_images.tsv") for line in file.read_text().splitlines()]
+    return len({line.partition("\t")[0] for line in lines})
 
 
 class _Warnings(Logbook):

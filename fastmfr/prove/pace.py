@@ -21,14 +21,18 @@ class Pace:
     """Seconds of each part of the work.
 
     Attributes:
-        base: of a base that nothing was measured of yet; of an arm `arm`, and of scoring a model `score`.
+        base: of a base, where nothing is known yet.
+        arm: of an arm that takes as many steps as stage two.
+        score: of scoring a model.
         opened: of opening the data of each seed and domain left out so far.
+        steps: of an arm that takes more or fewer steps, by name: this many times stage two's.
     """
 
     base: float = 0.0
     arm: float = 0.0
     score: float = 0.0
     opened: list[float] = field(default_factory=list)
+    steps: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, name: str, rows: Mapping[Task, Mapping[str, Any]]) -> float:
         """Seconds of a model: the median of those there are of this name, else as measured."""
@@ -37,7 +41,7 @@ class Pace:
             return statistics.median(known)
         if ":" in name:
             return self.score
-        return self.score + (self.base if name == BASE else self.arm)
+        return self.score + (self.base if name == BASE else self.arm * self.steps.get(name, 1.0))
 
     def left(self, tasks: Iterable[Task], rows: Mapping[Task, Mapping[str, Any]], is_open: Collection = ()) -> float:
         """Seconds until all `tasks` have a row; the data of the cells (seed, left out) in `is_open` are open."""

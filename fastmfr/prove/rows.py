@@ -52,8 +52,23 @@ class Rows:
                 raise ValueError(f"{self._kept} is damaged ({error}); want another --out") from None
             self._check(settings, others)
             self._record["arms"] = others | self._record["arms"]
+        self.by_task = self._read()
+
+    def _read(self) -> dict[Task, Mapping[str, Any]]:
         lines = self._path.read_text().splitlines() if self._path.is_file() else []
-        self.by_task = {Task(row["seed"], row["left_out"], row["name"]): row for row in map(json.loads, lines)}
+        found = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                task = Task(int(row["seed"]), row["left_out"], row["name"])
+                found[task] = {**row, "seconds": float(row["seconds"])}
+                if FAILED not in row:
+                    dict(row["scores"])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(
+                    f"line {number} of {self._path} is damaged ({error}); delete the line, and its model is made again"
+                ) from None
+        return found
 
     def _check(self, settings, others):
         mine, own = self._record["settings"], self._record["arms"]

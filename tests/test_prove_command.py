@@ -1,0 +1,196 @@
+"""`fastmfr prove` as a user types it: a small comparison, gone on with, and what it refuses before any work is done."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastmfr import synthetic
+from fastmfr.__main__ import main
+from fastmfr.config import load_config, parse
+from fastmfr.domains import join
+from fastmfr.head import MarginHead
+from fastmfr.progress import new_console
+from fastmfr.prove.cell import Cell, leaving_out
+from fastmfr.prove.pooled import grown, with_all_people
+from fastmfr.results import META, PRETRAIN
+from fastmfr.training import NonFiniteLoss
+
+DOMAINS = ("street", "tungsten", "nir")
+SMALL = [
+    *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.125"),
+    *("--pretrain.steps=4", "--pretrain.batch_identities=6", "--pretrain.warmup=1", "--meta.steps=2"),
+    *("--meta.batch_identities=4", "--data.validation=0.25", "--data.synthetic.identities=24"),
+    *("--data.synthetic.images=3", "--data.synthetic.size=32"),
+]
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """A folder with the faces, made once and by one process."""
+    root = tmp_path_factory.mktemp("faces")
+    synthetic.make(root / "24x3-32px", domains=DOMAINS, identities=24, images=3, size=32, workers=1)
+    return root
+
+
+def words(faces, *more):
+    sources = [f"--data.sources.{name}=synthetic:{name}" for name in DOMAINS]
+    return [*sources, f"--data.synthetic.folder={faces}", *SMALL, *more]
+
+
+def prove(faces, out, *more):
+    return main(["prove", "--out", str(out), "--seeds=1", "--leave-out=nir", *more, *words(faces)])
+
+
+def rows_in(out):
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_a_small_comparison_is_finished_by_the_same_command(faces, tmp_path, capsys):
+    arms = ("--arms", "cosface", "first_order", "first_order:mean", "first_order:chosen")
+    assert prove(faces, tmp_path, *arms, "--minutes", "0.0001") == 0
+    said = capsys.readouterr().out
+    assert "5 of 5 models to make, about " in said
+    assert "by a few steps of each stage" in said
+    assert "0.0001 minutes are over; the same command goes on from here" in said
+    assert [row["name"] for row in rows_in(tmp_path)] == ["base"]
+    assert "4 of 5 models are missing" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "take.yaml").exists()
+
+    assert prove(faces, tmp_path, *arms) == 0
+    said = capsys.readouterr().out
+    assert "by the models there are" in said
+    assert "[5/5] seed 2019, nir left out, first_order:chosen" in said
+    assert "can be told from its base on nir, which it has not seen" in said
+    rows = {row["name"]: row for row in rows_in(tmp_path)}
+    assert [row.get("steps") for row in rows.values()] == [None, STEPS, STEPS, None, None]
+    distinct = {name: json.dumps(row["scores"]) for name, row in rows.items()}
+    assert len({distinct[name] for name in ("base", "cosface", "first_order")}) == 3  # each arm has left the base
+    assert (tmp_path / "gains.png").stat().st_size > 0
+    assert "| more of stage one |" in (tmp_path / "table.md").read_text()
+    config, _ = parse(["--config", str(tmp_path / "take.yaml")])
+    assert (list(config.data.sources), config.meta.steps) == (list(DOMAINS), 0)  # one seed tells nothing: the base
+
+    _loses_rows_and_finds_them_again(faces, tmp_path, rows, capsys)
+
+
+def _loses_rows_and_finds_them_again(faces, out, rows, capsys):
+    assert not list(out.glob("*/first_order/*.safetensors"))
+    assert len(list(out.glob("*/base/checkpoints/*"))) == 1
+    (out / "rows.jsonl").write_text(json.dumps(rows["cosface"]) + "\n")
+    assert prove(faces, out, "--arms", "hard_pair", "first_order", "--dry-run") == 0
+    assert "base, hard_pair, first_order" in capsys.readouterr().out
+    assert prove(faces, out, "--arms", "hard_pair", "first_order") == 0
+    assert "cosface" not in capsys.readouterr().out
+    again = {row["name"]: row for row in rows_in(out)}
+    for name in ("base", "first_order"):
+        assert again[name]["scores"] == rows[name]["scores"]  # the base was found, the arm trained again to the bit
+    assert again["hard_pair"]["scores"] != rows["base"]["scores"]
+    assert prove(faces, out, "--meta.beta=0.01") == 1
+    assert "figures of other settings: meta.beta was 0.05, now 0.01" in capsys.readouterr().err
+
+
+def test_an_arm_that_fails_costs_no_other(faces, tmp_path, capsys, monkeypatch):
+    def fails(run, *_):
+        if run.config.meta.method == "no_meta":
+            raise NonFiniteLoss("hard_pair is not finite at meta step 1")
+
+    monkeypatch.setattr("fastmfr.prove.cell.meta_train", fails)
+    monkeypatch.setattr("fastmfr.prove.cell._facts", lambda path: {})
+    assert prove(faces, tmp_path, "--arms", "no_meta", "no_meta:mean", "mfr") == 0
+    said = capsys.readouterr().out
+    assert "no_meta: failed: hard_pair is not finite" in said
+    assert "[4/4] seed 2019, nir left out, mfr: " in said
+    page = (tmp_path / "report.html").read_text()
+    assert "no_meta failed in one run or more and is left out: hard_pair is not finite at meta step 1" in page
+    assert [row.get("failed", "")[:9] for row in rows_in(tmp_path)] == ["", "hard_pair", "hard_pair", ""]
+
+
+@pytest.fixture
+def cell(faces, tmp_path):
+    """A cell whose stage two has people whom stage one has not."""
+    config, _ = parse(words(faces, "--data.new_people=0.5", "--data.validation=0"))
+    config = replace(config, data=replace(config.data, targets={}))
+    made = Cell(leaving_out(config, "nir", 1), tmp_path, {}, new_console())
+    yield made
+    made.close()
+
+
+def test_more_of_stage_one_has_everybody_and_keeps_the_rows_of_those_it_knows(cell):
+    run = cell._run
+    before = run.data[PRETRAIN].sources
+    head = MarginHead(8, before.identities, lambda cos_B, _: cos_B)
+    larger_run = with_all_people(run)
+    everybody = larger_run.data[META].sources
+    assert everybody.identities == join(list(run.people.trained.values())).identities == 2 * before.identities
+
+    def first_pixels(image_B3HW):
+        return image_B3HW.flatten(1)[:, :8]
+
+    larger = grown(head, larger_run, torch.nn.Sequential(Lambda(first_pixels)))
+    assert larger.weight_CD.shape == (everybody.identities, 8)
+    names = [
+        [
+            (domain.name, domain.identity_name(person))
+            for domain in sources.domains
+            for person in range(domain.identities)
+        ]
+        for sources in (before, everybody)
+    ]
+    length = head.weight_CD.norm(dim=1).mean()
+    for label, person in enumerate(names[1]):
+        row = larger.weight_CD[label]
+        if person in names[0]:
+            assert torch.equal(row, head.weight_CD[names[0].index(person)])
+        else:
+            assert row.norm().item() == pytest.approx(length.item(), rel=1e-5)
+
+
+class Lambda(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--seeds=0"], "want --seeds of at least 1, got 0"),
+        (["--minutes=0"], "want --minutes above 0, got 0"),
+        (["--leave-out", "moon"], "want --leave-out out of street, tungsten, nir; got moon"),
+        (["--arms", "nothing"], "got 'nothing'"),
+        (["--arm", "x=meta.alpha=-1"], "arm 'x': want meta.alpha"),
+        (["--meta.steps=0"], "want --meta.steps above 0"),
+        (["--data.targets.nir=synthetic:nir"], "nir is among data.sources"),
+        (["--arms", "mfr:chosen", "--data.validation=0"], "a chosen model wants --data.validation above 0"),
+        (["--arms", "cosface", "--pretrain.steps=0"], "more of stage one wants --pretrain.steps above 0"),
+        (["--meta.batch_identities=20"], "with street left out: "),
+        (["--data.sources.far=nowhere"], "there is no folder"),
+    ],
+)
+def test_refuses_what_cannot_work_before_any_work(faces, tmp_path, capsys, more, sentence):
+    assert main(["prove", "--out", str(tmp_path / "out"), *words(faces), *more]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*-*"))
+
+
+def test_refuses_fewer_than_three_domains(tmp_path, capsys):
+    assert main(["prove", "--out", str(tmp_path), "--data.sources.a=a", "--data.sources.b=b"]) == 1
+    assert "want three domains or more" in capsys.readouterr().err
+
+
+def test_targets_of_a_recipe_count_only_with_its_sources(faces, tmp_path, monkeypatch):
+    seen = []
+
+    def begin(_, config, *__):
+        seen.append(config)
+        raise SystemExit
+
+    monkeypatch.setattr("fastmfr.prove.comparison.Comparison.__init__", begin)
+    for more in ([], words(faces), [*words(faces), "--data.targets.photos=faces"]):
+        with pytest.raises(SystemExit):
+            main(["prove", "--out", str(tmp_path), *more])
+    assert [list(config.data.targets) for config in seen] == [["glasses", "nir"], [], ["photos"]]
+    assert list(load_config("quickstart").data.targets) == ["studio", "glasses", "nir"]
