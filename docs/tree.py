@@ -47,8 +47,8 @@ def _rows(folder) -> Iterator[str]:
             continue  # in the line of its .cpp
         elif path.suffix in (".py", ".cpp", ".hpp") and path.name != "__init__.py":
             yield ROW.format(f"  {path.name}", caption(path))
-    for path in sorted(folder.glob("recipes/*.yaml")):
-        yield ROW.format(f"  recipes/{path.name}", caption(path))
+    for path in sorted(folder.glob("*/*.yaml")):
+        yield ROW.format(f"  {path.parent.name}/{path.name}", caption(path))
 
 
 def _first_comment(text, mark) -> str:

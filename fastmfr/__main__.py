@@ -1,4 +1,4 @@
-"""python -m fastmfr COMMAND: train, evaluate and compare models; pack, split and inspect data; report runs."""
+"""python -m fastmfr COMMAND: train, evaluate, prove and report models, and pack, split and inspect data."""
 
 import sys
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from fastmfr.prove.tables import part_of
 from fastmfr.prove.verdict import verdict
 from fastmfr.training.data import Splits, images_of
 
+POOLS = Path(__file__).parent.parent / "bench" / "proof"
 PEOPLE, IMAGES, FAR = 30, 5, (1e-2, 1e-3)
 FIGURES = titles(FAR)
 TITLES = {name: title_of(name, ARMS) for name in ("base", "cosface", "no_meta", "first_order", "mfr", "mfr:chosen")}
@@ -54,7 +56,7 @@ def judged(values):
 
 
 def test_pools_share_no_domain_and_no_seed():
-    tuning, reported = (load_config(f"bench/proof/{name}.yaml") for name in ("tuning", "reported"))
+    tuning, reported = (load_config(POOLS / f"{name}.yaml") for name in ("tuning", "reported"))
     assert not set(tuning.data.sources) & set(reported.data.sources)
     assert tuning.seed + 50 < reported.seed
     same = replace(reported, recipe=tuning.recipe, seed=tuning.seed)
@@ -101,7 +103,7 @@ def test_models_are_judged_at_the_lowest_rate_that_the_pairs_are_enough_for(impo
 
 
 def test_every_arm_is_matched_in_steps_and_images():
-    config = leaving_out(load_config("bench/proof/reported.yaml"), "nir", 101)
+    config = leaving_out(load_config(POOLS / "reported.yaml"), "nir", 101)
     offsets = np.arange(0, 2001, 10)
     sources = SimpleNamespace(domains=[SimpleNamespace(name=name, offsets=offsets) for name in config.data.sources])
     for name, arm in ARMS.items():
@@ -281,7 +283,7 @@ def test_verdict_on_a_single_domain_or_few_seeds_says_so():
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
-    config, arms = load_config("bench/proof/tuning.yaml"), arms_of(["own=meta.alpha=1"])
+    config, arms = load_config(POOLS / "tuning.yaml"), arms_of(["own=meta.alpha=1"])
     Rows(tmp_path, config, {"own": arms["own"]}).add(Task(1, "nir", "mfr"), row(0.5))
     again = Rows(tmp_path, replace(config, seed=9, threads=1), {"mfr": arms["mfr"]})
     assert list(again.by_task) == [Task(1, "nir", "mfr")]

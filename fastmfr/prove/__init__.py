@@ -1,4 +1,4 @@
-"""Does meta-training help on these domains? Each domain is left out in turn, and arms are compared that share a base.
+"""Comparisons of models on domains that were not seen: each domain is left out in turn, and arms share a base.
 
 arms.py        what is compared, and the settings of each arm
 cell.py        one seed and one domain left out: the base, and the arms that go on from it
