@@ -127,6 +127,9 @@ def test_an_own_arm_changes_settings_of_stage_two():
     arms = arms_of(["wide=meta.share_n=0.05 alpha=0.1"])
     config = config_of("wide", arms["wide"], Config())
     assert (config.meta.share_n, config.meta.alpha) == (0.05, 0.1)
+    begun = arms_of(["wide=first_order share_n=0.05", "both=beside alpha=0.1"])
+    assert config_of("wide", begun["wide"], Config()).meta.method == "first_order"
+    assert (begun["both"].kind, begun["both"].meta) == ("beside", {"alpha": 0.1})
 
 
 @pytest.mark.parametrize("word", ["wide", "wide=", "wide=meta.shares=1", "=meta.alpha=1", "../x=meta.alpha=1"])

@@ -28,7 +28,7 @@ class Arm:
     Attributes:
         title: what tables call it.
         kind: "base" trains no further; "cosface" and "hard_pair" train on the images of the splits without a meta step;
-            "meta" is stage two.
+            "meta" is stage two; "beside" takes, after each of its steps, one of "cosface" on the same images.
         meta: settings of the section `meta` that differ from those given.
     """
 
@@ -44,6 +44,7 @@ ARMS = {
     NO_META: Arm("all losses, no look-ahead", meta={"method": "no_meta"}),
     "first_order": Arm("MFR, first order", meta={"method": "first_order"}),
     MFR: Arm("MFR", meta={"method": "mfr"}),
+    "beside": Arm("MFR, with stage one's loss beside it", "beside"),
     "mldg": Arm("MLDG, one random split a step", meta={"method": "mldg"}),
     "no_hard_pair": Arm("MFR without hard pairs", meta={"hard_pair": 0.0}),
     "no_classification": Arm("MFR without soft classification", meta={"soft_classification": 0.0}),
@@ -69,15 +70,21 @@ def arms_of(own: Sequence[str]) -> dict[str, Arm]:
     """ARMS and the user's own arms.
 
     Args:
-        own: of each own arm "NAME=SETTING=VALUE ...", with settings of the section `meta` under their names.
+        own: of each own arm "NAME=SETTING=VALUE ...", with settings of the section `meta` under their names; a word
+            that is an arm's name, as in "NAME=beside SETTING=VALUE", begins from that arm.
 
     Raises:
-        ValueError: no name or a name that is taken, no setting, or no such setting.
+        ValueError: no name or a name that is taken, no setting, or no such setting or arm.
     """
     arms, known = dict(ARMS), [part.name for part in fields(Meta)]
     for word in own:
         name, _, changes = word.partition("=")
-        pairs = [change.partition("=")[::2] for change in changes.split()]
+        start, pairs = Arm(name), []
+        for change in changes.split():
+            if change in arms:
+                start = arms[change]
+            else:
+                pairs.append(change.partition("=")[::2])
         settings = {setting.removeprefix("meta."): yaml.safe_load(value or "") for setting, value in pairs}
         if not name or not settings or not set(settings) <= set(known) or not name.replace("_", "").isalnum():
             raise ValueError(
@@ -85,7 +92,7 @@ def arms_of(own: Sequence[str]) -> dict[str, Arm]:
             )
         if name in arms:
             raise ValueError(f"there is an arm {name!r} already; give yours another name")
-        arms[name] = Arm(name, meta=settings)
+        arms[name] = Arm(name, start.kind, {**start.meta, **settings})
     return arms
 
 
@@ -106,6 +113,11 @@ def models_of(wanted: Sequence[str], arms: Mapping[str, Arm]) -> list[str]:
     return [name for name in order if name == BASE or name in wanted]
 
 
+def rate_of_more(config: Config) -> float:
+    """The learning rate at which stage one goes on."""
+    return AT_FOUR_FIFTHS * config.pretrain.learning_rate
+
+
 def config_of(name: str, arm: Arm, config: Config) -> Config:
     """The run's settings as an arm has them, matched in steps and images.
 
@@ -122,5 +134,5 @@ def config_of(name: str, arm: Arm, config: Config) -> Config:
     if meta.method == "mldg":
         meta = replace(meta, batch_identities=meta.batch_identities * len(config.data.sources))
     if arm.kind == "cosface":
-        meta = replace(meta, beta=AT_FOUR_FIFTHS * config.pretrain.learning_rate)
+        meta = replace(meta, beta=rate_of_more(config))
     return replace(config, meta=meta, choose=replace(config.choose, patience=0))

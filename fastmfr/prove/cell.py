@@ -17,9 +17,9 @@ from fastmfr.evaluate import embed_domain
 from fastmfr.head import MarginHead
 from fastmfr.progress import Meter, new_console
 from fastmfr.protocols import leave_one_out
-from fastmfr.prove.arms import BASE, Arm, config_of
+from fastmfr.prove.arms import BASE, Arm, config_of, rate_of_more
 from fastmfr.prove.pace import Pace, measure
-from fastmfr.prove.pooled import PooledTrainer, grown, with_all_people
+from fastmfr.prove.pooled import BesideTrainer, PooledTrainer, grown, with_all_people
 from fastmfr.prove.scores import by_person
 from fastmfr.results import CHOSEN, EMA, LAST, MEAN, META, PRETRAIN
 from fastmfr.runtime import seed_and_set_threads
@@ -29,6 +29,7 @@ from fastmfr.training.meta import meta_train, mfr_trainer
 from fastmfr.training.pretrain import pretrain
 from fastmfr.weights import load_weights, save_weights
 
+_WITH_HEAD = ("cosface", "beside")  # kinds of arms that train the classifier too
 _FINISHED = f"{LAST}.safetensors"  # the weights of an arm that was trained to its end
 
 
@@ -132,20 +133,21 @@ class Cell:
             NonFiniteLoss: a loss became NaN or infinite.
         """
         arm = self._arms[name]
-        backbone, head = self._base(with_head=arm.kind == "cosface")
+        backbone, head = self._base(with_head=arm.kind in _WITH_HEAD)
         if arm.kind == "base":
             return {}
         self._run.before_stage(META)
         seed_and_set_threads(self._run.config.seed, self._run.config.threads)
         with self._beside(name, config_of(name, arm, self._run.config)) as run:
-            make_trainer = mfr_trainer
+            make_trainer = {"hard_pair": PooledTrainer}.get(arm.kind, mfr_trainer)
+            if arm.kind in _WITH_HEAD and not (run.folder / _FINISHED).is_file():  # no state holds the classifier
+                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
             if arm.kind == "cosface":
-                if not (run.folder / _FINISHED).is_file():  # states of an arm do not hold the classifier
-                    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
                 run = with_all_people(run)
                 make_trainer = partial(PooledTrainer, head=grown(head, run, backbone))
-            elif arm.kind == "hard_pair":
-                make_trainer = PooledTrainer
+            elif arm.kind == "beside":
+                rate = rate_of_more(self._run.config)
+                make_trainer = partial(BesideTrainer, head=grown(head, run, backbone), rate=rate)
             meta_train(run, backbone, AllKept(run, self.folder / BASE), make_trainer)
             save_weights(backbone, run.folder / _FINISHED)
             return _facts(run.logbook.path)

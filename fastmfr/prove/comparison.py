@@ -213,6 +213,8 @@ class Comparison:
                 replace(config, meta=meta),
                 "# the nearest that a run can do: hard pairs, without a look-ahead\n",
             )
+        elif arm.kind == "beside":
+            note = "# the nearest that a run can do: MFR without stage one's loss beside it\n"
         elif arm.kind == "cosface":
             steps = self._config.pretrain.steps + self._config.meta.steps
             more = replace(config.pretrain, steps=steps)

@@ -19,7 +19,8 @@ from fastmfr.results import META, PRETRAIN
 from fastmfr.runtime import to_device
 from fastmfr.training import Run
 from fastmfr.training.data import Splits, StageData, TrainingImages
-from fastmfr.training.optim import set_rate
+from fastmfr.training.meta import mfr_trainer
+from fastmfr.training.optim import set_rate, sgd
 
 IMPRINTED = 10  # images of a person, at most, whose mean embedding begins a row of the classifier
 
@@ -62,6 +63,32 @@ class PooledTrainer:
         )
         label_B = np.tile(self._run.data[META].sources.label(domain_B, identity_B), 2)
         return self._head(embedding_BD, to_device(label_B, embedding_BD.device), self._number).mean()
+
+
+class BesideTrainer:
+    """Takes a meta step, and after it a step of stage one's loss on the same images."""
+
+    def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead, rate: float):
+        """`head` as of PooledTrainer; `rate`: of the steps of stage one's loss."""
+        meta = run.config.meta
+        self._backbone, self._rate, self._is_frozen = backbone, rate, meta.batch_norm == "frozen"
+        self._meta = mfr_trainer(run, backbone, optimizer)
+        self._pooled = PooledTrainer(run, backbone, sgd(backbone.parameters(), meta.momentum, meta.weight_decay), head)
+        backbone.train()
+
+    @property
+    def graph(self) -> str:
+        """What `MetaTrainer.graph` says of the meta steps."""
+        return self._meta.graph
+
+    def step(self, splits: Iterable, *, alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
+        """Take both steps; return what is known of the meta step."""
+        splits = list(splits)
+        result = self._meta.step(splits, alpha=alpha, rate=rate, losses=losses)
+        self._backbone.train(not self._is_frozen)
+        self._pooled.step(splits, alpha=0.0, rate=self._rate, losses=losses)
+        self._backbone.train()
+        return result
 
 
 def pooled_images(train: PairBatch, test: PairBatch) -> Tensor:

@@ -42,7 +42,7 @@ class Rows:
     def __init__(self, folder: Path, config: Config, arms: Mapping[str, Arm]):
         self._path, self._kept = folder / "rows.jsonl", folder / "prove.json"
         mine = {name: value for name, value in flattened(plain(asdict(config))).items() if name not in FREE}
-        own = {name: plain(dict(arm.meta)) for name, arm in arms.items() if arm.kind == "meta"}
+        own = {name: plain(dict(arm.meta)) for name, arm in arms.items() if arm.kind in ("meta", "beside")}
         self._record = json.loads(json.dumps({"settings": mine, "arms": own}))
         if self._kept.is_file():
             try:
