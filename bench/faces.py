@@ -1,14 +1,15 @@
 """How far procedural faces lead: `python bench/faces.py RUN --real PATH --out FOLDER` compares them with photographs.
 
 RUN is a run folder whose sources are procedural, or a file of weights beside its config.yaml. The model embeds your
-photographs, other people of the domains it was trained on, and domains that it has never seen. OUT/faces.md has the
-figures, OUT/faces.png the cosines of genuine and impostor pairs.
+photographs, other people of the domains it was trained on, and domains that it has never seen. FOLDER/faces.md has the
+figures, beside those of bare pixels and of networks without training; FOLDER/faces.png has the cosines of genuine and
+impostor pairs.
 """
 
 import argparse
 from pathlib import Path
 
-from faces.measure import REAL, SEEN, UNSEEN, draw_domains, measure, seen_domains
+from faces.measure import REAL, SEEN, UNSEEN, draw_domains, measure, seen_domains, untrained
 from faces.page import page, plot
 
 from fastmfr.commands.frame import status_of
@@ -49,7 +50,8 @@ def _compare(options):
     kinds = [SEEN] * len(seen) + [UNSEEN] * len(unseen)
     rows = measure(model, [*zip(drawn, kinds, strict=True), *real])
     plot(rows, options.out / "faces.png")
-    text = page(rows, _intro(model, options))
+    chance = untrained(model, real[0][0]) if real else []
+    text = page(rows, _intro(model, options), chance)
     (options.out / "faces.md").write_text(text)
     print(text)
     return 0

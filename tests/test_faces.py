@@ -23,7 +23,7 @@ from fastmfr.weights import open_model, save_weights
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))
 
-from faces.measure import REAL, SEEN, UNSEEN, Measured, draw_domains, measure, seen_domains  # noqa: E402
+from faces.measure import REAL, SEEN, UNSEEN, Measured, Pixels, draw_domains, measure, seen_domains  # noqa: E402
 from faces.page import COLUMNS, page  # noqa: E402
 
 spec = spec_from_file_location("faces_command", BENCH / "faces.py")  # the folder beside it has its name
@@ -55,13 +55,15 @@ def photographs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _one_process(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # a process more takes a second to start
+def _at_once(monkeypatch):
+    """One process draws, and Pillow decodes: more processes and DALI's pipelines take a second each to start."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("faces.measure.checked_decoder", lambda wanted, device: "pillow")
 
 
 def measured(kind, tar, genuine=(0.2, 0.4), impostor=(0.0, 0.1), gap=None):
     scores = Scores(tar_at_far={"0.01": TarAtFar(tar=tar, interval=[tar - 0.1, tar + 0.1])}, auc=0.9, identities=7)
-    return Measured("some", kind, scores, np.array(genuine), np.array(impostor), gap)
+    return Measured("some", kind, scores, np.array(genuine), np.array(impostor), 0.25, gap)
 
 
 def cells(text, name):
@@ -88,12 +90,14 @@ def test_the_page_says_what_is_lost_against_the_domains_trained_on():
         replace(measured(REAL, 0.3), name="album"),
         replace(measured(UNSEEN, 0.9, gap=0.456), name="other"),
     ]
-    text = page(rows, "What was measured.")
+    text = page(rows, "What was measured.", [0.1, 0.234])
     assert "\nWhat was measured.\n" in text
     assert cells(text, "one")["against seen"] == ""
     assert cells(text, "album")["against seen"] == "-40.0"
     assert cells(text, "other")["against seen"] == "+20.0"
     assert cells(text, "other")["gap"] == "0.46"
+    assert cells(text, "one")["pixels"] == "25.0"
+    assert "learned nothing, TAR on the photographs: 10.0, 23.4." in text
     assert cells(text, "two")["95 %"] == "50.0 to 70.0"
 
 
@@ -119,10 +123,18 @@ def test_a_domain_is_measured_as_evaluate_scores_it(run, photographs):
     first, second = measure(model, [(domain, REAL), (other, UNSEEN)])
     images = [photographs / domain.key(image) for image in range(domain.images)]
     scores = score(model.embed(images), gallery_probe(domain.offsets), (0.1, 0.2))
-    assert first.scores.auc == pytest.approx(scores.auc, abs=0.1)  # Pillow decodes here, DALI there
+    assert first.scores.auc == pytest.approx(scores.auc, abs=1e-6)
     assert (len(first.genuine_G), len(first.impostor_P)) == (6, 12)
     assert first.gap is None
     assert second.gap == pytest.approx(0, abs=1e-5)
+
+
+def test_pixels_are_compared_by_their_pattern_not_by_their_brightness():
+    image_B3HW = torch.rand(2, 3, 4, 4)
+    pattern_BD = torch.nn.functional.normalize(Pixels()(image_B3HW))
+    assert pattern_BD.shape == (2, 16)
+    assert torch.allclose(torch.nn.functional.normalize(Pixels()(3 * image_B3HW + 5)), pattern_BD, atol=1e-5)
+    assert not torch.allclose(pattern_BD[0], pattern_BD[1], atol=0.1)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fastmfr import synthetic
+from fastmfr.backbone import build_backbone
 from fastmfr.config import Config, Meta
 from fastmfr.decode import checked_decoder
 from fastmfr.domains import Domain, open_domain
@@ -33,6 +35,7 @@ class Measured:
         scores: TAR at FAR 1e-2, AUC and the counts, as `fastmfr.evaluate.score` returns them.
         genuine_G: cosines of a person's gallery image and other images.
         impostor_P: cosines of a person's gallery image and images of others.
+        pixels: TAR of the images' own gray pixels in place of embeddings, in [0, 1].
         gap: distance between the domain's mean embedding and that of the photographs; None without photographs.
     """
 
@@ -41,13 +44,13 @@ class Measured:
     scores: Scores
     genuine_G: np.ndarray
     impostor_P: np.ndarray
+    pixels: float
     gap: float | None = None
 
     @property
     def tar(self) -> float:
         """TAR at FAR 1e-2, in [0, 1]; NaN if there are fewer than 100 impostor pairs."""
-        tar = self.scores.rate(str(FAR[0])).tar
-        return float("nan") if tar is None else tar
+        return _tar(self.scores)
 
     @property
     def hard_genuine(self) -> float:
@@ -103,20 +106,53 @@ def draw_domains(config: Config, names: list[str], people: int, root: Path, twin
     return [open_domain(made[name], name) for name in names]
 
 
+class Pixels(torch.nn.Module):
+    """Maps images to their own gray pixels, less the mean of each image: what an embedding has to be better than."""
+
+    def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        pixel_BD = image_B3HW.mean(1).flatten(1)
+        return pixel_BD - pixel_BD.mean(1, keepdim=True)
+
+
 def measure(model: Model, domains: list[tuple[Domain, str]], seed: int = 0) -> list[Measured]:
     """Embed and score domains, each given with its kind; the gaps are to the domain whose kind is REAL."""
-    embedded, decoder = {}, checked_decoder("cpu", model.device)
+    embedded, pixels = {}, {}
     for domain, _ in domains:
-        embedding_ND, bad = embed_domain(model.backbone, domain, model.preprocess, model.device, decoder=decoder)
-        embedded[domain.name] = embedding_ND, gallery_probe(domain.offsets, seed=seed).without(bad)
+        embedded[domain.name] = _embed(model, model.backbone, domain, seed)
+        pixels[domain.name] = _tar(score(*_embed(model, Pixels(), domain, seed, mirror="none"), FAR))
     gaps = _gaps(domains, embedded)
-    return [_measured(domain.name, kind, *embedded[domain.name], gaps.get(domain.name)) for domain, kind in domains]
+    return [
+        _measured(domain.name, kind, *embedded[domain.name], pixels[domain.name], gaps.get(domain.name))
+        for domain, kind in domains
+    ]
 
 
-def _measured(name, kind, embedding_ND, pairs, gap) -> Measured:
+def untrained(model: Model, domain: Domain, networks: int = 3) -> list[float]:
+    """Return the TAR on a domain of networks like the model's that have learned nothing, for seeds 0, 1, ..."""
+    found = []
+    for seed in range(networks):
+        torch.manual_seed(seed)
+        backbone = build_backbone(model.config).to(model.device)
+        found.append(_tar(score(*_embed(model, backbone, domain, seed=0), FAR)))
+    return found
+
+
+def _embed(model, backbone, domain, seed, **embedding):
+    """(embeddings of all images, the gallery and probe lists)."""
+    decoder = checked_decoder("cpu", model.device)
+    embedding_ND, bad = embed_domain(backbone, domain, model.preprocess, model.device, decoder=decoder, **embedding)
+    return embedding_ND, gallery_probe(domain.offsets, seed=seed).without(bad)
+
+
+def _tar(scores: Scores) -> float:
+    tar = scores.rate(str(FAR[0])).tar
+    return float("nan") if tar is None else tar
+
+
+def _measured(name, kind, embedding_ND, pairs, pixels, gap) -> Measured:
     cosine = (embedding_ND[pairs.gallery] @ embedding_ND[pairs.probe].T).cpu().numpy()
     mates = pairs.gallery_id[:, None] == pairs.probe_id
-    return Measured(name, kind, score(embedding_ND, pairs, FAR), cosine[mates], cosine[~mates], gap)
+    return Measured(name, kind, score(embedding_ND, pairs, FAR), cosine[mates], cosine[~mates], pixels, gap)
 
 
 def _gaps(domains, embedded) -> dict[str, float]:

@@ -9,14 +9,14 @@ from fastmfr.report.axes import BLUE, GREY, INK, grid, save, write_title
 
 from .measure import FAR, SEEN, TAU_N, TAU_P, Measured
 
-FIGURES = ("TAR", "95 %", "against seen", "AUC", "genuine hard", "impostors hard", "d'", "gap")
+FIGURES = ("TAR", "95 %", "against seen", "pixels", "AUC", "genuine hard", "impostors hard", "d'", "gap")
 COLUMNS = ("domain", "kind", "people", *FIGURES)
 READING = (
     f"TAR at FAR {FAR[0]:g} with its 95 % interval over the people, and AUC, in percent. Against seen: TAR less the "
-    "mean TAR of the domains trained on, in points. Hard: percentage of genuine pairs with a cosine below "
-    f"{TAU_P:g}, and of impostor pairs above {TAU_N:g}, the paper's thresholds. d': distance between the mean cosines "
-    "of genuine and impostor pairs in standard deviations. Gap: distance between the domain's mean unit embedding and "
-    "that of the photographs, from 0 to 2."
+    "mean TAR of the domains trained on, in points. Pixels: TAR of the images' gray pixels without any model. Hard: "
+    f"percentage of genuine pairs with a cosine below {TAU_P:g}, and of impostor pairs above {TAU_N:g}, the paper's "
+    "thresholds. d': distance between the mean cosines of genuine and impostor pairs in standard deviations. Gap: "
+    "distance between the domain's mean unit embedding and that of the photographs, from 0 to 2."
 )
 BINS = np.linspace(-0.6, 1, 81)
 
@@ -26,8 +26,9 @@ def seen_tar(rows: Sequence[Measured]) -> float:
     return float(np.mean([row.tar for row in rows if row.kind == SEEN]))
 
 
-def page(rows: Sequence[Measured], intro: str) -> str:
-    """Return the page: what was measured, the table, how to read it."""
+def page(rows: Sequence[Measured], intro: str, untrained: Sequence[float] = ()) -> str:
+    """Return the page: what was measured, the table, how to read it, and the TAR of networks without training."""
+    chance = ", ".join(f"{100 * tar:.1f}" for tar in untrained)
     lines = [
         "# Procedural faces beside photographs",
         "",
@@ -38,6 +39,7 @@ def page(rows: Sequence[Measured], intro: str) -> str:
         *(f"| {' | '.join(_cells(row, seen_tar(rows)))} |" for row in rows),
         "",
         READING,
+        *(["", f"Networks that have learned nothing, TAR on the photographs: {chance}."] if untrained else []),
         "",
         "![Cosines of genuine and impostor pairs, by domain](faces.png)",
     ]
@@ -53,6 +55,7 @@ def _cells(row: Measured, seen: float) -> list[str]:
         f"{100 * row.tar:.1f}",
         f"{100 * low:.1f} to {100 * high:.1f}",
         "" if row.kind == SEEN else f"{100 * (row.tar - seen):+.1f}",
+        f"{100 * row.pixels:.1f}",
         f"{100 * row.scores.auc:.2f}",
         f"{100 * row.hard_genuine:.1f}",
         f"{100 * row.hard_impostor:.1f}",
