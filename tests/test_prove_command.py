@@ -176,6 +176,15 @@ def test_refuses_what_cannot_work_before_any_work(faces, tmp_path, capsys, more,
     assert not list(tmp_path.glob("out/*-*"))
 
 
+def test_refuses_a_target_with_too_many_pairs(faces, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastmfr.prove.checks.MOST_PAIRS", 24 * 24)
+    assert prove(faces, tmp_path) == 1
+    assert (
+        "nir has 48 images to look up among 24 people, more than 576 pairs; want --evaluate.probes_per_identity 1"
+        in (capsys.readouterr().err)
+    )
+
+
 def test_refuses_fewer_than_three_domains(tmp_path, capsys):
     assert main(["prove", "--out", str(tmp_path), "--data.sources.a=a", "--data.sources.b=b"]) == 1
     assert "want three domains or more" in capsys.readouterr().err

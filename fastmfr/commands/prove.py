@@ -36,17 +36,20 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"want --minutes above 0, got {options.minutes:g}")
     from fastmfr.progress import new_console  # these need torch, whose import takes seconds: a typo is answered before
     from fastmfr.prove.arms import arms_of, models_of
+    from fastmfr.prove.checks import check_data
     from fastmfr.prove.comparison import Comparison
+    from fastmfr.prove.report import write_report
 
     arms = arms_of(options.arm)
     names = models_of(_wanted(options, config), arms)
     seeds = range(config.seed, config.seed + options.seeds)
     again = f"python -m fastmfr prove {shlex.join(arguments)}"
-    comparison = Comparison(config, out, arms, names, seeds, left_out, new_console(), options.keep_weights)
+    console = new_console()
+    comparison = Comparison(config, out, arms, names, seeds, left_out, console, options.keep_weights)
     out.mkdir(parents=True, exist_ok=True)
     with in_use(out), closing(comparison):
         if comparison.missing:
-            comparison.check_data()
+            check_data(config, comparison.trained, left_out, out, console)
         comparison.say_plan()
         if options.dry_run:
             return 0
@@ -55,14 +58,17 @@ def main(arguments: list[str]) -> int:
         except (KeyboardInterrupt, OSError) as stopped:
             stopped.add_note(f"go on with: {again}")
             raise
-        verdict, page = comparison.report(again)
+        missing = len(comparison.missing)
+        verdict, page = write_report(out, config, arms, names, comparison.rows, missing=missing, again=again)
     print("", verdict.headline, *verdict.sentences, f"page    {page}", sep="\n")
     return 0
 
 
 def _config(settings) -> Config:
     """The settings; a recipe's targets count only if its sources do, and domains that are left out are no targets."""
-    config = parse(settings, prog="python -m fastmfr prove")[0]
+    config, resume = parse(settings, prog="python -m fastmfr prove")
+    if resume:
+        raise ValueError("prove has no --resume: the same command goes on where it was stopped")
 
     def typed(side):
         return any(word.startswith(f"--data.{side}.") for word in settings)

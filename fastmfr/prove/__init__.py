@@ -8,5 +8,7 @@ rows.py        rows.jsonl: one line for each finished arm
 pace.py        how long the missing arms take
 gains.py       differences between arms, with intervals over runs and people
 verdict.py     what the differences say, in sentences
+comparison.py  what is missing is made                         checks.py  what is looked at before any work
+report.py      all that is written at the end
 tables.py      means, spreads and gains as tables    plots.py  the gains as a picture    page.py  the page
 """
