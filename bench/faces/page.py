@@ -69,7 +69,7 @@ def plot(rows: Sequence[Measured], path: Path) -> Path:
     figure, axes = grid(len(rows), columns=3, width=3.5, height=2.1)
     for ax, row in zip(axes, rows, strict=True):
         for cosine, colour in ((row.impostor_P, GREY), (row.genuine_G, BLUE)):
-            ax.hist(cosine, BINS, density=True, color=colour, alpha=0.55, lw=0)
+            ax.hist(cosine, BINS, density=True, histtype="stepfilled", color=colour, alpha=0.55, lw=0)
         for threshold, colour in ((TAU_N, GREY), (TAU_P, BLUE)):
             ax.axvline(threshold, color=colour, lw=1, ls=(0, (2, 2)))
         ax.set(xlim=(BINS[0], BINS[-1]), yticks=[])

@@ -18,7 +18,7 @@ from fastmfr.meta import MetaStep, PairBatch
 from fastmfr.results import META, PRETRAIN
 from fastmfr.runtime import to_device
 from fastmfr.training import Run
-from fastmfr.training.data import Splits, StageData, TrainingImages
+from fastmfr.training.data import Splits, StageData, TrainingImages, images_of_meta
 from fastmfr.training.meta import mfr_trainer
 from fastmfr.training.optim import set_rate, sgd
 
@@ -103,7 +103,8 @@ def with_all_people(run: Run) -> Run:
     everybody = join([trained[domain.name] for domain in sources.domains])
     if run.data[META] is run.data[PRETRAIN] or everybody.identities == sources.identities:
         return run
-    images = TrainingImages(everybody, 0, run.config, run.device, run.decoding, run.logbook)
+    drawn = images_of_meta(run.config, everybody)
+    images = TrainingImages(everybody, drawn, run.config, run.device, run.decoding, run.logbook)
     return replace(run, data={**run.data, META: StageData(everybody, images)})
 
 

@@ -132,7 +132,7 @@ def stage_data(sources: Mapping[str, Joint], config: Config, *rest: Any) -> dict
     """
     images_drawn = {
         PRETRAIN: config.pretrain.steps * config.pretrain.batch_identities * 2,
-        META: config.meta.steps * config.meta.batch_identities * 4 * len(sources[META].domains),
+        META: images_of_meta(config, sources[META]),
     }
     if sources[PRETRAIN] is sources[META]:
         shared = StageData(sources[META], TrainingImages(sources[META], sum(images_drawn.values()), config, *rest))
@@ -141,6 +141,11 @@ def stage_data(sources: Mapping[str, Joint], config: Config, *rest: Any) -> dict
         stage: StageData(sources[stage], TrainingImages(sources[stage], drawn, config, *rest))
         for stage, drawn in images_drawn.items()
     }
+
+
+def images_of_meta(config: Config, sources: Joint) -> int:
+    """How many images stage two draws from its sources in all."""
+    return config.meta.steps * config.meta.batch_identities * 4 * len(sources.domains)
 
 
 def batch_sampler(sources: Joint, config: Config, batch_identities: int, **options: Any) -> GroupedDomainSampler:
