@@ -107,6 +107,8 @@ def test_twins_are_nearer_to_one_another_than_other_people_but_differ():
     of_twins = np.linalg.norm(near[::2] - near[1::2], axis=1)
     assert of_twins.max() < between.min()
     assert of_twins.min() > 0.05 * between.mean()
+    spread = near[1::2].std(0) / apart[1::2].std(0)
+    assert spread.mean() == pytest.approx(1, abs=0.06)  # a second twin is no nearer to the mean face than others
     assert np.array_equal(near[::2], apart[::2])  # the first of twins is who that person is without twins
     assert (np.abs(face.pigment[::2] - face.pigment[1::2]).max((1, 2)) > 0.02).all()
     assert np.array_equal(face.pigment[::2], plain.pigment[::2])

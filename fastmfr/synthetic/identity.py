@@ -5,10 +5,10 @@ A trait belongs to an identity and never changes; a condition belongs to one ima
 mean + spread * normal, the normal clipped to [-2, 2], from generators keyed by seed, domain, identity and, for
 conditions, image, so that an image depends on nothing else.
 
-Of a share of people, numbers 2 k and 2 k + 1 are twins: the traits of the second are those of the first, moved a fifth
-of the way to traits drawn for the second, and the pigment of the second is drawn apart. Of another share of people
-there is one image. The number of a person decides who belongs to a share, without a draw: the fractional parts of the
-multiples of an irrational number spread evenly over [0, 1).
+Of a share of people, numbers 2 k and 2 k + 1 are twins: the second has the traits of the first, changed by a quarter of
+a spread, and a pigment drawn apart. Of another share of people there is one image. The number of a person decides who
+belongs to a share, without a draw: the fractional parts of the multiples of an irrational number spread evenly over
+[0, 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,7 +117,7 @@ CONDITIONS = {  # name: (mean, spread); angles are tangents of the half angle, 0
 }
 
 
-TWIN_OWN = 0.2  # how far a twin's traits are from those of the first twin, on the way to traits drawn apart
+LIKE_TWIN, OWN = 0.97, 0.243  # parts of a second twin's deviations; their squares sum to 1, which keeps the spread
 
 
 def is_single(identity: int, share: float) -> bool:
@@ -198,8 +198,9 @@ def describe(
             rng = generator(seed, domain, identity)
             numbers = _draw(TRAITS, traits, rng)
             if identity % 2 and is_twin(identity, twins):
+                mean = np.array([mean for mean, _ in {**TRAITS, **traits}.values()])
                 first = _draw(TRAITS, traits, generator(seed, domain, identity - 1))
-                numbers = first + TWIN_OWN * (numbers - first)
+                numbers = mean + LIKE_TWIN * (first - mean) + OWN * (numbers - mean)
             face = dict(zip(TRAITS, numbers, strict=True))
             known[identity] = face, _pigment(rng, face)
         faces.append(known[identity])
