@@ -316,6 +316,8 @@ def test_time_left_is_read_off_the_rows_there_are_and_else_measured():
     pace = Pace(base=80, arm=20, score=3, opened=[5.0, 7.0])
     tasks = [Task(seed, "nir", name) for seed in (1, 2, 3) for name in ("base", "mfr", "mfr:mean")]
     assert pace.left(tasks, {}) == 3 * (83 + 23 + 3 + 6)
+    other = Pace(steps={"far": 2.0})  # nothing was measured, for there are models of its kind
+    assert other.of("far", {Task(1, "nir", "mfr"): row(0.5, seconds=20.0), tasks[0]: row(0.5, seconds=70.0)}) == 40.0
     rows = {tasks[0]: row(0.5, seconds=70.0)}
     assert pace.left(tasks, rows, [(1, "nir")]) == 2 * 70 + 3 * (23 + 3) + 2 * 6
 

@@ -35,10 +35,16 @@ class Pace:
     steps: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, name: str, rows: Mapping[Task, Mapping[str, Any]]) -> float:
-        """Seconds of a model: the median of those there are of this name, else as measured."""
-        known = [row["seconds"] for task, row in rows.items() if task.name == name and FAILED not in row]
-        if known:
-            return statistics.median(known)
+        """Seconds of a model: the median of those there are of this name, else of its kind, else as measured."""
+        good = {task: row["seconds"] for task, row in rows.items() if FAILED not in row}
+        for is_like in (lambda other: other == name, lambda other: _kind(other) == _kind(name)):
+            known = [
+                seconds * self.steps.get(name, 1.0) / self.steps.get(task.name, 1.0)
+                for task, seconds in good.items()
+                if is_like(task.name)
+            ]
+            if known:
+                return statistics.median(known)
         if ":" in name:
             return self.score
         return self.score + (self.base if name == BASE else self.arm * self.steps.get(name, 1.0))
@@ -49,6 +55,11 @@ class Pace:
         cells = {(task.seed, task.left_out) for task in missing} - set(is_open)
         opening = statistics.median(self.opened) if self.opened else 0.0
         return sum(self.of(task.name, rows) for task in missing) + opening * len(cells)
+
+
+def _kind(name: str) -> str:
+    """What a model is: the base, the last weights of an arm, or one of an arm's averages."""
+    return BASE if name == BASE else "average" if ":" in name else "arm"
 
 
 def measure(run: Run, score: Callable[[], object]) -> Pace:
