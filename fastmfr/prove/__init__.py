@@ -3,6 +3,7 @@
 arms.py        what is compared, and the settings of each arm
 cell.py        one seed and one domain left out: the base, and the arms that go on from it
 pooled.py      the arms without a meta step: ordinary training on the images of the meta arms
+successors.py  arms with losses of the method's successors
 scores.py      figures person by person, so that people can be drawn again
 rows.py        rows.jsonl: one line for each finished arm
 pace.py        how long the missing arms take

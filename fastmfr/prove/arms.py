@@ -28,7 +28,8 @@ class Arm:
     Attributes:
         title: what tables call it.
         kind: "base" trains no further; "cosface" and "hard_pair" train on the images of the splits without a meta step;
-            "meta" is stage two; "beside" takes, after each of its steps, one of "cosface" on the same images.
+            "meta" is stage two; "beside" takes, after each of its steps, one of "cosface" on the same images;
+            "balanced" and "triplets" have another loss in place of the hard pairs' (see successors.py).
         meta: settings of the section `meta` that differ from those given.
     """
 
@@ -45,6 +46,8 @@ ARMS = {
     "first_order": Arm("MFR, first order", meta={"method": "first_order"}),
     MFR: Arm("MFR", meta={"method": "mfr"}),
     "beside": Arm("MFR, with stage one's loss beside it", "beside"),
+    "balanced": Arm("MFR, hard pairs balanced over domains", "balanced", {"cuda_graph": False}),
+    "triplets": Arm("MFR, triplets across domains", "triplets", {"cuda_graph": False}),
     "mldg": Arm("MLDG, one random split a step", meta={"method": "mldg"}),
     "no_hard_pair": Arm("MFR without hard pairs", meta={"hard_pair": 0.0}),
     "no_classification": Arm("MFR without soft classification", meta={"soft_classification": 0.0}),

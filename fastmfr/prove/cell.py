@@ -21,6 +21,7 @@ from fastmfr.prove.arms import BASE, Arm, config_of, rate_of_more
 from fastmfr.prove.pace import Pace, measure
 from fastmfr.prove.pooled import BesideTrainer, PooledTrainer, grown, with_all_people
 from fastmfr.prove.scores import by_person
+from fastmfr.prove.successors import LOSSES, TrainerWithLosses
 from fastmfr.results import CHOSEN, EMA, LAST, MEAN, META, PRETRAIN
 from fastmfr.runtime import seed_and_set_threads
 from fastmfr.training import Logbook, Run
@@ -145,6 +146,8 @@ class Cell:
             if arm.kind == "cosface":
                 run = with_all_people(run)
                 make_trainer = partial(PooledTrainer, head=grown(head, run, backbone))
+            elif arm.kind in LOSSES:
+                make_trainer = partial(TrainerWithLosses, losses=arm.kind)
             elif arm.kind == "beside":
                 rate = rate_of_more(self._run.config)
                 make_trainer = partial(BesideTrainer, head=grown(head, run, backbone), rate=rate)

@@ -94,4 +94,4 @@ def _as_a_run(name, arm, config):
     if arm.kind == "cosface":
         longer = replace(mine.pretrain, steps=config.pretrain.steps + config.meta.steps)
         return replace(mine, pretrain=longer, meta=only_stage_one), f"{nearest}a longer stage one\n"
-    return mine, f"{nearest}MFR without stage one's loss beside it\n" if arm.kind == "beside" else ""
+    return mine, "" if arm.kind == "meta" else f"{nearest}MFR itself, without what this arm adds\n"

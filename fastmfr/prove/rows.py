@@ -13,6 +13,7 @@ from fastmfr.prove.arms import Arm
 
 FREE = ("recipe", "folder", "seed", "device", "threads", "save_every", "data.threads", "data.vet", "data.cache")
 FAILED = "failed"
+NOT_OF_META = ("base", "cosface", "hard_pair")  # kinds of arms without settings of their own
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +43,7 @@ class Rows:
     def __init__(self, folder: Path, config: Config, arms: Mapping[str, Arm]):
         self._path, self._kept = folder / "rows.jsonl", folder / "prove.json"
         mine = {name: value for name, value in flattened(plain(asdict(config))).items() if name not in FREE}
-        own = {name: plain(dict(arm.meta)) for name, arm in arms.items() if arm.kind in ("meta", "beside")}
+        own = {name: plain(dict(arm.meta)) for name, arm in arms.items() if arm.kind not in NOT_OF_META}
         self._record = json.loads(json.dumps({"settings": mine, "arms": own}))
         if self._kept.is_file():
             try:
