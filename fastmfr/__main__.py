@@ -1,4 +1,4 @@
-"""python -m fastmfr COMMAND: train, evaluate, export, prove and report models, embed images, and pack, split and inspect data."""
+"""python -m fastmfr COMMAND: train, evaluate, embed, export, prove and report, and pack, split and inspect data."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ USAGE = """usage: python -m fastmfr COMMAND ...
   train [OPTIONS]      pretrain, meta-train and score; --help lists the options
   evaluate RUN ...     score a model on sets: lists, pairs, LFW-type .bin, IJB-style templates, domains
   embed RUN SOURCE     the embeddings of all images of a folder, RecordIO file or list, with their keys
+  export RUN           a model as ONNX, safetensors or .pth, checked, with a model card
   pack SOURCE... OUT   class folders, lists, tar or Parquet files into one RecordIO folder
   inspect DOMAIN...    what is in a domain: people, images, damage, duplicates, contact sheets
   split FOLDER ...     divide the people of a folder into train, gallery and probe lists
@@ -23,6 +24,7 @@ MODULES = {
     "train": "fastmfr.train",
     "evaluate": "fastmfr.commands.evaluate",
     "embed": "fastmfr.commands.embed",
+    "export": "fastmfr.commands.export",
     "pack": "fastmfr.commands.pack",
     "inspect": "fastmfr.commands.inspect",
     "split": "fastmfr.commands.split",

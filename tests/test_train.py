@@ -238,6 +238,7 @@ def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_made(small, t
     assert main([*small, batch]) == 1
     text = " ".join(capsys.readouterr().err.split())
     assert f"domain 'studio' has {PEOPLE} identities" in text
+    assert f"{batch[2:].replace('=', ' ')}: " in text
     assert "lower batch_identities" in text
     assert not (tmp_path / "runs").exists()
 

@@ -52,12 +52,13 @@ def leaving_out(config: Config, name: str, seed: int) -> Config:
 
 
 class CellLogbook(Logbook):
-    """Keeps what a run says in said.txt, and shows its progress on `watched`."""
+    """Keeps what a run says in said.txt, and shows its progress on `watched`, if there is such a console."""
 
-    def __init__(self, folder: Path, watched: Console):
+    def __init__(self, folder: Path, watched: Console | None = None):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file, self._watched = (folder / "said.txt").open("a"), watched
+        self._file = (folder / "said.txt").open("a")
         super().__init__(folder, new_console(self._file, width=120))
+        self._watched = watched or self.console
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -118,7 +119,7 @@ class Cell:
 
     def measure(self) -> Pace:
         """Time a few steps of both stages, and the scoring of one model."""
-        with CellLogbook(self.folder / "pace", self._watched) as logbook:
+        with CellLogbook(self.folder / "pace") as logbook:
             run = replace(self._run, folder=logbook.folder, logbook=logbook)
             pace = measure(run, lambda: self._figures(self._run.new_backbone()))
         shutil.rmtree(self.folder / "pace")

@@ -86,15 +86,25 @@ class Comparison:
             self._say("measuring how long a few steps take ...")
             cell, how = self._cell_of(missing[0]), "by a few steps of each stage"
             self._pace = replace(cell.measure(), opened=self._pace.opened, steps=self._pace.steps)
-        cells = list(dict.fromkeys((task.seed, task.left_out) for task in self._tasks))
-        for seed, left_out in cells:
-            mine = [task for task in missing if (task.seed, task.left_out) == (seed, left_out)]
-            if mine:
-                names = ", ".join(task.name for task in mine) if len(mine) <= MOST_NAMED else f"{len(mine)} models"
-                self._say(f"seed {seed}, {left_out} left out: {_duration(self._left(mine))}: {names}")
+        for names, cells in self._plan().items():
+            seeds, left_out = (", ".join(dict.fromkeys(str(cell[part]) for cell in cells)) for part in (0, 1))
+            tasks = [Task(*cells[-1], name) for name in names]
+            each = f"about {_duration(self._left(tasks))} each" if len(cells) > 1 else _duration(self._left(tasks))
+            listed = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} models"
+            self._say(f"seed {seeds}; {left_out} left out: {each}: {listed}")
         self._say(
             f"{len(missing)} of {len(self._tasks)} models to make, about {_duration(self._left(missing))} in all, {how}"
         )
+
+    def _plan(self) -> dict[tuple[str, ...], list[tuple[int, str]]]:
+        """The cells (seed, left out) that miss the same models, by these models."""
+        names: dict[tuple[int, str], list[str]] = {}
+        for task in self.missing:
+            names.setdefault((task.seed, task.left_out), []).append(task.name)
+        plan: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+        for cell, of_cell in names.items():
+            plan.setdefault(tuple(of_cell), []).append(cell)
+        return plan
 
     def run(self, minutes: float) -> bool:
         """Make what is missing; return whether all is there.

@@ -3,7 +3,8 @@
 Shape suffix: B = images of a batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any
@@ -167,7 +168,8 @@ def check_batches(sources: Mapping[str, Joint], config: Config) -> None:
     """
     domains, meta = sources[META].domains, config.meta
     if config.pretrain.steps:
-        batch_sampler(sources[PRETRAIN], config, config.pretrain.batch_identities)
+        with _naming("pretrain.batch_identities", config.pretrain.batch_identities):
+            batch_sampler(sources[PRETRAIN], config, config.pretrain.batch_identities)
         _check_sample_rate(sources[PRETRAIN], config.pretrain)
     if meta.steps and len(domains) == 1:
         raise ValueError(
@@ -175,9 +177,19 @@ def check_batches(sources: Mapping[str, Joint], config: Config) -> None:
             f"{domains[0].name}. Add sources, or set meta.steps to 0"
         )
     if meta.steps:
-        splits = Splits(sources[META], config)
-        for i in range(splits.of_a_step):
-            splits.pairs(i)
+        with _naming("meta.batch_identities", meta.batch_identities):
+            splits = Splits(sources[META], config)
+            for i in range(splits.of_a_step):
+                splits.pairs(i)
+
+
+@contextmanager
+def _naming(setting: str, value: int) -> Iterator[None]:
+    """Names the setting in an error of the sampler, which knows batches alone."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{setting} {value}: {error}") from None
 
 
 def _check_sample_rate(sources, settings):
