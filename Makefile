@@ -39,7 +39,7 @@ sanitize: $(INSTALLED)  ## csrc under AddressSanitizer and UBSan in the tests th
 	    $$(PYTHONPATH=build/sanitize $(VENV)/bin/python -m pybind11 --includes) csrc/*.cpp -o build/sanitize/_native.so
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests/native FASTMFR_NATIVE=build/sanitize \
-	    $(VENV)/bin/python -m pytest -p built_elsewhere tests/test_recordio.py tests/test_recordio_fuzz.py \
+	    $(VENV)/bin/python -m pytest -p built_elsewhere tests/test_recordio.py tests/test_recordio_damage.py tests/test_recordio_fuzz.py \
 	    tests/test_sampler.py tests/test_gather.py
 	$(CXX) $(SANITIZED) -fsanitize=thread -pthread -Icsrc tests/native/threads.cpp \
 	    $(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)) -o build/sanitize/threads

@@ -21,7 +21,7 @@ from evaluation_fakes import class_folder, face, lfw_bin
 from pack_fakes import parquet_of, tar_of
 from small_runs import trained
 from test_protocols_lists import ijb
-from test_recordio import native, write
+from recordio_files import native, write
 
 from fastmfr.config import load_config
 from fastmfr.domains import open_domain

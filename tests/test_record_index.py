@@ -4,7 +4,7 @@ import struct
 
 import pytest
 from pack_fakes import FACES, folder, people
-from test_recordio import FLOAT32, FLOAT64, contents, flat, jpeg, native, part, payload, write
+from recordio_files import FLOAT32, FLOAT64, contents, flat, jpeg, native, part, payload, write
 
 from fastmfr.domains import open_domain
 from fastmfr.native import FileChanged

@@ -1,6 +1,6 @@
 """RecordIO files from anywhere: whatever the bytes are, reading them gives images or a sentence, never a crash.
 
-`test_recordio.py` holds what each kind of damage must lead to; here hypothesis looks for damage nobody thought of. The
+`test_recordio_damage.py` holds what each kind of damage must lead to; here hypothesis looks for damage nobody thought of. The
 reader follows offsets and lengths that it finds in files, so a mistake would read memory that is not its own:
 `make sanitize` makes every such read fatal.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_recordio import FLOAT32, FLOAT64, flat, in_parts, native, payload, write
+from recordio_files import FLOAT32, FLOAT64, flat, in_parts, native, payload, write
 
 from fastmfr import _native
 from fastmfr.domains import open_domain
