@@ -1,7 +1,7 @@
 """RecordIO files from anywhere: whatever the bytes are, reading them gives images or a sentence, never a crash.
 
-`test_recordio_damage.py` holds what each kind of damage must lead to; here hypothesis looks for damage nobody thought of. The
-reader follows offsets and lengths that it finds in files, so a mistake would read memory that is not its own:
+`test_recordio_damage.py` holds what each kind of damage must lead to; here hypothesis looks for damage nobody thought
+of. The reader follows offsets and lengths that it finds in files, so a mistake would read memory that is not its own:
 `make sanitize` makes every such read fatal.
 """
 
