@@ -19,9 +19,9 @@ import pytest
 import torch
 from evaluation_fakes import class_folder, face, lfw_bin
 from pack_fakes import parquet_of, tar_of
+from recordio_files import native, write
 from small_runs import trained
 from test_protocols_lists import ijb
-from recordio_files import native, write
 
 from fastmfr.config import load_config
 from fastmfr.domains import open_domain
