@@ -13,7 +13,7 @@ from fastmfr.config import Config, load_config
 from fastmfr.evaluate import identification, verification
 from fastmfr.meta import PairBatch
 from fastmfr.protocols import gallery_probe
-from fastmfr.prove.arms import ARMS, arms_of, config_of, models_of, title_of
+from fastmfr.prove.arms import ARMS, arms_of, by_default, config_of, models_of, title_of
 from fastmfr.prove.cell import leaving_out
 from fastmfr.prove.gains import Gain, followed, gain, views
 from fastmfr.prove.pace import Pace
@@ -108,6 +108,8 @@ def test_every_arm_is_matched_in_steps_and_images():
     sources = SimpleNamespace(domains=[SimpleNamespace(name=name, offsets=offsets) for name in config.data.sources])
     for name, arm in ARMS.items():
         settings = config_of(name, arm, config)
+        if arm.kind == "together":
+            continue  # as many images by a test of its own
         splits = Splits(sources, settings)
         images = sum(len(images_of(*splits.pairs(i))[0]) for i in range(splits.of_a_step))
         assert (settings.meta.steps, images) == (config.meta.steps, 384), name
@@ -143,6 +145,15 @@ def test_refuses_an_arm_whose_name_is_taken_or_whose_value_is_wrong():
         arms_of(["mfr=meta.alpha=1"])
     with pytest.raises(ValueError, match=r"arm 'far': want meta\.alpha"):
         config_of("far", arms_of(["far=meta.alpha=-1"])["far"], Config())
+
+
+def test_the_models_compared_by_default_are_those_that_the_settings_allow():
+    config = Config()
+    everything = by_default(replace(config, data=replace(config.data, new_people=0.5)))
+    assert "together" in everything
+    assert by_default(config) == [name for name in everything if name != "together"]
+    given = replace(config, data=replace(config.data, validation=0.0), pretrain=replace(config.pretrain, steps=0))
+    assert set(by_default(config)) - set(by_default(given)) == {"cosface", "mfr:chosen"}
 
 
 def test_models_come_in_the_order_in_which_they_are_made():

@@ -13,7 +13,7 @@ from fastmfr.domains import join
 from fastmfr.head import MarginHead
 from fastmfr.progress import new_console
 from fastmfr.prove.cell import Cell, leaving_out
-from fastmfr.prove.pooled import grown, with_all_people
+from fastmfr.prove.pooled import grown, with_all_people, with_all_people_in_stage_one
 from fastmfr.results import META, PRETRAIN
 from fastmfr.training import NonFiniteLoss
 
@@ -148,6 +148,15 @@ def test_more_of_stage_one_has_everybody_and_keeps_the_rows_of_those_it_knows(ce
             assert row.norm().item() == pytest.approx(length.item(), rel=1e-5)
 
 
+def test_stage_one_on_everybody_meets_each_as_often_and_takes_the_images_of_stage_two_too(cell):
+    run, larger = cell._run, with_all_people_in_stage_one(cell._run)
+    before, everybody = run.data[PRETRAIN].sources, larger.data[PRETRAIN].sources
+    assert everybody.identities == 2 * before.identities
+    assert larger.data[META] is run.data[META]
+    of_stage_two = STEPS * 2 * 4 * 4 / (2 * 6)  # steps, splits, people in a half, images of each; images of a batch
+    assert larger.config.pretrain.steps == 2 * run.config.pretrain.steps + round(of_stage_two)
+
+
 class Lambda(torch.nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -164,8 +173,14 @@ class Lambda(torch.nn.Module):
         (["--arm", "x=meta.alpha=-1"], "arm 'x': want meta.alpha"),
         (["--meta.steps=0"], "want --meta.steps above 0"),
         (["--data.targets.nir=synthetic:nir"], "nir is among data.sources"),
-        (["--arms", "mfr:chosen", "--data.validation=0"], "a chosen model wants --data.validation above 0"),
-        (["--arms", "cosface", "--pretrain.steps=0"], "more of stage one wants --pretrain.steps above 0"),
+        (
+            ["--arms", "mfr:chosen", "--data.validation=0"],
+            "the arm mfr:chosen is chosen on people",
+        ),
+        (
+            ["--arms", "cosface", "--pretrain.steps=0"],
+            "the arm cosface needs the classifier",
+        ),
         (["--meta.batch_identities=20"], "with street left out: "),
         (["--data.sources.far=nowhere"], "there is no folder"),
     ],

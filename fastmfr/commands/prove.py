@@ -3,7 +3,6 @@
 import argparse
 import math
 import shlex
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -34,14 +33,19 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"want --seeds of at least 1, got {options.seeds}")
     if not options.minutes > 0:
         raise ValueError(f"want --minutes above 0, got {options.minutes:g}")
+    if not config.meta.steps:
+        raise ValueError("want --meta.steps above 0: all arms take as many steps as stage two")
     from fastmfr.progress import new_console  # these need torch, whose import takes seconds: a typo is answered before
-    from fastmfr.prove.arms import arms_of, models_of
+    from fastmfr.prove.arms import arms_of, by_default, models_of, refused
     from fastmfr.prove.checks import check_data
     from fastmfr.prove.comparison import Comparison
     from fastmfr.prove.report import write_report
 
     arms = arms_of(options.arm)
-    names = models_of(_wanted(options, config), arms)
+    own = [word.partition("=")[0] for word in options.arm]
+    names = models_of([*(options.arms or by_default(config)), *own], arms)
+    if reasons := refused(names, arms, config):
+        raise ValueError("; ".join(f"the arm {name} {reason}" for name, reason in reasons.items()))
     seeds = range(config.seed, config.seed + options.seeds)
     again = f"python -m fastmfr prove {shlex.join(arguments)}"
     console = new_console()
@@ -96,30 +100,6 @@ def _left_out(wanted, config):
     if strange := [name for name in wanted or () if name not in sources]:
         raise ValueError(f"want --leave-out out of {', '.join(sources)}; got {', '.join(strange)}")
     return [name for name in sources if not wanted or name in wanted]
-
-
-def _wanted(options, config):
-    """The models that were asked for, or those that the settings allow."""
-    from fastmfr.prove.arms import COSFACE, DEFAULT
-    from fastmfr.results import CHOSEN
-
-    if not config.meta.steps:
-        raise ValueError("want --meta.steps above 0: all arms take as many steps as stage two")
-    own = [word.partition("=")[0] for word in options.arm]
-    names = [*(options.arms or DEFAULT), *own]
-    left = set()
-    if not config.pretrain.steps:
-        left.add(COSFACE)
-    if not config.data.validation:
-        left |= {name for name in names if name.endswith(f":{CHOSEN}")}
-    if options.arms and (asked := left & set(names)):
-        raise ValueError(
-            f"{', '.join(sorted(asked))}: more of stage one wants --pretrain.steps above 0, and a chosen model "
-            f"wants --data.validation above 0; leave {'it' if len(asked) == 1 else 'them'} out of --arms"
-        )
-    if left & set(names):
-        print(f"not compared, as the settings do not allow it: {', '.join(sorted(left & set(names)))}", file=sys.stderr)
-    return [name for name in names if name not in left]
 
 
 def _parser():

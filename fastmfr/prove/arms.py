@@ -1,6 +1,6 @@
-"""What is compared: arms that go on from one base, matched in optimizer steps and in images."""
+"""What is compared: arms that go on from one base, matched in optimizer steps and in images; and their controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from fastmfr.results import CHOSEN, EMA, MEAN
 BASE = "base"
 MFR = "mfr"
 COSFACE = "cosface"
+TOGETHER = "together"
 NO_META = "no_meta"
 OF_AN_ARM = {  # models that an arm makes beside its last weights
     MEAN: "mean of the weights",
@@ -28,8 +29,9 @@ class Arm:
     Attributes:
         title: what tables call it.
         kind: "base" trains no further; "cosface" and "hard_pair" train on the images of the splits without a meta step;
-            "meta" is stage two; "beside" takes, after each of its steps, one of "cosface" on the same images;
-            "balanced" and "triplets" have another loss in place of the hard pairs' (see successors.py).
+            "together" is stage one on the people of both stages, from fresh weights; "meta" is stage two; "beside"
+            takes, after each step of stage two, one of "cosface" on the same images; "balanced" and "triplets" have
+            another loss in place of the hard pairs' (see successors.py).
         meta: settings of the section `meta` that differ from those given.
     """
 
@@ -41,6 +43,7 @@ class Arm:
 ARMS = {
     BASE: Arm("base", "base"),
     COSFACE: Arm("more of stage one", "cosface"),
+    TOGETHER: Arm("stage one on everybody from the start", "together"),
     "hard_pair": Arm("hard pairs alone, no meta step", "hard_pair"),
     NO_META: Arm("all losses, no look-ahead", meta={"method": "no_meta"}),
     "first_order": Arm("MFR, first order", meta={"method": "first_order"}),
@@ -55,7 +58,7 @@ ARMS = {
     "batch": Arm("MFR, BatchNorm on batch statistics", meta={"batch_norm": "batch"}),
     "frozen": Arm("MFR, BatchNorm frozen", meta={"batch_norm": "frozen"}),
 }
-DEFAULT = (BASE, COSFACE, "hard_pair", NO_META, "first_order", MFR, f"{MFR}:{MEAN}", f"{MFR}:{CHOSEN}")
+_DEFAULT = (BASE, COSFACE, TOGETHER, "hard_pair", NO_META, "first_order", MFR, f"{MFR}:{MEAN}", f"{MFR}:{CHOSEN}")
 
 
 def trained_arm(name: str) -> str:
@@ -97,6 +100,27 @@ def arms_of(own: Sequence[str]) -> dict[str, Arm]:
             raise ValueError(f"there is an arm {name!r} already; give yours another name")
         arms[name] = Arm(name, start.kind, {**start.meta, **settings})
     return arms
+
+
+def by_default(config: Config) -> list[str]:
+    """The models that are compared if none are asked for: those that the settings allow.
+
+    With nobody new in stage two, the base has met everybody, and `together` would be more of the same.
+    """
+    is_new = bool(config.data.new_people or config.data.pretrain)
+    left_out = set(refused(_DEFAULT, ARMS, config)) | (set() if is_new else {TOGETHER})
+    return [name for name in _DEFAULT if name not in left_out]
+
+
+def refused(names: Iterable[str], arms: Mapping[str, Arm], config: Config) -> dict[str, str]:
+    """What the settings do not allow among the models: {name: reason}."""
+    reasons = {}
+    for name in names:
+        if not config.pretrain.steps and arms[trained_arm(name)].kind in ("cosface", "together", "beside"):
+            reasons[name] = "needs the classifier of stage one; want --pretrain.steps above 0, or other --arms"
+        elif not config.data.validation and name.endswith(f":{CHOSEN}"):
+            reasons[name] = "is chosen on people kept for it; want --data.validation above 0, or other --arms"
+    return reasons
 
 
 def models_of(wanted: Sequence[str], arms: Mapping[str, Arm]) -> list[str]:

@@ -19,7 +19,7 @@ from fastmfr.progress import Meter, new_console
 from fastmfr.protocols import leave_one_out
 from fastmfr.prove.arms import BASE, Arm, config_of, rate_of_more
 from fastmfr.prove.pace import Pace, measure
-from fastmfr.prove.pooled import BesideTrainer, PooledTrainer, grown, with_all_people
+from fastmfr.prove.pooled import BesideTrainer, PooledTrainer, grown, with_all_people, with_all_people_in_stage_one
 from fastmfr.prove.scores import by_person
 from fastmfr.prove.successors import LOSSES, TrainerWithLosses
 from fastmfr.results import CHOSEN, EMA, LAST, MEAN, META, PRETRAIN
@@ -135,6 +135,8 @@ class Cell:
             NonFiniteLoss: a loss became NaN or infinite.
         """
         arm = self._arms[name]
+        if arm.kind == "together":
+            return self._train_together(name)
         backbone, head = self._base(with_head=arm.kind in _WITH_HEAD)
         if arm.kind == "base":
             return {}
@@ -155,6 +157,18 @@ class Cell:
             meta_train(run, backbone, AllKept(run, self.folder / BASE), make_trainer)
             save_weights(backbone, run.folder / _FINISHED)
             return _facts(run.logbook.path)
+
+    def _train_together(self, name) -> dict[str, float]:
+        """Train stage one from fresh weights on the people of both stages."""
+        config = self._run.config
+        seed_and_set_threads(config.seed, config.threads)
+        backbone = self._run.new_backbone()
+        with self._beside(name, config) as run:
+            larger = with_all_people_in_stage_one(run)
+            pretrain(larger, backbone, AllKept(larger))
+            larger.data[PRETRAIN].images.close()
+            save_weights(backbone, run.folder / _FINISHED)
+            return {"steps": larger.config.pretrain.steps}
 
     def _base(self, with_head: bool) -> tuple[nn.Module, MarginHead | None]:
         """The base, and its classifier if there is one and it is wanted."""

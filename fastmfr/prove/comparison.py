@@ -58,9 +58,7 @@ class Comparison:
         self._keep = keep
         needed = list(dict.fromkeys(one for name in names for one in (trained_arm(name), name)))
         self.trained = {name: arms[name] for name in needed if name in arms}
-        steps = {
-            name: config_of(name, arm, config).meta.steps / config.meta.steps for name, arm in self.trained.items()
-        }
+        steps = {name: _relative_steps(name, arm, config) for name, arm in self.trained.items()}
         self._rows = Rows(folder, config, self.trained)
         self._tasks = [Task(seed, each, name) for seed in seeds for each in left_out for name in needed]
         self._pace, self._cell, self._open = Pace(steps=steps), None, None
@@ -163,6 +161,13 @@ class Comparison:
 
     def _say(self, text):
         self._console.print(printable(text))
+
+
+def _relative_steps(name, arm, config):
+    """How many times the steps of its stage an arm takes, about."""
+    if arm.kind == "together":
+        return 1 / (1 - config.data.new_people)
+    return config_of(name, arm, config).meta.steps / config.meta.steps
 
 
 def _duration(seconds):

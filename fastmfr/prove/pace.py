@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastmfr.prove.arms import BASE
+from fastmfr.prove.arms import BASE, TOGETHER
 from fastmfr.prove.rows import FAILED, Task
 from fastmfr.results import META, PRETRAIN
 from fastmfr.runtime import seed_and_set_threads
@@ -25,7 +25,7 @@ class Pace:
         arm: of an arm that takes as many steps as stage two.
         score: of scoring a model.
         opened: of opening the data of each seed and domain left out so far.
-        steps: of an arm that takes more or fewer steps, by name: this many times stage two's.
+        steps: of what takes more or fewer steps than its stage, by name: this many times as many.
     """
 
     base: float = 0.0
@@ -45,9 +45,8 @@ class Pace:
             ]
             if known:
                 return statistics.median(known)
-        if ":" in name:
-            return self.score
-        return self.score + (self.base if name == BASE else self.arm * self.steps.get(name, 1.0))
+        training = {"average": 0.0, "stage one": self.base, "arm": self.arm}[_kind(name)]
+        return self.score + training * self.steps.get(name, 1.0)
 
     def left(self, tasks: Iterable[Task], rows: Mapping[Task, Mapping[str, Any]], is_open: Collection = ()) -> float:
         """Seconds until all `tasks` have a row; the data of the cells (seed, left out) in `is_open` are open."""
@@ -58,8 +57,8 @@ class Pace:
 
 
 def _kind(name: str) -> str:
-    """What a model is: the base, the last weights of an arm, or one of an arm's averages."""
-    return BASE if name == BASE else "average" if ":" in name else "arm"
+    """What a model is: the last weights of stage one or of an arm, or an average of weights."""
+    return "average" if ":" in name else "stage one" if name in (BASE, TOGETHER) else "arm"
 
 
 def measure(run: Run, score: Callable[[], object]) -> Pace:

@@ -108,6 +108,22 @@ def with_all_people(run: Run) -> Run:
     return replace(run, data={**run.data, META: StageData(everybody, images)})
 
 
+def with_all_people_in_stage_one(run: Run) -> Run:
+    """The run with everybody of both stages in stage one.
+
+    Stage one takes more steps: everybody is met as often as the people of the base are, and the images of stage two are
+    counted in.
+    """
+    everybody, before = join(list(run.people.trained.values())), run.data[PRETRAIN].sources
+    settings = run.config.pretrain
+    images = 2 * settings.batch_identities
+    steps = round(settings.steps * everybody.identities / before.identities)
+    steps += round(images_of_meta(run.config, run.data[META].sources) / images)
+    config = replace(run.config, pretrain=replace(settings, steps=steps))
+    drawn = TrainingImages(everybody, steps * images, config, run.device, run.decoding, run.logbook)
+    return replace(run, config=config, data={**run.data, PRETRAIN: StageData(everybody, drawn)})
+
+
 def grown(head: MarginHead | None, run: Run, backbone: nn.Module) -> MarginHead:
     """The classifier of the base, with a row for each of the run's people in both stages.
 

@@ -91,7 +91,9 @@ def _as_a_run(name, arm, config):
     if arm.kind == "hard_pair":
         meta = replace(mine.meta, method="no_meta", soft_classification=0.0, domain_alignment=0.0)
         return replace(mine, meta=meta), f"{nearest}hard pairs, without a look-ahead\n"
-    if arm.kind == "cosface":
+    if arm.kind in ("cosface", "together"):
         longer = replace(mine.pretrain, steps=config.pretrain.steps + config.meta.steps)
-        return replace(mine, pretrain=longer, meta=only_stage_one), f"{nearest}a longer stage one\n"
+        everybody = replace(mine.data, new_people=0.0)
+        note = f"{nearest}a longer stage one, on everybody\n"
+        return replace(mine, data=everybody, pretrain=longer, meta=only_stage_one), note
     return mine, "" if arm.kind == "meta" else f"{nearest}MFR itself, without what this arm adds\n"

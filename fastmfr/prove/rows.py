@@ -13,7 +13,7 @@ from fastmfr.prove.arms import Arm
 
 FREE = ("recipe", "folder", "seed", "device", "threads", "save_every", "data.threads", "data.vet", "data.cache")
 FAILED = "failed"
-NOT_OF_META = ("base", "cosface", "hard_pair")  # kinds of arms without settings of their own
+NOT_OF_META = ("base", "cosface", "together", "hard_pair")  # kinds of arms without settings of their own
 
 
 @dataclass(frozen=True, order=True)
