@@ -1,0 +1,15 @@
+"""A trained model handed on: as ONNX, safetensors or .pth, with what its images must be, and a model card.
+
+graph.py       what the exported network computes, from images or pixels to embeddings
+facts.py       what is known of a model, its run and its data; the metadata of files
+onnx_file.py   ONNX, checked in onnxruntime
+files.py       a file by its suffix
+card.py        MODEL_CARD.md
+"""
+
+from .card import check_card, write_card
+from .facts import Facts, facts_of
+from .files import checked_path, export_model
+from .graph import Graph
+
+__all__ = ["Facts", "Graph", "check_card", "checked_path", "export_model", "facts_of", "write_card"]
