@@ -1,4 +1,4 @@
-"""How far a long task is: a bar with time left on a terminal, elsewhere a line at every tenth."""
+"""How far a long task is: a bar with time left on a terminal, elsewhere a line at every tenth and every half minute."""
 
 import time
 from collections import deque
@@ -15,10 +15,19 @@ def new_console(file: IO[str] | None = None, **options: Any) -> Console:
     return Console(file=file, highlight=False, markup=False, soft_wrap=True, **options)
 
 
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours, whichever reads best."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
 class Meter:
     """Shows rate, time waiting for data and time left; a context manager whose `step` is called after each step."""
 
     WINDOW = 50  # steps that the shown rate looks back on
+    QUIET = 30.0  # seconds, at most, from line to line where there is no terminal
 
     def __init__(self, console: Console, title: str, first: int, total: int):
         self._console, self._title, self._first, self._total = console, title, first, total
@@ -34,6 +43,7 @@ class Meter:
         self._history = deque([(self._start, 0, 0.0)], maxlen=self.WINDOW + 1)
         self._task = None
         self._told = first * 10 // max(1, total)  # tenths already on the screen
+        self._told_at = self._start  # seconds
 
     def __enter__(self) -> "Meter":
         if self._console.is_terminal:
@@ -65,10 +75,10 @@ class Meter:
         text = " · ".join(part for part in parts if part)
         if self._task is not None:
             self._bar.update(self._task, completed=done, note=text)
-        elif done * 10 // self._total > self._told:
-            self._told = done * 10 // self._total
+        elif done * 10 // self._total > self._told or now - self._told_at >= self.QUIET:
+            self._told, self._told_at = done * 10 // self._total, now
             left = (self._total - done) * (now - self._start) / max(1, done - self._first)
-            self._console.print(f"{self._title} {done}/{self._total} · {left:.0f} s left · {text}")
+            self._console.print(f"{self._title} {done:,}/{self._total:,} · {duration(left)} left · {text}")
         return rate, wait
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fastmfr.atomic import write_text
 from fastmfr.config import Config
+from fastmfr.progress import duration
 from fastmfr.prove.arms import Arm, config_of, trained_arm
 from fastmfr.prove.cell import Cell, leaving_out
 from fastmfr.prove.pace import Pace
@@ -87,11 +88,11 @@ class Comparison:
         for names, cells in self._plan().items():
             seeds, left_out = (", ".join(dict.fromkeys(str(cell[part]) for cell in cells)) for part in (0, 1))
             tasks = [Task(*cells[-1], name) for name in names]
-            each = f"about {_duration(self._left(tasks))} each" if len(cells) > 1 else _duration(self._left(tasks))
+            each = f"about {duration(self._left(tasks))} each" if len(cells) > 1 else duration(self._left(tasks))
             listed = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} models"
             self._say(f"seed {seeds}; {left_out} left out: {each}: {listed}")
         self._say(
-            f"{len(missing)} of {len(self._tasks)} models to make, about {_duration(self._left(missing))} in all, {how}"
+            f"{len(missing)} of {len(self._tasks)} models to make, about {duration(self._left(missing))} in all, {how}"
         )
 
     def _plan(self) -> dict[tuple[str, ...], list[tuple[int, str]]]:
@@ -134,7 +135,7 @@ class Comparison:
             cell.tidy()
         done, left = len(self._tasks) - len(self.missing), self._left(self.missing)
         what = f"failed: {row[FAILED]}" if FAILED in row else f"{row['seconds']:.0f} s"
-        more = f" · {_duration(left)} left" if left else ""
+        more = f" · {duration(left)} left" if left else ""
         self._say(f"[{done}/{len(self._tasks)}] seed {task.seed}, {task.left_out} left out, {task.name}: {what}{more}")
 
     def _left(self, tasks):
@@ -168,10 +169,3 @@ def _relative_steps(name, arm, config):
     if arm.kind == "together":
         return 1 / (1 - config.data.new_people)
     return config_of(name, arm, config).meta.steps / config.meta.steps
-
-
-def _duration(seconds):
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,40 @@
+"""How far a long task is, where the output is piped: a line at every tenth, and one every half minute."""
+
+import io
+
+import pytest
+
+from fastmfr.progress import Meter, duration, new_console
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (5400, "1.5 h")],
+)
+def test_times_read_well(seconds, text):
+    assert duration(seconds) == text
+
+
+def lines(monkeypatch, seconds_a_step, steps, total):
+    """What a meter prints for `steps` steps of so many seconds."""
+    clock = iter(range(steps + 1))
+    monkeypatch.setattr("fastmfr.progress.time.perf_counter", lambda: seconds_a_step * next(clock))
+    file = io.StringIO()
+    with Meter(new_console(file, width=200), "pretrain", 0, total) as meter:
+        for step in range(1, steps + 1):
+            meter.step(step, 100 * step)
+    return file.getvalue().splitlines()
+
+
+def test_a_quick_task_has_a_line_at_every_tenth(monkeypatch):
+    said = lines(monkeypatch, 0.01, 50, 50)
+    assert [line.split(" · ")[0] for line in said] == [f"pretrain {step}/50" for step in range(5, 51, 5)]
+
+
+def test_a_slow_task_has_a_line_every_half_minute(monkeypatch):
+    said = lines(monkeypatch, 12.0, 9, 10_000)
+    assert said == [
+        "pretrain 3/10,000 · 33.3 h left · 8 images/s",
+        "pretrain 6/10,000 · 33.3 h left · 8 images/s",
+        "pretrain 9/10,000 · 33.3 h left · 8 images/s",
+    ]
