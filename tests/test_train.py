@@ -234,13 +234,22 @@ def test_a_folder_with_a_corrupt_image_costs_that_image_only(small, tmp_path, ca
 
 
 @pytest.mark.parametrize("batch", ["--pretrain.batch_identities=100", "--meta.batch_identities=100"])
-def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_made(small, tmp_path, capsys, batch):
+def test_a_domain_too_small_for_a_batch_is_told_before_anything_is_made(small, tmp_path, capsys, monkeypatch, batch):
     assert main([*small, batch]) == 1
     text = " ".join(capsys.readouterr().err.split())
     assert f"domain 'studio' has {PEOPLE} identities" in text
     assert f"{batch[2:].replace('=', ' ')}: " in text
     assert "lower batch_identities" in text
     assert not (tmp_path / "runs").exists()
+
+    def next_check(*_):
+        raise ValueError("the batches fit")
+
+    monkeypatch.setattr("fastmfr.training.run.choose_decoding", next_check)
+    setting, largest = batch.partition("=")[0], int(text.rpartition("the largest that fits is ")[2])
+    for identities, sentence in ((largest, "error: the batches fit"), (largest + 1, "the largest that fits is")):
+        assert main([*small, f"{setting}={identities}"]) == 1
+        assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

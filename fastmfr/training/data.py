@@ -3,9 +3,8 @@
 Shape suffix: B = images of a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -168,8 +167,8 @@ def check_batches(sources: Mapping[str, Joint], config: Config) -> None:
     """
     domains, meta = sources[META].domains, config.meta
     if config.pretrain.steps:
-        with _naming("pretrain.batch_identities", config.pretrain.batch_identities):
-            batch_sampler(sources[PRETRAIN], config, config.pretrain.batch_identities)
+        draw = lambda identities: batch_sampler(sources[PRETRAIN], config, identities)  # noqa: E731
+        _check_batch("pretrain.batch_identities", config.pretrain.batch_identities, draw)
         _check_sample_rate(sources[PRETRAIN], config.pretrain)
     if meta.steps and len(domains) == 1:
         raise ValueError(
@@ -177,19 +176,43 @@ def check_batches(sources: Mapping[str, Joint], config: Config) -> None:
             f"{domains[0].name}. Add sources, or set meta.steps to 0"
         )
     if meta.steps:
-        with _naming("meta.batch_identities", meta.batch_identities):
-            splits = Splits(sources[META], config)
-            for i in range(splits.of_a_step):
-                splits.pairs(i)
+        _check_batch(
+            "meta.batch_identities",
+            meta.batch_identities,
+            lambda identities: _draw_splits(
+                sources[META], replace(config, meta=replace(meta, batch_identities=identities))
+            ),
+        )
 
 
-@contextmanager
-def _naming(setting: str, value: int) -> Iterator[None]:
-    """Names the setting in an error of the sampler, which knows batches alone."""
+def _draw_splits(sources, config):
+    """Draws every split of one meta-batch."""
+    splits = Splits(sources, config)
+    for i in range(splits.of_a_step):
+        splits.pairs(i)
+
+
+def _check_batch(setting: str, value: int, draw: Callable[[int], object]) -> None:
+    """Draw a batch of as many people; raises ValueError with the setting's name, and the largest number that fits."""
     try:
-        yield
+        draw(value)
     except ValueError as error:
-        raise ValueError(f"{setting} {value}: {error}") from None
+        largest = _largest(draw, value)
+        fits = f"; the largest that fits is {largest}" if largest else ""
+        raise ValueError(f"{setting} {value}: {error}{fits}") from None
+
+
+def _largest(draw: Callable[[int], object], below: int) -> int | None:
+    """The largest number from 2 up to, not including, `below` for which `draw` raises no ValueError."""
+    found, least = None, 2
+    while least < below:
+        middle = (least + below) // 2
+        try:
+            draw(middle)
+            found, least = middle, middle + 1
+        except ValueError:
+            below = middle
+    return found
 
 
 def _check_sample_rate(sources, settings):
