@@ -37,9 +37,10 @@ NOT_RUN = {
     "torchrun": "several processes; the options behind it are parsed",
     "python -m fastmfr prove": "an hour; its options are parsed",
     "python -m fastmfr.train": "minutes; its options are parsed, and one of them is run below at toy size",
+    "python -m fastmfr export": "what tests/test_export.py tries; its options are parsed",
     "python -m fastmfr evaluate": "data of others; its options are parsed, and the first of evaluating.md is run",
 }
-RUN = ("python -m fastmfr inspect", "python -m fastmfr pack", "python -m fastmfr split", "python -m fastmfr report")
+RUN = tuple(f"python -m fastmfr {name}" for name in ("inspect", "pack", "split", "report", "embed"))
 TOY = [
     *("--threads=1", "--data.threads=1", "--data.size=16", "--data.decode=pillow", "--model.width=0.0625"),
     *("--pretrain.steps=2", "--pretrain.batch_identities=6", "--save_every=1"),
