@@ -167,6 +167,8 @@ class Lambda(torch.nn.Module):
     ("more", "sentence"),
     [
         (["--seeds=0"], "want --seeds of at least 1, got 0"),
+        (["--out", __file__], "want --out as a folder, but "),
+        (["--data.sources.a/b=synthetic:nir"], "names that can be part of a folder's, got 'a/b'"),
         (["--minutes=0"], "want --minutes above 0, got 0"),
         (["--leave-out", "moon"], "want --leave-out out of street, tungsten, nir; got moon"),
         (["--arms", "nothing"], "got 'nothing'"),

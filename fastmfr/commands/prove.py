@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
     config = _config(settings)
     out = Path(options.out)
     left_out = _left_out(options.leave_out, config)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"want --out as a folder, but {out} is none")
     if options.seeds < 1:
         raise ValueError(f"want --seeds of at least 1, got {options.seeds}")
     if not options.minutes > 0:
@@ -86,6 +88,8 @@ def _config(settings) -> Config:
                 "of other domains"
             )
         targets = {name: path for name, path in targets.items() if name not in sources}
+    if odd := [name for name in sources if "/" in name or not name.isprintable()]:
+        raise ValueError(f"want domains with names that can be part of a folder's, got {', '.join(map(repr, odd))}")
     if len(sources) < 3:
         raise ValueError(
             f"want three domains or more as --data.sources.NAME PATH: one is left out, and MFR needs two to train on; "
