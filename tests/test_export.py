@@ -261,6 +261,23 @@ def test_onnx_that_differs_from_torch_is_not_kept(facts, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_nodes_lose_what_torch_notes_of_them_and_pixels_are_named(named):
+    helper = pytest.importorskip("onnx").helper
+    nodes = [
+        helper.make_node(kind, ["data", "data"], ["y"], f"node_{kind}", "a line") for kind in ("Sub", "Mul", "Add")
+    ]
+    graph = helper.make_graph(nodes, "graph", [], [])
+    graph.node[2].metadata_props.add(key="stack_trace", value="/home/me/network.py")
+    graph.metadata_props.add(key="of", value="/home/me")
+    model = helper.make_model(graph)
+    onnx_file._clean(model, named=named)
+    kinds = ["Sub_pixels", "Mul_pixels"] if named else ["node_Sub", "node_Mul"]
+    assert [node.name for node in model.graph.node] == [*kinds, "node_Add"]
+    assert b"/home/me" not in model.SerializeToString()
+    assert b"a line" not in model.SerializeToString()
+
+
 def insightface_normalises(path):
     """Whether InsightFace's loader normalises pixels: unless it finds two names among the first eight nodes."""
     import onnx
