@@ -8,6 +8,7 @@ import stat
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from inspect import signature
 from io import BytesIO, StringIO
 
 import numpy as np
@@ -19,9 +20,9 @@ from small_runs import same
 
 from fastmfr.backbone import build, build_backbone
 from fastmfr.config import Config, Data, Model, parse
-from fastmfr.evaluate import embed
+from fastmfr.evaluate import embed, embed_domain
 from fastmfr.export import Graph, checked_path, export_model, facts_of, onnx_file, write_card
-from fastmfr.export.facts import metadata_of
+from fastmfr.export.facts import RUNS_MIRROR, metadata_of
 from fastmfr.results import Choice, Results, Scores, TarAtFar, TargetResult
 from fastmfr.weights import load_weights, open_model, save_weights
 
@@ -34,7 +35,7 @@ MADE_WITH = (
 
 def score(tar, interval):
     rates = {"0.01": TarAtFar(tar=tar, interval=interval), "0.0001": TarAtFar(refused="too few pairs")}
-    return Scores(tar_at_far=rates, rank1=0.5, auc=0.9, eer=0.1, identities=30, mirror="concat")
+    return Scores(tar_at_far=rates, rank1=0.5, auc=0.9, eer=0.1, identities=30)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,10 @@ def test_metadata_says_what_a_program_must_know(facts):
     assert "run" not in metadata_of(replace(facts, run=None), graph_of(facts))
 
 
+def test_the_mirror_rule_is_the_one_that_runs_score_with():
+    assert {signature(one).parameters["mirror"].default for one in (embed, embed_domain)} == {RUNS_MIRROR}
+
+
 def test_the_command_writes_safetensors_with_metadata_and_a_card(run, facts, tmp_path, capsys):
     out = tmp_path / "m.safetensors"
     assert main([str(run), "--out", str(out)]) == 0
@@ -149,8 +154,8 @@ def test_the_card_says_results_with_intervals_and_data(facts, tmp_path):
     (tmp_path / "m.pth").touch()
     text = write_card(tmp_path / "m.pth", facts, {"size": "16"}, "checked so").read_text()
     assert f"# Model card of {facts.run.name}/mfr\n" in text
-    assert "| nir | never | 30 | concat | 65.4 (60.1 to 70.2) | - | 50.0 | 90.00 | 10.00 |" in text
-    assert "| asia | the domain; not these people | 30 | concat | 65.4 (60.1 to 70.2) |" in text
+    assert "| nir | never | 30 | 65.4 (60.1 to 70.2) | - | 50.0 | 90.00 | 10.00 |" in text
+    assert "| asia | the domain; not these people | 30 | 65.4 (60.1 to 70.2) |" in text
     assert "11.1" not in text, "the other model's figures"
     assert "`-` on nir: too few pairs." in text
     assert "| asia | 900 | 4,500 | stage one and stage two |\n| a\\|b | 2 | 0 | stage one and stage two |" in text

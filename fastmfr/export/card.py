@@ -96,13 +96,12 @@ def _what(facts) -> Iterator[str]:
 def _preparation(facts) -> Iterator[str]:
     look = facts.model.preprocess
     pixels = f"{look.size} x {look.size}"
-    mirrors = {scores.mirror for _, scores in facts.scored.values()}
     yield "1. Crop and align each face as the training images were. fastmfr aligns nothing."
     yield "2. Take the channels in the order RGB. OpenCV reads BGR."
     yield f"3. Resize the shorter side to {look.size} pixels, with antialiasing, and crop the centre, {pixels}."
     yield f"4. Take (pixel - {look.mean:g}) / {look.std:g} of pixels from 0 to 255, unless the file normalises."
     yield "5. Lay out a batch as N x 3 x height x width, float32."
-    if mirrors == {"concat"}:
+    if facts.scored:
         yield "6. The results below are of embeddings with the mirror image's embedding beside, compared by the cosine."
 
 
@@ -117,12 +116,12 @@ def _results(facts) -> Iterator[str]:
         "accept rate f. The figures are of these images; on others they will be other ones."
     )
     yield ""
-    yield from _rows(["Target", "seen in training", "people", "mirror", *[column.title for column in shown]])
+    yield from _rows(["Target", "seen in training", "people", *[column.title for column in shown]])
     for name, (unseen, scores) in scored.items():
         figures = [_figure(column, scores) for column in shown]
         seen = "never" if unseen else "the domain; not these people"
         people = "-" if scores.identities is None else f"{scores.identities:,}"
-        yield _row([name, seen, people, scores.mirror or "-", *figures])
+        yield _row([name, seen, people, *figures])
     refused = {
         f"{name}: {rate.refused}"
         for name, (_, scores) in scored.items()

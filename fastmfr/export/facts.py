@@ -16,6 +16,8 @@ from fastmfr.weights import Model
 
 from .graph import Graph
 
+RUNS_MIRROR = "concat"  # what a run scores with, which its results do not say
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -118,6 +120,5 @@ def metadata_of(facts: Facts, graph: Graph) -> dict[str, str]:
     }
     if facts.run:
         known |= {"run": facts.run.name, "recipe": config.recipe, "seed": str(config.seed)}
-        mirrors = sorted({scores.mirror for _, scores in facts.scored.values() if scores.mirror})
-        known |= {"scored_with_mirror": ", ".join(mirrors)} if mirrors else {}
+        known |= {"scored_with_mirror": RUNS_MIRROR} if facts.scored else {}
     return known | ({"steps": str(facts.steps)} if facts.steps is not None else {})
