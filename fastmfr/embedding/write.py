@@ -40,8 +40,8 @@ def embed_into(
 ) -> list[str]:
     """Write embeddings.npy, the table of keys and embeddings.json into a folder, or go on to do so.
 
-    The rows are, bit for bit, those of `fastmfr.evaluate.embed_domain`; of images that cannot be decoded, the
-    rows are zeros. A killed and resumed process leaves the same bytes as one that was not killed, on the same machine.
+    The rows are, bit for bit, those of `fastmfr.evaluate.embed_domain`. The row of an image that cannot be decoded
+    is zeros. A killed and resumed process leaves the same bytes as one that was not killed, on the same machine.
 
     Args:
         folder: the folder, made if need be.
@@ -65,17 +65,21 @@ def embed_into(
         record = _record(model, source, mirror, normalise, _decoder(model, source, before, console))
         _check(folder, before, record)
         write_text(folder / RECORD, json.dumps(record, indent=1))
-        rows = Rows(folder, source.images.images)
-        if rows.whole:
-            return [f"{folder / NAME} is whole already, {rows.finish()}: there is nothing to do"]
-        if rows.done:
-            console.print(f"going on after {rows.done:,} of {source.images.images:,} images")
-        if rows.done < source.images.images:
-            _embed(rows, model, source, record["settings"], console)
-            rows.save()
-        keys = write_keys(folder, source, rows.bad)
-        shape = rows.finish()
-    return [*_told(source, rows.bad), *_summary(folder, source, keys, shape)]
+        return _write(folder, model, source, record["settings"], console)
+
+
+def _write(folder, model, source, settings, console) -> list[str]:
+    """Write what is missing in the folder; returns sentences on what was written."""
+    rows, images = Rows(folder, source.images.images), source.images.images
+    if rows.whole:
+        return [f"{folder / NAME} is whole already, {rows.finish()}: there is nothing to do"]
+    if rows.done:
+        console.print(f"going on after {rows.done:,} of {images:,} images")
+    if rows.done < images:
+        _embed(rows, model, source, settings, console)
+        rows.save()
+    keys = write_keys(folder, source, rows.bad)
+    return [*_told(source, rows.bad), *_summary(folder, source, keys, rows.finish())]
 
 
 def _embed(rows: Rows, model: Model, source: Source, settings: Mapping[str, Any], console: Console) -> None:
