@@ -10,7 +10,7 @@ BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 # The tests start many processes, each of which would compile the sources again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test suite lint docs bench sanitize fuzz gpu clean
+.PHONY: train test suite lint docs bench sanitize fuzz exports gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
@@ -49,12 +49,15 @@ fuzz: $(INSTALLED)  ## damaged files of every format, a minute each, with draws 
 	FASTMFR_FUZZ_SECONDS=$${FASTMFR_FUZZ_SECONDS:-60} FASTMFR_FUZZ_SEED=$${FASTMFR_FUZZ_SEED:-$$(date +%s)} \
 		$(VENV)/bin/python -m pytest --numprocesses auto -rP tests/test_fuzz.py
 
+exports: $(INSTALLED)  ## whole models to ONNX, as `fastmfr export` writes them, compared with torch
+	FASTMFR_WHOLE_EXPORTS=1 $(VENV)/bin/python -m pytest tests/test_export.py -k whole
+
 gpu:  ## all tests and benches for a CUDA device, with the Python at hand: torch, triton and fastmfr installed, no more
 	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) bench/gpu.py $(ARGS)
 
 $(INSTALLED): $(BUILT_FROM)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,export]'
 	touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)

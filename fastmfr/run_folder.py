@@ -55,8 +55,8 @@ def in_use(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ValueError(
-                f"{folder} is in use by another run, process {file.read(20).strip() or 'unknown'}; wait for its end, "
-                "stop it, or start a new run"
+                f"{folder} is in use by another process, {file.read(20).strip() or 'unknown'}; wait for its end, stop "
+                "it, or name another folder"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

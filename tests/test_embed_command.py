@@ -297,5 +297,5 @@ def test_a_full_disk_is_an_error_before_the_first_row(faces, tmp_path, monkeypat
 
 def test_two_processes_do_not_write_one_folder(faces, tmp_path, embed):
     (tmp_path / "out").mkdir()
-    with in_use(tmp_path / "out"), pytest.raises(ValueError, match="is in use by another run, process"):
+    with in_use(tmp_path / "out"), pytest.raises(ValueError, match="is in use by another process, "):
         embed(faces, tmp_path / "out")

@@ -1,9 +1,10 @@
 """Exported files compute what the model computes, and say what their images must be.
 
-Tests that write ONNX trace by torch's older exporter, in a second, but for one that is slow: it takes the exporter that
+Tests that write ONNX trace by torch's older exporter, in a second; `make exports` runs one with the exporter that
 the command takes, whose import alone takes seconds.
 """
 
+import os
 import stat
 import sys
 from contextlib import redirect_stdout
@@ -291,7 +292,7 @@ def insightface_normalises(path):
     return not all(any(name.startswith(kind) for name in names) for kind in (("Sub", "_minus"), ("Mul", "_mul")))
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("FASTMFR_WHOLE_EXPORTS" not in os.environ, reason="tracing takes 20 s a model; see `make exports`")
 @pytest.mark.parametrize("name", ["mfr28", "iresnet18"])
 def test_a_whole_export_equals_torch(tmp_path, name):
     pytest.importorskip("onnxscript")

@@ -148,7 +148,7 @@ def test_a_target_may_be_added_unless_people_of_a_source_are_held_out_for_it(cop
 def test_a_run_in_use_is_left_alone(copy, capsys):
     with in_use(copy):
         assert main(["--resume", str(copy)]) == 1
-    assert f"is in use by another run, process {os.getpid()};" in said(capsys)
+    assert f"is in use by another process, {os.getpid()};" in said(capsys)
 
 
 def test_a_damaged_record_is_a_sentence(copy, capsys):

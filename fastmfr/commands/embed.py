@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from fastmfr.commands.typed_model import SETTINGS, add_model, typed_model
+from fastmfr.commands.typed_model import SETTINGS, add_model, refuse_ranks, typed_model
 from fastmfr.config.choices import Mirror
 from fastmfr.text import printable
 
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
         KeyboardInterrupt: the command was stopped; a note says how to go on.
     """
     options, settings = _parser().parse_known_args(arguments)
+    refuse_ranks(PROG)
     weights, config = typed_model(options, settings, PROG)
     from fastmfr.embedding import embed_into, open_source  # needs torch, whose import takes seconds
     from fastmfr.progress import new_console

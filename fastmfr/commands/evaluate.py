@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from fastmfr.commands.frame import is_rank, status_of
-from fastmfr.config import parse, read_yaml
+from fastmfr.commands.typed_model import SETTINGS, add_model, typed_model
+from fastmfr.config import read_yaml
 from fastmfr.config.choices import Mirror
 from fastmfr.protocols.files import entry_path, refuse_unless_regular
 from fastmfr.protocols.paper import PROTOCOLS
-from fastmfr.run_folder import settings_beside, weights_of
 from fastmfr.text import printable
 
 SETS = """\
@@ -23,9 +23,8 @@ what a set may be
 protocols score the sets of these names, and say which are missing: gfr-r-1 to 4 indian, african, asian, caucasian;
 gfr-v cacd-vs, casia-nir-vis, multi-pie, meglass, public-ivs
 several GPUs: torchrun --nproc-per-node 8 -m fastmfr evaluate ... shares the images out; the figures are the same
-settings of the model come from config.yaml beside the weights, from --config RECIPE, and from options such as
---model.name iresnet50 --data.size 112 --data.std 127.5
 """
+PROG = "python -m fastmfr evaluate"
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +33,9 @@ def main(arguments: list[str]) -> int:
     Under torchrun all ranks embed, and the first rank alone scores, prints and writes; all ranks return its status.
     """
     options, settings = _parser().parse_known_args(arguments)
-    model = None if is_rank() else _model(options, settings)  # a rank's mistake must end the others too: see _run
+    model = (
+        None if is_rank() else typed_model(options, settings, PROG)
+    )  # a rank's mistake must end the others too: see _run
     from fastmfr.distributed import all_gather_object, joined_ranks  # needs torch, whose import takes seconds
 
     with joined_ranks() as group:
@@ -49,7 +50,7 @@ def _run(options, settings, model, group):
 
     try:
         with raise_on_all_ranks(group):
-            weights, config = model or _model(options, settings)
+            weights, config = model or typed_model(options, settings, PROG)
             paths, out = _paths(options), Path(options.out or weights.parent / "evaluation.json")
             _check_folder(out)
         results, left_out = score_sets(weights, config, paths, options.protocol, options.mirror, group)
@@ -74,28 +75,20 @@ def _check_folder(out):
         raise PermissionError(f"{out.parent} cannot be written to; name a file elsewhere by --out")
 
 
-def _model(options, settings):
-    """(file of the weights, settings of the model), those typed last."""
-    weights = weights_of(options.model)
-    recipe = options.config or str(settings_beside(weights))
-    return weights, parse(["--config", recipe, *settings], prog="python -m fastmfr evaluate")[0]
-
-
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m fastmfr evaluate",
+        prog=PROG,
         description="Score a model on sets of images.",
-        epilog=SETS,
+        epilog=SETS + SETTINGS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     mirrors = get_args(Mirror)
-    parser.add_argument("model", metavar="RUN_OR_WEIGHTS", help="a run folder, or a .safetensors, .pt or .pth file")
+    add_model(parser)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=PATH", help="a set; give it several times")
     parser.add_argument("--sets", metavar="FILE.yaml", help="a file of lines NAME: PATH, paths relative to it")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="score the paper's targets among the sets, at its FARs")
     parser.add_argument("--mirror", choices=mirrors, help="the mirror image's embedding: beside, added or left out")
-    parser.add_argument("--config", metavar="RECIPE", help="settings of the model, if no config.yaml lies beside it")
     parser.add_argument("--out", metavar="FILE.json", help="default: evaluation.json beside the weights")
     return parser
 

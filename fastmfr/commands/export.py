@@ -2,7 +2,7 @@
 
 import argparse
 
-from fastmfr.commands.typed_model import SETTINGS, add_model, typed_model
+from fastmfr.commands.typed_model import SETTINGS, add_model, refuse_ranks, typed_model
 from fastmfr.text import printable
 
 PROG = "python -m fastmfr export"
@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
         ValueError, OSError, ImportError: what went wrong, in a sentence.
     """
     options, settings = _parser().parse_known_args(arguments)
+    refuse_ranks(PROG)
     weights, config = typed_model(options, settings, PROG)
     from fastmfr.export import Graph, check_card, checked_path, export_model, facts_of, write_card  # needs torch
     from fastmfr.runtime import seed_and_set_threads

@@ -1,4 +1,4 @@
-"""What commands that open one model share: its weights and settings as typed, in one process."""
+"""What commands that open one model share: its weights and settings as typed."""
 
 import argparse
 from pathlib import Path
@@ -19,6 +19,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="RECIPE", help="settings of the model, if no config.yaml lies beside it")
 
 
+def refuse_ranks(prog: str) -> None:
+    """Raise ValueError if torchrun started this process, for the command runs in one."""
+    if is_rank():
+        raise ValueError(f"{prog} runs in one process, but torchrun started this one; start it by `{prog} ...`")
+
+
 def typed_model(options: argparse.Namespace, settings: list[str], prog: str) -> tuple[Path, Config]:
     """Find the file of the weights and read the settings of the model, those typed last.
 
@@ -28,11 +34,9 @@ def typed_model(options: argparse.Namespace, settings: list[str], prog: str) -> 
         prog: the command, for --help and errors.
 
     Raises:
-        FileNotFoundError, ValueError: there are no weights, no settings, or torchrun started this process.
+        FileNotFoundError, ValueError: there are no weights, or no settings.
         SystemExit: a setting has a wrong name or value.
     """
-    if is_rank():
-        raise ValueError(f"{prog} runs in one process, but torchrun started this one; start it by `{prog} ...`")
     weights = weights_of(options.model)
     recipe = options.config or str(settings_beside(weights))
     return weights, parse(["--config", recipe, *settings], prog=prog)[0]
