@@ -99,13 +99,16 @@ def test_an_arm_that_fails_costs_no_other(faces, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("fastmfr.prove.cell.meta_train", fails)
     monkeypatch.setattr("fastmfr.prove.cell._facts", lambda path: {})
-    assert prove(faces, tmp_path, "--arms", "no_meta", "no_meta:mean", "mfr") == 0
+    assert prove(faces, tmp_path, "--arms", "together", "no_meta", "no_meta:mean", "mfr", "--data.new_people=0.5") == 0
     said = capsys.readouterr().out
     assert "no_meta: failed: hard_pair is not finite" in said
-    assert "[4/4] seed 2019, nir left out, mfr: " in said
+    assert "[5/5] seed 2019, nir left out, mfr: " in said
     page = (tmp_path / "report.html").read_text()
     assert "no_meta failed in one run or more and is left out: hard_pair is not finite at meta step 1" in page
-    assert [row.get("failed", "")[:9] for row in rows_in(tmp_path)] == ["", "hard_pair", "hard_pair", ""]
+    assert [row.get("failed", "")[:9] for row in rows_in(tmp_path)] == ["", "", "hard_pair", "hard_pair", ""]
+    together = rows_in(tmp_path)[1]
+    assert (together["name"], together["steps"]) == ("together", 8 + round(STEPS * 2 * 4 * 4 / 12))
+    assert together["scores"] != rows_in(tmp_path)[0]["scores"]
 
 
 @pytest.fixture
