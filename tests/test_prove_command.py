@@ -111,6 +111,17 @@ def test_an_arm_that_fails_costs_no_other(faces, tmp_path, capsys, monkeypatch):
     assert together["scores"] != rows_in(tmp_path)[0]["scores"]
 
 
+def test_a_base_that_diverges_ends_the_command_with_its_name(faces, tmp_path, capsys, monkeypatch):
+    def diverges(*_):
+        raise NonFiniteLoss("the margin-softmax loss is not finite at pretraining step 2")
+
+    monkeypatch.setattr("fastmfr.prove.cell.pretrain", diverges)
+    assert prove(faces, tmp_path, "--arms", "mfr") == 1
+    said = capsys.readouterr().err
+    assert "error: the base of seed 2019, nir left out: the margin-softmax loss is not finite at pretraining" in said
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 @pytest.fixture
 def cell(faces, tmp_path):
     """A cell whose stage two has people whom stage one has not."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from fastmfr.atomic import write_text
 from fastmfr.config import Config
 from fastmfr.progress import duration
-from fastmfr.prove.arms import Arm, config_of, trained_arm
+from fastmfr.prove.arms import BASE, Arm, config_of, trained_arm
 from fastmfr.prove.cell import Cell, leaving_out
 from fastmfr.prove.pace import Pace
 from fastmfr.prove.rows import FAILED, Rows, Task
@@ -20,7 +20,6 @@ from fastmfr.runtime import environment
 from fastmfr.text import printable
 from fastmfr.training import NonFiniteLoss
 
-MOST_PAIRS = 200_000_000  # of a target: a gigabyte of scores, and half a minute of sorting
 MOST_NAMED = 10  # models that a line of the plan names
 
 
@@ -128,6 +127,8 @@ class Comparison:
             facts = {} if is_there or FAILED in trained else cell.train(trained_arm(task.name))
             row |= {FAILED: trained[FAILED]} if FAILED in trained else {"scores": cell.score(task.name), **facts}
         except NonFiniteLoss as error:
+            if task.name == BASE:  # no arm could go on from it
+                raise ValueError(f"the base of seed {task.seed}, {task.left_out} left out: {error}") from None
             row |= {FAILED: str(error)}
         row["seconds"] = round(time.monotonic() - start, 1)
         self._rows.add(task, row)
