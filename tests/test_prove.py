@@ -19,6 +19,7 @@ from fastmfr.prove.gains import Gain, followed, gain, views
 from fastmfr.prove.pace import Pace
 from fastmfr.prove.page import page
 from fastmfr.prove.pooled import pooled_images
+from fastmfr.prove.report import write_report
 from fastmfr.prove.rows import Rows, Task
 from fastmfr.prove.scores import by_person, main_figure, titles
 from fastmfr.prove.tables import part_of
@@ -291,9 +292,29 @@ def test_verdict_hands_out_the_base_where_nothing_is_better():
 def test_verdict_on_a_single_domain_or_few_seeds_says_so():
     one = judged(spread(0.5, 0.6, domains=("nir",)))
     assert one.headline.startswith("MFR is better than its base on nir, which it has not seen: ")
+    several = spread(0.5, 0.6, domains=("nir",)) | {(seed, "nir", "cosface"): 0.4 for seed in range(5)}
+    assert "The best of 2 models on one domain flatters itself" in judged(several).sentences[-1]
     assert "3 seeds are a first look" in judged(spread(0.5, 0.6, seeds=3)).sentences[-1]
     alone = judged(spread(0.5, 0.6, seeds=1))
-    assert (alone.take, alone.sentences[-1].split(",")[0]) == ("base", "One seed allows no interval")
+    assert (alone.take, alone.sentences[-1].split(":")[0]) == (None, "One seed allows no interval")
+    assert alone.headline.startswith(
+        "One seed decides nothing; the best so far is MFR, TAR@1e-2 +10.0 points over its base"
+    )
+    assert "In brackets" not in "".join(judged(spread(0.5, 0.6, seeds=1, domains=("nir",))).sentences)
+
+
+def test_verdict_hands_out_the_base_where_the_best_model_changes_from_domain_to_domain():
+    values = {}
+    for seed in range(5):
+        for domain, cosface, mfr in (("a", 0.9, 0.4), ("b", 0.45, 0.6)):
+            noise = 0.01 * (seed % 2)
+            values |= {(seed, domain, "base"): 0.5, (seed, domain, "cosface"): cosface + noise}
+            values[seed, domain, "mfr"] = mfr + noise
+    found = judged(values)
+    assert found.take == "base"
+    assert found.headline.startswith(
+        "Which model is best changes from domain to domain: hand out the base. On average it "
+    )
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
@@ -343,3 +364,20 @@ def test_page_holds_the_verdict_the_tables_and_the_next_step(tmp_path):
     assert "a<b" not in text
     for part in ("<h2>nir</h2>", "python -m fastmfr.train", "a note", "seed: 1", "Gains over the controls"):
         assert part in text
+
+
+@pytest.mark.parametrize(("better", "steps"), [("mfr", 30), ("cosface", 0), ("base", 0)])
+def test_the_model_to_take_becomes_a_recipe(tmp_path, better, steps, undrawn):
+    config, arms = load_config(POOLS / "tuning.yaml"), arms_of([])
+    values = {}
+    for seed in range(5):
+        for domain in ("glasses", "aged"):
+            for name in ("base", "cosface", "mfr"):
+                values[seed, domain, name] = 0.5 + 0.001 * (seed % 2) + 0.1 * (name == better)
+    answer, path = write_report(
+        tmp_path, config, arms, ["base", "cosface", "mfr"], rows_of(values), missing=0, again="again"
+    )
+    assert answer.take == better
+    assert f"python -m fastmfr.train --config {tmp_path / 'take.yaml'}" in path.read_text()
+    recipe = load_config(tmp_path / "take.yaml")
+    assert (recipe.meta.steps, recipe.data.sources, recipe.choose) == (steps, config.data.sources, config.choose)

@@ -57,21 +57,21 @@ def test_a_small_comparison_is_finished_by_the_same_command(faces, tmp_path, cap
     assert "0.0001 minutes are over; the same command goes on from here" in said
     assert [row["name"] for row in rows_in(tmp_path)] == ["base"]
     assert "4 of 5 models are missing" in (tmp_path / "report.html").read_text()
-    assert not (tmp_path / "take.yaml").exists()
 
     assert prove(faces, tmp_path, *arms) == 0
     said = capsys.readouterr().out
     assert "by the models there are" in said
     assert "[5/5] seed 2019, nir left out, first_order:chosen" in said
-    assert "can be told from its base on nir, which it has not seen" in said
+    assert "One seed decides nothing; the best so far is " in said
     rows = {row["name"]: row for row in rows_in(tmp_path)}
     assert [row.get("steps") for row in rows.values()] == [None, STEPS, STEPS, None, None]
     distinct = {name: json.dumps(row["scores"]) for name, row in rows.items()}
     assert len({distinct[name] for name in ("base", "cosface", "first_order")}) == 3  # each arm has left the base
     assert (tmp_path / "gains.png").stat().st_size > 0
     assert "| more of stage one |" in (tmp_path / "table.md").read_text()
-    config, _ = parse(["--config", str(tmp_path / "take.yaml")])
-    assert (list(config.data.sources), config.meta.steps) == (list(DOMAINS), 0)  # one seed tells nothing: the base
+    assert (
+        "# with --seeds 5, which keeps what there is\npython -m fastmfr prove" in (tmp_path / "report.html").read_text()
+    )
 
     _loses_rows_and_finds_them_again(faces, tmp_path, rows, capsys)
 

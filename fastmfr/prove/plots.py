@@ -38,7 +38,7 @@ def gains_plot(views: Sequence[View], titles: Mapping[str, str], figure: str, ca
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_xlabel(f"{called}, points over the base")
         ax.grid(axis="y", visible=False)
-        write_title(ax, view.title, f"{len(view.cells)} runs")
+        write_title(ax, view.title, f"runs: {len(view.cells)}")
     return save(picture, path)
 
 

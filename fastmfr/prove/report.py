@@ -1,4 +1,4 @@
-"""What a comparison leaves to read: report.html, table.md, gains.png, and take.yaml for the model to take."""
+"""What a comparison leaves to read: report.html, table.md, gains.png, and, if a model is to be taken, take.yaml."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from fastmfr.prove.plots import gains_plot
 from fastmfr.prove.rows import FAILED, Task
 from fastmfr.prove.scores import main_figure, titles
 from fastmfr.prove.tables import part_of
-from fastmfr.prove.verdict import Verdict, verdict
+from fastmfr.prove.verdict import SEEDS, Verdict, verdict
 
 RECIPE = "take.yaml"
 
@@ -57,7 +57,11 @@ def write_report(
     answer = verdict(found, named, figure, called[figure])
     parts = [part_of(view, named, called) for view in found]
     png = gains_plot(found, named, figure, called[figure], folder / "gains.png")
-    next_step = again if missing else _write_recipe(folder, config, arms, answer.take)
+    if missing or answer.take is None:
+        more = "" if missing else f"# with --seeds {SEEDS}, which keeps what there is\n"
+        next_step = f"{more}{again}"
+    else:
+        next_step = _write_recipe(folder, config, arms, answer.take)
     sentences = [f"# {answer.headline}", *answer.sentences, *notes]
     write_text(folder / "table.md", "\n\n".join([*sentences, *(part.markdown() for part in parts)]) + "\n")
     changes = [f"# arm {name}: {dict(arm.meta)}" for name, arm in arms.items() if name in named and arm.meta]

@@ -19,12 +19,12 @@ class Verdict:
     Attributes:
         headline: one sentence.
         sentences: what it rests on.
-        take: the model to hand out, a name; the base if nothing is better.
+        take: the model to hand out, a name; the base if nothing is better, None if nothing is decided.
     """
 
     headline: str
     sentences: Sequence[str] = field(default_factory=list)
-    take: str = BASE
+    take: str | None = BASE
 
 
 def said(gain: Gain | None) -> str:
@@ -45,12 +45,12 @@ def verdict(views: Sequence[View], titles: Mapping[str, str], figure: str, calle
         called: what the figure is called.
     """
     if not views:
-        return Verdict("No seed and domain has all models yet: there is nothing to judge.")
+        return Verdict("No seed and domain has all models yet: there is nothing to judge.", take=None)
     view, seeds = views[0], len({seed for seed, _ in views[0].cells})
     domains = list(dict.fromkeys(left_out for _, left_out in view.cells))
     names = [name for name in view.rows if name != BASE]
     if not names:
-        return Verdict("Only the base was scored: there is nothing to compare it with.")
+        return Verdict("Only the base was scored: there is nothing to compare it with.", take=None)
     gains = {name: _measured(view.gain(name, BASE, figure)) for name in names}
     best = max(names, key=lambda name: gains[name].mean)
     worth = followed(view, figure) or gains[best]
@@ -63,11 +63,21 @@ def verdict(views: Sequence[View], titles: Mapping[str, str], figure: str, calle
             f"Had you taken, for each domain, the model that is best on the other domains, you would have gained "
             f"{said(worth)} over the base: so much is this comparison worth on a domain of which you have no people."
         )
+    elif len(names) > 1:
+        sentences.append(f"The best of {len(names)} models on one domain flatters itself; leave out other domains too.")
     if seeds < SEEDS:
         sentences.append(_first_look(seeds))
-    if gains[best].mean > 0 and worth.is_above:
+    best_so_far = f"{titles[best]}, {called} {said(gains[best])} points over its base on {where}"
+    if gains[best].low is None:
+        return Verdict(f"One seed decides nothing; the best so far is {best_so_far}.", sentences, None)
+    if gains[best].is_above and worth.is_above:
         headline = f"{titles[best]} is better than its base on {where}: {called} {said(gains[best])} points."
         return Verdict(headline, sentences, best)
+    if gains[best].is_above:
+        headline = (
+            f"Which model is best changes from domain to domain: hand out the base. On average it is {best_so_far}."
+        )
+        return Verdict(headline, sentences)
     if all(gain.is_below for gain in gains.values()):
         return Verdict(f"Everything that was tried is worse than the base on {where}: hand out the base.", sentences)
     return Verdict(
@@ -85,7 +95,7 @@ def _measured(gain):
 
 def _first_look(seeds):
     if seeds < 2:
-        return "One seed allows no interval, and says little: runs of one setting differ by points. Want --seeds 5."
+        return f"One seed allows no interval: runs of one setting differ by points. Want --seeds {SEEDS}."
     return f"{seeds} seeds are a first look; want --seeds {SEEDS} or more before you believe an interval."
 
 
@@ -101,7 +111,8 @@ def _parts(view, gains, figure, called):
         ):
             if other in view.rows:
                 told.append(f"{what}: {said(view.gain(MFR, other, figure))}")
-    sentences = [f"{'; '.join(told)}. In brackets 95 % of what other seeds and people would give."] if told else []
+    brackets = " In brackets 95 % of what other seeds and people would give." if len(view.cells) > 1 else ""
+    sentences = [f"{'; '.join(told)}.{brackets}"] if told else []
     chosen = f"{MFR}:{CHOSEN}"
     if chosen in gains:
         sentences.append(f"The model that a run hands out, chosen on people of its sources: {said(gains[chosen])}.")
@@ -111,7 +122,7 @@ def _parts(view, gains, figure, called):
 def _by_domain(views, domains, figure, titles):
     """On how many domains each of the main models is above its base, and below it."""
     alone = [view for view in views if view.title in domains]
-    if len(alone) < 2:
+    if len(alone) < 2 or len(alone[0].cells) < 2:
         return []
     told = []
     for name in (MFR, f"{MFR}:{CHOSEN}"):
