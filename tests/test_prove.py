@@ -25,6 +25,7 @@ from fastmfr.prove.scores import by_person, main_figure, titles
 from fastmfr.prove.tables import part_of
 from fastmfr.prove.verdict import verdict
 from fastmfr.training.data import Splits, images_of
+from fastmfr.training.resuming import Held
 
 POOLS = Path(__file__).parent.parent / "bench" / "proof"
 PEOPLE, IMAGES, FAR = 30, 5, (1e-2, 1e-3)
@@ -130,6 +131,7 @@ def test_an_own_arm_changes_settings_of_stage_two():
     arms = arms_of(["wide=meta.share_n=0.05 alpha=0.1"])
     config = config_of("wide", arms["wide"], Config())
     assert (config.meta.share_n, config.meta.alpha) == (0.05, 0.1)
+    assert config_of("low", arms_of(["low=cosface beta=1e-4"])["low"], Config()).meta.beta == 1e-4
     begun = arms_of(["wide=first_order share_n=0.05", "both=beside alpha=0.1"])
     assert config_of("wide", begun["wide"], Config()).meta.method == "first_order"
     assert (begun["both"].kind, begun["both"].meta) == ("beside", {"alpha": 0.1})
@@ -327,19 +329,42 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     other = arms_of(["own=meta.alpha=2"])
     with pytest.raises(ValueError, match=r"the arm own was \{'alpha': 1\}, now \{'alpha': 2\}"):
         Rows(tmp_path, config, {"own": other["own"]})
+    for first, second in (("beta=0.1", "beta=0.2"), ("alpha=1", "hard_pair alpha=1")):
+        one, two = (arms_of([f"other=cosface {first}"]), arms_of([f"other=cosface {second}"]))
+        Rows(tmp_path / first, config, {"other": one["other"]}).add(Task(1, "nir", "other"), row(0.5))
+        with pytest.raises(ValueError, match="the arm other was"):
+            Rows(tmp_path / first, config, {"other": two["other"]})
     (tmp_path / "prove.json").write_text(json.dumps([]))
     with pytest.raises(ValueError, match=r"prove\.json is damaged"):
         Rows(tmp_path, config, {})
+    (tmp_path / "prove.json").unlink()
+    with pytest.raises(ValueError, match=r"rows\.jsonl lies there without prove\.json"):
+        Rows(tmp_path, config, {})
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", '{"seed": 1}', '{"seed": 1, "left_out": "a", "name": "mfr", "seconds": 1}']
-)
+def test_domains_that_have_changed_are_refused(tmp_path):
+    config = Config()
+    rows = Rows(tmp_path, config, {})
+    rows.check_data({"nir": Held(20, 200, "a")})
+    rows.add(Task(1, "nir", "mfr"), row(0.5))
+    again = Rows(tmp_path, config, {})
+    again.check_data({"nir": Held(20, 200, "a"), "more": Held(3, 30, "b")})
+    for held, what in ((Held(19, 190, "c"), "20 people and 200 images then, 19"), (Held(20, 200, "c"), "not the same")):
+        with pytest.raises(ValueError, match=f"the domain nir has changed .*{what}"):
+            again.check_data({"nir": held})
+
+
+WITHOUT_SCORES = '{"seed": 1, "left_out": "a", "name": "mfr", "seconds": 1}'
+OF_TEXT = '{"seed": 1, "left_out": "a", "name": "mfr", "seconds": 1, "scores": {"a": {"probes": [1], "auc": ["x"]}}}'
+OF_ANOTHER = OF_TEXT.replace('"x"', "0.5").replace('{"a"', '{"b"')
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"seed": 1}', WITHOUT_SCORES, OF_TEXT, OF_ANOTHER, "\udcff"])
 def test_a_damaged_line_is_named(tmp_path, line):
     config = Config()
     Rows(tmp_path, config, {}).add(Task(1, "nir", "mfr"), row(0.5))
     with (tmp_path / "rows.jsonl").open("a") as file:
-        file.write(line + "\n")
+        file.buffer.write((line + "\n").encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"line 2 of .*rows\.jsonl is damaged .*; delete the line"):
         Rows(tmp_path, config, {})
 
@@ -374,10 +399,10 @@ def test_the_model_to_take_becomes_a_recipe(tmp_path, better, steps, undrawn):
         for domain in ("glasses", "aged"):
             for name in ("base", "cosface", "mfr"):
                 values[seed, domain, name] = 0.5 + 0.001 * (seed % 2) + 0.1 * (name == better)
-    answer, path = write_report(
+    answer, notes, path = write_report(
         tmp_path, config, arms, ["base", "cosface", "mfr"], rows_of(values), missing=0, again="again"
     )
-    assert answer.take == better
+    assert (answer.take, notes) == (better, [])
     assert f"python -m fastmfr.train --config {tmp_path / 'take.yaml'}" in path.read_text()
     recipe = load_config(tmp_path / "take.yaml")
     assert (recipe.meta.steps, recipe.data.sources, recipe.choose) == (steps, config.data.sources, config.choose)

@@ -41,7 +41,7 @@ def words(faces, *more):
 
 
 def prove(faces, out, *more):
-    return main(["prove", "--out", str(out), "--seeds=1", "--leave-out=nir", *more, *words(faces)])
+    return main(["prove", "--out", str(out), "--seeds=1", "--leave-out=nir", *words(faces), *more])
 
 
 def rows_in(out):
@@ -60,7 +60,7 @@ def test_a_small_comparison_is_finished_by_the_same_command(faces, tmp_path, cap
 
     assert prove(faces, tmp_path, *arms) == 0
     said = capsys.readouterr().out
-    assert "by the models there are" in said
+    assert "4 of 5 models to make, about " in said
     assert "[5/5] seed 2019, nir left out, first_order:chosen" in said
     assert "One seed decides nothing; the best so far is " in said
     rows = {row["name"]: row for row in rows_in(tmp_path)}
@@ -214,6 +214,15 @@ def test_refuses_a_target_with_too_many_pairs(faces, tmp_path, capsys, monkeypat
         "nir has 48 images to look up among 24 people, more than 576 pairs; want --evaluate.probes_per_identity 1"
         in (capsys.readouterr().err)
     )
+
+
+def test_a_model_that_nobody_is_kept_for_is_left_out_with_a_word_or_refused_if_asked_for(faces, tmp_path, capsys):
+    assert prove(faces, tmp_path, "--data.validation=0.1", "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not compared: mfr:chosen: no source has five people to keep" in said
+    assert "7 of 7 models to make" in said
+    assert prove(faces, tmp_path, "--data.validation=0.1", "--arms", "mfr:chosen") == 1
+    assert "raise --data.validation, or leave it out of --arms" in capsys.readouterr().err
 
 
 def test_refuses_fewer_than_three_domains(tmp_path, capsys):

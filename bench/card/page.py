@@ -309,7 +309,7 @@ def owed():
     yield f"too, made {min(rates):,.0f} to {max(rates):,.0f} images/s, held up by the host; at 512 images a step of run 2 took {step:.0f} ms,"
     yield f"{512e3 / step:,.0f} images/s, of which at least {layers:.0f} ms were PyTorch's BatchNorm and PReLU. The same fault ended the third"
     yield "run's meta step, so it has not been timed since the BatchNorm sums became faster. A whole run with fused pretraining"
-    yield "was cut by the clock. Decoding by nvJPEG, `proof --scale gpu` and hardware counters are owed too."
+    yield "was cut by the clock. Decoding by nvJPEG, `prove` at a GPU's sizes and hardware counters are owed too."
 
 
 def page():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastmfr.config import Config, parse
 from fastmfr.run_folder import in_use
+from fastmfr.text import printable
 
 EPILOG = """\
 domains and settings are those of train: --data.sources.NAME PATH for each domain that is left out in turn, at least
@@ -39,9 +40,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError("want --meta.steps above 0: all arms take as many steps as stage two")
     from fastmfr.progress import new_console  # these need torch, whose import takes seconds: a typo is answered before
     from fastmfr.prove.arms import arms_of, by_default, models_of, refused
-    from fastmfr.prove.checks import check_data
+    from fastmfr.prove.checks import check_data, without_chosen
     from fastmfr.prove.comparison import Comparison
-    from fastmfr.prove.report import write_report
 
     arms = arms_of(options.arm)
     own = [word.partition("=")[0] for word in options.arm]
@@ -51,11 +51,24 @@ def main(arguments: list[str]) -> int:
     seeds = range(config.seed, config.seed + options.seeds)
     again = f"python -m fastmfr prove {shlex.join(arguments)}"
     console = new_console()
-    comparison = Comparison(config, out, arms, names, seeds, left_out, console, options.keep_weights)
+    compare = lambda names: Comparison(config, out, arms, names, seeds, left_out, console, options.keep_weights)  # noqa: E731
+    comparison = compare(names)
     out.mkdir(parents=True, exist_ok=True)
-    with in_use(out), closing(comparison):
+    with in_use(out):
         if comparison.missing:
-            check_data(config, comparison.trained, left_out, out, console)
+            held, can_choose = check_data(config, comparison.trained, left_out, out, console)
+            if not can_choose:
+                names = without_chosen(names, asked=bool(options.arms), console=console)
+                comparison = compare(names)
+            comparison.check_data(held)
+        return _compare(comparison, config, out, arms, names, options, again)
+
+
+def _compare(comparison, config, out, arms, names, options, again):
+    """Make what is missing, write the page and print the verdict."""
+    from fastmfr.prove.report import write_report
+
+    with closing(comparison):
         comparison.say_plan()
         if options.dry_run:
             return 0
@@ -65,8 +78,9 @@ def main(arguments: list[str]) -> int:
             stopped.add_note(f"go on with: {again}")
             raise
         missing = len(comparison.missing)
-        verdict, page = write_report(out, config, arms, names, comparison.rows, missing=missing, again=again)
-    print("", verdict.headline, *verdict.sentences, f"page    {page}", sep="\n")
+        verdict, notes, page = write_report(out, config, arms, names, comparison.rows, missing=missing, again=again)
+    said = ("", verdict.headline, *verdict.sentences, *(f"note: {note}" for note in notes), f"page    {page}")
+    print(*map(printable, said), sep="\n")
     return 0
 
 
@@ -115,10 +129,10 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--out", metavar="FOLDER", default="runs/prove", help="found again (default: runs/prove)")
+    parser.add_argument("--out", metavar="FOLDER", default="runs/prove", help="figures and page (default: runs/prove)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="how many (default: 5)")
     parser.add_argument("--leave-out", nargs="+", metavar="NAME", help="sources to leave out in turn (default: all)")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="what to compare (default: all but the ablations)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="what to compare; see docs/proving.md for all")
     parser.add_argument(
         "--arm",
         action="append",

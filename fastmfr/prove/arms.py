@@ -91,7 +91,7 @@ def arms_of(own: Sequence[str]) -> dict[str, Arm]:
                 start = arms[change]
             else:
                 pairs.append(change.partition("=")[::2])
-        settings = {setting.removeprefix("meta."): yaml.safe_load(value or "") for setting, value in pairs}
+        settings = {setting.removeprefix("meta."): _value(value) for setting, value in pairs}
         if not name or not settings or not set(settings) <= set(known) or not name.replace("_", "").isalnum():
             raise ValueError(
                 f'want --arm "NAME=SETTING=VALUE ..." with settings out of {", ".join(known)}; got {word!r}'
@@ -100,6 +100,14 @@ def arms_of(own: Sequence[str]) -> dict[str, Arm]:
             raise ValueError(f"there is an arm {name!r} already; give yours another name")
         arms[name] = Arm(name, start.kind, {**start.meta, **settings})
     return arms
+
+
+def _value(text: str) -> Any:
+    """A typed value: a number, true, false, null or text. YAML takes 1e-4 for text."""
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
 
 
 def by_default(config: Config) -> list[str]:
@@ -160,6 +168,6 @@ def config_of(name: str, arm: Arm, config: Config) -> Config:
         raise ValueError(f"arm {name!r}: {error}") from None
     if meta.method == "mldg":
         meta = replace(meta, batch_identities=meta.batch_identities * len(config.data.sources))
-    if arm.kind == "cosface":
+    if arm.kind == "cosface" and "beta" not in arm.meta:
         meta = replace(meta, beta=rate_of_more(config))
     return replace(config, meta=meta, choose=replace(config.choose, patience=0))

@@ -19,6 +19,7 @@ from fastmfr.prove.rows import FAILED, Rows, Task
 from fastmfr.runtime import environment
 from fastmfr.text import printable
 from fastmfr.training import NonFiniteLoss
+from fastmfr.training.resuming import Held
 
 MOST_NAMED = 10  # models that a line of the plan names
 
@@ -73,6 +74,10 @@ class Comparison:
         """The tasks without a row."""
         return [task for task in self._tasks if task not in self._rows.by_task]
 
+    def check_data(self, held: Mapping[str, Held]) -> None:
+        """Raise ValueError if domains hold something else than when figures were made."""
+        self._rows.check_data(held)
+
     def say_plan(self) -> None:
         """Say what is to be made and how long it takes; measured by a few steps if there are no figures yet."""
         missing = self.missing
@@ -80,7 +85,7 @@ class Comparison:
             self._say(f"all {len(self._tasks)} models are there")
             return
         how = "by the models there are"
-        if not any(FAILED not in row for row in self._rows.by_task.values()):
+        if not all(self._pace.knows(task.name, self._rows.by_task) for task in missing):
             self._say("measuring how long a few steps take ...")
             cell, how = self._cell_of(missing[0]), "by a few steps of each stage"
             self._pace = replace(cell.measure(), opened=self._pace.opened, steps=self._pace.steps)

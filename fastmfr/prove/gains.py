@@ -12,6 +12,7 @@ import numpy as np
 
 from fastmfr.prove.arms import BASE
 from fastmfr.prove.rows import FAILED, Task
+from fastmfr.prove.scores import is_measured
 
 DRAWS = 2000
 NORMAL = 1.959964  # the 97.5 % point of the normal distribution
@@ -65,9 +66,9 @@ class View:
         return np.array([np.average(score[figure], weights=score["probes"]) for score in scores])
 
     def gain(self, name: str, over: str, figure: str) -> Gain | None:
-        """The gain of a model over another one; None if a cell lacks the figure."""
+        """The gain of a model over another one; None if a cell lacks the figure or pairs enough for it."""
         mine, theirs = self.values(name, figure), self.values(over, figure)
-        if mine is None or theirs is None:
+        if mine is None or theirs is None or not all(is_measured(figure, one) for one in self.scores(name)):
             return None
         return gain(self.scores(name), self.scores(over), self.cells, self.targets, figure)
 

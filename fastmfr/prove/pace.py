@@ -48,6 +48,10 @@ class Pace:
         training = {"average": 0.0, "stage one": self.base, "arm": self.arm}[_kind(name)]
         return self.score + training * self.steps.get(name, 1.0)
 
+    def knows(self, name: str, rows: Mapping[Task, Mapping[str, Any]]) -> bool:
+        """Whether there is a model of the same kind."""
+        return any(_kind(task.name) == _kind(name) for task, row in rows.items() if FAILED not in row)
+
     def left(self, tasks: Iterable[Task], rows: Mapping[Task, Mapping[str, Any]], is_open: Collection = ()) -> float:
         """Seconds until all `tasks` have a row; the data of the cells (seed, left out) in `is_open` are open."""
         missing = [task for task in tasks if task not in rows]

@@ -1,5 +1,6 @@
 """What a comparison leaves to read: report.html, table.md, gains.png, and, if a model is to be taken, take.yaml."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_report(
     *,
     missing: int,
     again: str,
-) -> tuple[Verdict, Path]:
+) -> tuple[Verdict, list[str], Path]:
     """Write all files.
 
     Args:
@@ -41,7 +42,7 @@ def write_report(
         again: the command that goes on.
 
     Returns:
-        The verdict, and the page.
+        The verdict, what is missing or odd, and the page.
     """
     failed = {task.name: row[FAILED] for task, row in rows.items() if FAILED in row}
     names = [name for name in names if name not in failed]
@@ -60,6 +61,7 @@ def write_report(
     if missing or answer.take is None:
         more = "" if missing else f"# with --seeds {SEEDS}, which keeps what there is\n"
         next_step = f"{more}{again}"
+        (folder / RECIPE).unlink(missing_ok=True)
     else:
         next_step = _write_recipe(folder, config, arms, answer.take)
     sentences = [f"# {answer.headline}", *answer.sentences, *notes]
@@ -68,7 +70,7 @@ def write_report(
     settings = "\n".join([*changes, config.to_yaml()])
     path = folder / "report.html"
     write_text(path, page(str(folder), answer, parts, png, next_step, notes, settings))
-    return answer, path
+    return answer, notes, path
 
 
 def _unreadable(folder):
@@ -82,7 +84,9 @@ def _write_recipe(folder, config, arms, take) -> str:
     name = trained_arm(take)
     chosen, note = _as_a_run(name, arms[name], config)
     write_text(folder / RECIPE, replace(chosen, choose=config.choose).to_yaml())
-    return f"{note}python -m fastmfr.train --config {folder / RECIPE}"
+    if ":" in take:
+        note += "# the run hands out the best of its weights and their averages, by people of its sources\n"
+    return f"# trains it on all domains\n{note}python -m fastmfr.train --config {shlex.quote(str(folder / RECIPE))}"
 
 
 def _as_a_run(name, arm, config):

@@ -12,13 +12,14 @@ import torch
 from fastmfr.evaluate.roc import exact_roc, score_curve
 from fastmfr.protocols import GalleryProbe
 
+TAR = "tar_"
 RANK1, AUC, EER = "rank1", "auc", "eer"
 ENOUGH = 30  # impostor pairs above a threshold: fewer make a TAR that one person moves by points
 
 
 def tar_at(far: float | str) -> str:
     """The key of TAR at a false accept rate."""
-    return f"tar_{far}"
+    return f"{TAR}{far}"
 
 
 def titles(far: Iterable[float]) -> dict[str, str]:
@@ -39,10 +40,16 @@ def main_figure(scores: Sequence[Mapping[str, Any]], far: Iterable[float]) -> st
         scores: of every target of every arm, as `by_person` returns them.
         far: the rates at which TAR was measured.
     """
-    for rate in sorted(far):
-        if all(tar_at(rate) in one and rate * one["impostors"] >= ENOUGH for one in scores):
-            return tar_at(rate)
+    for figure in map(tar_at, sorted(far)):
+        if all(figure in one and is_measured(figure, one) for one in scores):
+            return figure
     return AUC
+
+
+def is_measured(figure: str, scores: Mapping[str, Any]) -> bool:
+    """Whether a target has pairs enough for a figure: a TAR needs ENOUGH impostor pairs above its threshold."""
+    far = float(figure.removeprefix(TAR)) if figure.startswith(TAR) else 1.0
+    return far * scores["impostors"] >= ENOUGH
 
 
 def by_person(embedding_ND: torch.Tensor, pairs: GalleryProbe, people: int, far: Iterable[float]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def verdict(views: Sequence[View], titles: Mapping[str, str], figure: str, calle
         return Verdict(f"Everything that was tried is worse than the base on {where}: hand out the base.", sentences)
     return Verdict(
         f"Nothing that was tried can be told from its base on {where}: hand out the base"
-        f"{_how_many(gains[best], seeds)}.",
+        f"{_how_many(titles[best], gains[best], seeds)}.",
         sentences,
     )
 
@@ -105,13 +105,13 @@ def _parts(view, gains, figure, called):
     if MFR in gains:
         told.append(f"MFR over its base: {said(gains[MFR])} points of {called}")
         for other, what in (
-            (COSFACE, "over as many steps more of stage one"),
-            (NO_META, "the look-ahead's part, over the same losses without it"),
-            ("first_order", "the second order's part, over the first order"),
+            (COSFACE, "MFR over as many steps more of stage one"),
+            (NO_META, "the look-ahead's part, MFR over the same losses without it"),
+            ("first_order", "the second order's part, MFR over its first order"),
         ):
             if other in view.rows:
                 told.append(f"{what}: {said(view.gain(MFR, other, figure))}")
-    brackets = " In brackets 95 % of what other seeds and people would give." if len(view.cells) > 1 else ""
+    brackets = " In brackets 95 % of what other seeds and people would give." if _has_intervals(gains) else ""
     sentences = [f"{'; '.join(told)}.{brackets}"] if told else []
     chosen = f"{MFR}:{CHOSEN}"
     if chosen in gains:
@@ -119,10 +119,14 @@ def _parts(view, gains, figure, called):
     return sentences
 
 
+def _has_intervals(gains):
+    return all(gain.low is not None for gain in gains.values())
+
+
 def _by_domain(views, domains, figure, titles):
     """On how many domains each of the main models is above its base, and below it."""
     alone = [view for view in views if view.title in domains]
-    if len(alone) < 2 or len(alone[0].cells) < 2:
+    if len(alone) < 2 or min(len(view.cells) for view in alone) < 2:
         return []
     told = []
     for name in (MFR, f"{MFR}:{CHOSEN}"):
@@ -135,11 +139,11 @@ def _by_domain(views, domains, figure, titles):
     return [f"Domain by domain. {'. '.join(told)}."] if told else []
 
 
-def _how_many(gain, seeds):
+def _how_many(title, gain, seeds):
     """How many seeds could tell a gain as large as the one seen from nothing, if its spread is that of the runs."""
     if gain.low is None or gain.mean <= 0:
         return ""
     wanted = math.ceil(seeds * ((gain.high - gain.low) / 2 / gain.mean) ** 2)
     if not seeds < wanted <= MOST_SEEDS:
         return ""
-    return f", or try about {wanted} seeds, which could tell {100 * gain.mean:+.1f} points from nothing"
+    return f", or try about {wanted} seeds, which could tell the {100 * gain.mean:+.1f} points of {title} from nothing"
