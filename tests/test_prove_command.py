@@ -13,6 +13,7 @@ from fastmfr.domains import join
 from fastmfr.head import MarginHead
 from fastmfr.progress import new_console
 from fastmfr.prove.cell import Cell, leaving_out
+from fastmfr.prove.pace import Pace
 from fastmfr.prove.pooled import grown, with_all_people, with_all_people_in_stage_one
 from fastmfr.results import META, PRETRAIN
 from fastmfr.training import NonFiniteLoss
@@ -48,7 +49,12 @@ def rows_in(out):
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
-def test_a_small_comparison_is_finished_by_the_same_command(faces, tmp_path, capsys):
+def unmeasured(monkeypatch):
+    """Takes no steps to estimate a time: the first test does."""
+    monkeypatch.setattr("fastmfr.prove.cell.measure", lambda run, score: Pace(1.0, 1.0, 1.0))
+
+
+def test_a_small_comparison_is_finished_by_the_same_command(faces, tmp_path, capsys, monkeypatch):
     arms = ("--arms", "cosface", "first_order", "first_order:mean", "first_order:chosen")
     assert prove(faces, tmp_path, *arms, "--minutes", "0.0001") == 0
     said = capsys.readouterr().out
@@ -58,6 +64,7 @@ def test_a_small_comparison_is_finished_by_the_same_command(faces, tmp_path, cap
     assert [row["name"] for row in rows_in(tmp_path)] == ["base"]
     assert "4 of 5 models are missing" in (tmp_path / "report.html").read_text()
 
+    unmeasured(monkeypatch)
     assert prove(faces, tmp_path, *arms) == 0
     said = capsys.readouterr().out
     assert "4 of 5 models to make, about " in said
@@ -99,6 +106,7 @@ def test_an_arm_that_fails_costs_no_other(faces, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("fastmfr.prove.cell.meta_train", fails)
     monkeypatch.setattr("fastmfr.prove.cell._facts", lambda path: {})
+    unmeasured(monkeypatch)
     assert prove(faces, tmp_path, "--arms", "together", "no_meta", "no_meta:mean", "mfr", "--data.new_people=0.5") == 0
     said = capsys.readouterr().out
     assert "no_meta: failed: hard_pair is not finite" in said
@@ -116,6 +124,7 @@ def test_a_base_that_diverges_ends_the_command_with_its_name(faces, tmp_path, ca
         raise NonFiniteLoss("the margin-softmax loss is not finite at pretraining step 2")
 
     monkeypatch.setattr("fastmfr.prove.cell.pretrain", diverges)
+    unmeasured(monkeypatch)
     assert prove(faces, tmp_path, "--arms", "mfr") == 1
     said = capsys.readouterr().err
     assert "error: the base of seed 2019, nir left out: the margin-softmax loss is not finite at pretraining" in said
@@ -216,7 +225,10 @@ def test_refuses_a_target_with_too_many_pairs(faces, tmp_path, capsys, monkeypat
     )
 
 
-def test_a_model_that_nobody_is_kept_for_is_left_out_with_a_word_or_refused_if_asked_for(faces, tmp_path, capsys):
+def test_a_model_that_nobody_is_kept_for_is_left_out_with_a_word_or_refused_if_asked_for(
+    faces, tmp_path, capsys, monkeypatch
+):
+    unmeasured(monkeypatch)
     assert prove(faces, tmp_path, "--data.validation=0.1", "--dry-run") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "not compared: mfr:chosen: no source has five people to keep" in said

@@ -90,4 +90,4 @@ def test_second_derivatives(name, pairs):
 
     inputs = tuple(x_BD.clone().requires_grad_() for x_BD in pairs[:2])
     assert torch.autograd.gradcheck(total, inputs)
-    assert torch.autograd.gradgradcheck(total, inputs)
+    assert torch.autograd.gradgradcheck(total, inputs, fast_mode=True)  # by random projections: whole, it takes seconds
