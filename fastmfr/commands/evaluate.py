@@ -33,9 +33,8 @@ def main(arguments: list[str]) -> int:
     Under torchrun all ranks embed, and the first rank alone scores, prints and writes; all ranks return its status.
     """
     options, settings = _parser().parse_known_args(arguments)
-    model = (
-        None if is_rank() else typed_model(options, settings, PROG)
-    )  # a rank's mistake must end the others too: see _run
+    # A rank's mistake must end the others too: see _run.
+    model = None if is_rank() else typed_model(options, settings, PROG)
     from fastmfr.distributed import all_gather_object, joined_ranks  # needs torch, whose import takes seconds
 
     with joined_ranks() as group:

@@ -7,10 +7,8 @@ from typing import Any
 import yaml
 
 from fastmfr.config import Config, Meta
-from fastmfr.results import CHOSEN, EMA, MEAN
+from fastmfr.results import BASE, CHOSEN, EMA, MEAN, MFR
 
-BASE = "base"
-MFR = "mfr"
 COSFACE = "cosface"
 TOGETHER = "together"
 NO_META = "no_meta"

@@ -17,12 +17,12 @@ from fastmfr.evaluate import embed_domain
 from fastmfr.head import MarginHead
 from fastmfr.progress import Meter, new_console
 from fastmfr.protocols import leave_one_out
-from fastmfr.prove.arms import BASE, Arm, config_of, rate_of_more
+from fastmfr.prove.arms import Arm, config_of, rate_of_more
 from fastmfr.prove.pace import Pace, measure
 from fastmfr.prove.pooled import BesideTrainer, PooledTrainer, grown, with_all_people, with_all_people_in_stage_one
 from fastmfr.prove.scores import by_person
 from fastmfr.prove.successors import LOSSES, TrainerWithLosses
-from fastmfr.results import CHOSEN, EMA, LAST, MEAN, META, PRETRAIN
+from fastmfr.results import BASE, CHOSEN, EMA, LAST, MEAN, META, PRETRAIN
 from fastmfr.runtime import seed_and_set_threads
 from fastmfr.training import Logbook, Run
 from fastmfr.training.choosing import RECORD, Choosing
@@ -73,9 +73,10 @@ class AllKept(Choosing):
     """The candidates of an arm; keeps the weights of both averages. Candidates of the base are the arm's too."""
 
     def __init__(self, run: Run, base: Path | None = None):
-        for name in (RECORD, f"{CHOSEN}.safetensors") if base else ():
-            if base and (base / name).is_file() and not (run.folder / name).is_file():
-                shutil.copyfile(base / name, run.folder / name)
+        if base:
+            for name in (RECORD, f"{CHOSEN}.safetensors"):
+                if (base / name).is_file() and not (run.folder / name).is_file():
+                    shutil.copyfile(base / name, run.folder / name)
         super().__init__(run)
         self._scores = super().is_on
 

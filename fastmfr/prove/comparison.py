@@ -12,10 +12,11 @@ from rich.console import Console
 from fastmfr.atomic import write_text
 from fastmfr.config import Config
 from fastmfr.progress import duration
-from fastmfr.prove.arms import BASE, Arm, config_of, trained_arm
+from fastmfr.prove.arms import Arm, config_of, trained_arm
 from fastmfr.prove.cell import Cell, leaving_out
 from fastmfr.prove.pace import Pace
 from fastmfr.prove.rows import FAILED, Rows, Task
+from fastmfr.results import BASE
 from fastmfr.runtime import environment
 from fastmfr.text import printable
 from fastmfr.training import NonFiniteLoss
@@ -55,7 +56,7 @@ class Comparison:
         console: Console,
         keep: bool = False,
     ):
-        self._config, self._folder, self._arms, self._names, self._console = config, folder, arms, names, console
+        self._config, self._folder, self._arms, self._console = config, folder, arms, console
         self._keep = keep
         needed = list(dict.fromkeys(one for name in names for one in (trained_arm(name), name)))
         self.trained = {name: arms[name] for name in needed if name in arms}

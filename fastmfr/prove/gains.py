@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fastmfr.prove.arms import BASE
 from fastmfr.prove.rows import FAILED, Task
 from fastmfr.prove.scores import is_measured
+from fastmfr.results import BASE
 
 DRAWS = 2000
 NORMAL = 1.959964  # the 97.5 % point of the normal distribution

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastmfr.prove.arms import BASE, TOGETHER
+from fastmfr.prove.arms import TOGETHER
 from fastmfr.prove.rows import FAILED, Task
-from fastmfr.results import META, PRETRAIN
+from fastmfr.results import BASE, META, PRETRAIN
 from fastmfr.runtime import seed_and_set_threads
 from fastmfr.training import Run
 from fastmfr.training.meta import meta_train

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastmfr.prove.arms import BASE
 from fastmfr.prove.gains import View
 from fastmfr.report.axes import BLUE, GREEN, GREY, INK, ORANGE, grid, save, write_title
+from fastmfr.results import BASE
 
 LINE = 0.28  # inches a model
 

@@ -12,7 +12,7 @@ from fastmfr.atomic import write_text
 from fastmfr.config import Config
 from fastmfr.config.sections import flattened, plain
 from fastmfr.prove.arms import Arm
-from fastmfr.training.resuming import Held
+from fastmfr.training.resuming import Held, change
 
 FREE = ("recipe", "folder", "seed", "device", "threads", "save_every", "data.threads", "data.vet", "data.cache")
 FAILED = "failed"
@@ -72,8 +72,7 @@ class Rows:
         before = self._record["data"]
         if self.by_task and (changed := [name for name in now if name in before and before[name] != now[name]]):
             name = changed[0]
-            then = Held(**before[name])
-            what = f"{then} then, {held[name]} now" if str(then) != str(held[name]) else f"{then}, but not the same"
+            what = change(Held(**before[name]), held[name])
             raise ValueError(
                 f"the domain {name} has changed since the figures in {self._path.parent} were made: {what}. Put the "
                 "images back, or want another --out"

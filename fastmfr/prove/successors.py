@@ -4,12 +4,13 @@ Shape suffixes: B = pairs, D = embedding, E = differences of one domain's embedd
 """
 
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmfr.config import narrowed
 from fastmfr.losses import MfrLosses, MfrTerms
 from fastmfr.meta import MetaStep, MetaTrainer
 from fastmfr.training import Run
@@ -30,7 +31,8 @@ class BalancedLosses(MfrLosses):
         terms = super().of_unit_pairs(unit_2BD, domain_B)
         if domain_B is None:
             return terms
-        cos_BB = torch.mm(*_both(unit_2BD, transposed=True))
+        gallery_BD, probe_BD = unit_2BD.chunk(2)
+        cos_BB = gallery_BD @ probe_BD.T
         blocks = _rows_of(domain_B)
         pulls = [_hardest(cos_BB[rows, rows], self.share_p, largest=False) for rows in blocks]
         pushes = [
@@ -54,7 +56,7 @@ class TripletLosses(MfrLosses):
     def of_unit_pairs(self, unit_2BD: Tensor, domain_B: Tensor | None = None) -> MfrTerms:
         """Compute the losses; with `domain_B` None the triplets are measured by their plain lengths."""
         terms = super().of_unit_pairs(unit_2BD, domain_B)
-        gallery_BD, probe_BD = _both(unit_2BD)
+        gallery_BD, probe_BD = unit_2BD.chunk(2)
         if domain_B is None:
             return _with_pair(terms, _triplets(*_differences(gallery_BD, probe_BD)), self)
         found = [_differences(gallery_BD[rows], probe_BD[rows]) for rows in _rows_of(domain_B)]
@@ -85,13 +87,7 @@ class TrainerWithLosses:
 
     def step(self, splits: Iterable, *, alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
         """Take a step as MetaTrainer does, with the weights and numbers of `losses`."""
-        settings = {part.name: getattr(losses, part.name) for part in fields(MfrLosses)}
-        return self._trainer.step(splits, alpha=alpha, rate=rate, losses=self._losses(**settings))
-
-
-def _both(unit_2BD, transposed=False):
-    gallery_BD, probe_BD = unit_2BD.chunk(2)
-    return gallery_BD, probe_BD.T if transposed else probe_BD
+        return self._trainer.step(splits, alpha=alpha, rate=rate, losses=narrowed(losses, self._losses))
 
 
 def _rows_of(domain_B):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmfr.prove.arms import BASE, COSFACE, NO_META
+from fastmfr.prove.arms import COSFACE, NO_META
 from fastmfr.prove.gains import View
+from fastmfr.results import BASE
 
 CONTROLS = (BASE, COSFACE, "hard_pair", NO_META)  # what gains are taken over
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fastmfr.prove.arms import BASE, COSFACE, MFR, NO_META
+from fastmfr.prove.arms import COSFACE, NO_META
 from fastmfr.prove.gains import Gain, View, followed
-from fastmfr.results import CHOSEN
+from fastmfr.results import BASE, CHOSEN, MFR
 
 SEEDS = 5  # fewer are a first look
 MOST_SEEDS = 200  # beyond this many nobody is advised to go on

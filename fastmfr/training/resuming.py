@@ -47,6 +47,11 @@ class Held:
         return f"{self.people:,} people and {self.images:,} images"
 
 
+def change(before: Held, now: Held) -> str:
+    """Return how a domain that has changed differs, in a part of a sentence."""
+    return f"{before} then, {now} now" if str(before) != str(now) else f"{before}, but not the same"
+
+
 def data_of(trained: Mapping[str, Domain]) -> dict[str, Held]:
     """Return what each domain that is trained on holds, by name."""
     return {name: Held(domain.identities, domain.images, domain.fingerprint()) for name, domain in trained.items()}
@@ -106,10 +111,10 @@ class MadeWith:
             before = self._data.get(name, Held())
             if before == now:
                 continue
-            what = f"{before} then, {now} now" if str(before) != str(now) else f"{before}, but not the same"
             raise ValueError(
-                f"the source domain {name} has changed since {self._path.parent} began: {what}. A resumed run needs "
-                "the same images; put them back, or start a new run with --model.weights to go on from these weights"
+                f"the source domain {name} has changed since {self._path.parent} began: {change(before, now)}. A "
+                "resumed run needs the same images; put them back, or start a new run with --model.weights to go on "
+                "from these weights"
             )
 
     def write(self, config: Config, trained: Mapping[str, Domain]) -> None:
