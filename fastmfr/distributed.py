@@ -12,20 +12,25 @@ Each operation is differentiable any number of times, because its backward is an
 Every rank must hold the same number of rows.
 """
 
+import inspect
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 
 # torch 2.13 has renamed both functions and warns about the old names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SYNC_BUFFERS = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # since 2.13
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+T = TypeVar("T")
 
 
 def _gather(own, group):
@@ -151,6 +156,32 @@ def all_gather_object(value: Any, group: ProcessGroup | None) -> list[Any]:
     return values
 
 
+def lost_rank(error: RuntimeError, ranks: "Ranks") -> ValueError | None:
+    """Return what to say of an error of gloo or NCCL after another process has ended, or None for another error."""
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        return None
+    return ValueError(
+        f"process {ranks.number} of {ranks.world}, counted from 0, waited for a process that has ended or cannot be "
+        "reached; the message of that process says why"
+    )
+
+
+def over_ranks(network: nn.Module, group: ProcessGroup, *, same_buffers: bool) -> nn.Module:
+    """Return the network with gradients that are means over the ranks, sent while the backward pass goes on.
+
+    Args:
+        network: The same on all ranks.
+        group: The ranks.
+        same_buffers: Whether every forward pass begins with the buffers of the first rank.
+    """
+    options: dict[str, Any] = {"forward_sync_buffers" if _SYNC_BUFFERS else "broadcast_buffers": same_buffers}
+    return DistributedDataParallel(network, process_group=group, gradient_as_bucket_view=True, **options)
+
+
+class OnAllRanks(ValueError):
+    """An error of one rank that all ranks raise."""
+
+
 @contextmanager
 def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
     """Make all ranks leave the block in the same way: if one rank raises an error, all ranks raise its sentence.
@@ -162,7 +193,7 @@ def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
         group: The ranks; None changes nothing.
 
     Raises:
-        ValueError: With the sentence of the first rank that raised an error.
+        OnAllRanks: With the sentence of the first rank that raised an error.
     """
     if group is None:
         yield
@@ -174,4 +205,94 @@ def raise_on_all_ranks(group: ProcessGroup | None) -> Iterator[None]:
         raised = error
     sentences = [text for text in all_gather_object(raised and str(raised), group) if text is not None]
     if sentences:
-        raise ValueError(sentences[0]) from raised
+        raise OnAllRanks(sentences[0]) from raised
+
+
+class Ranks:
+    """The processes of one run, of which this process is one.
+
+    Args:
+        group: The processes; None is this process alone.
+
+    Attributes:
+        group: The processes, or None.
+        number: The number of this process, from 0.
+        world: How many processes there are.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None):
+        self.group = group
+        self.number, self.world = rank_and_world(group)
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this process is the one that writes and prints."""
+        return self.number == 0
+
+    def share(self, count: int) -> slice:
+        """Return this rank's part of `count` rows, of which all ranks have equally many.
+
+        Raises:
+            ValueError: If the number of ranks does not divide `count`.
+        """
+        if count % self.world:
+            raise ValueError(f"want a number that {self.world} ranks can share equally, got {count}")
+        each = count // self.world
+        return slice(self.number * each, (self.number + 1) * each)
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """Replace a tensor, which has one shape on all ranks, by its sum over the ranks, and return the tensor."""
+        if self.group is not None:
+            dist.all_reduce(value, group=self.group)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Return, on all ranks, whether one of the ranks has a true flag."""
+        return flag if self.group is None else bool(self.sum_(torch.tensor([int(flag)])).item())
+
+    def of_first(self, value: T) -> T:
+        """Return, on all ranks, the value that the first rank has; a small value of plain types, which is pickled."""
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def by_first(self, make: Callable[[], T]) -> T:
+        """Return, on all ranks, what the first rank makes; a small value of plain types, which is pickled.
+
+        Raises:
+            OnAllRanks: With the sentence of the first rank's error.
+        """
+        made = None
+        with self.alike():
+            if self.is_first:
+                made = make()
+        return self.of_first(cast(T, made))
+
+    def gather(self, value: T) -> list[T]:
+        """Return, on all ranks, the values of all ranks, in their order; values as `all_gather_object` takes them."""
+        return all_gather_object(value, self.group)
+
+    def alike(self) -> AbstractContextManager[None]:
+        """Return a block that all ranks leave in the same way, as `raise_on_all_ranks` does."""
+        return raise_on_all_ranks(self.group)
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """Return make() on every rank: the first rank calls it first, then the first of every machine, then the others.
+
+        What the first ones write the others find, so files are made once, whether machines share their folders or not.
+
+        Raises:
+            OnAllRanks: With the sentence of the first rank whose call raised an error.
+        """
+        mine = 0 if self.is_first else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+        made = []
+        for turn in range(3):
+            with self.alike():
+                if turn == mine:
+                    made.append(make())
+        return made[0]
+
+
+ALONE = Ranks()  # a run of one process

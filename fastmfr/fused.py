@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
 
@@ -18,7 +20,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def fused(backbone: nn.Module) -> tuple[nn.Module, str]:
+def fused(backbone: nn.Module, group: ProcessGroup | None = None) -> tuple[nn.Module, str]:
     """Make a network that computes what the backbone computes, with each BatchNorm and its PReLU as one operation.
 
     The network holds the backbone's own parameters, buffers and layers, under the same names, so training one trains
@@ -26,6 +28,7 @@ def fused(backbone: nn.Module) -> tuple[nn.Module, str]:
 
     Args:
         backbone: Any module. Code that reads `self.training` is traced as it runs now.
+        group: Ranks over whose images the statistics of a batch are taken; None takes this process's own.
 
     Returns:
         The network, or the backbone itself if it cannot be traced or has no such BatchNorm; and a sentence that says
@@ -38,13 +41,26 @@ def fused(backbone: nn.Module) -> tuple[nn.Module, str]:
         network = fx.GraphModule(backbone, fx.Tracer().trace(backbone))
     except Exception as error:  # the network's code may raise anything when it gets a proxy
         return backbone, f"{AS_IT_IS}, for torch.fx cannot trace this backbone ({' '.join(str(error).split())})"
-    norms, joined = _join(network)
+    norms, joined = _join(network, group)
     if not norms:
         return backbone, f"{AS_IT_IS}, for no BatchNorm of this backbone is of a kind that the kernels take"
     return network, f"{norms} BatchNorms run as fused kernels, {joined} of them together with the PReLU after"
 
 
-def _join(network):
+def has_batch_norm(network: nn.Module) -> bool:
+    """Return whether a network has a BatchNorm that PyTorch would run, over the images of this process alone."""
+    return any(isinstance(module, _BatchNorm) for module in _called(network))
+
+
+def _called(network):
+    """The layers of a network; of a network that `fused` has made, those that it calls."""
+    if not isinstance(network, fx.GraphModule):
+        return network.modules()
+    called = [network.get_submodule(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    return [module for layer in called for module in layer.modules()]
+
+
+def _join(network, group):
     """Change the graph of the network; (operations made, those of them with a PReLU)."""
     norms = joined = 0
     for node in list(network.graph.nodes):
@@ -53,7 +69,7 @@ def _join(network):
             continue
         reader = _prelu_after(network, node)
         target = f"_fused_{norms}"
-        network.add_submodule(target, BatchNormPReLU(norm, _module(network, reader)))
+        network.add_submodule(target, BatchNormPReLU(norm, _module(network, reader), group))
         node.target, norms = target, norms + 1
         if reader is not None:
             joined += 1
@@ -87,10 +103,14 @@ class BatchNormPReLU(nn.Module):
     Args:
         norm: The BatchNorm.
         prelu: The PReLU, or None.
+        group: As `fused` takes it.
     """
 
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, prelu: nn.PReLU | None):
+    def __init__(
+        self, norm: nn.BatchNorm1d | nn.BatchNorm2d, prelu: nn.PReLU | None, group: ProcessGroup | None = None
+    ):
         super().__init__()
+        self._group = group
         self._layers = norm, prelu  # nn.Module does not register layers in a tuple
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,6 +121,7 @@ class BatchNormPReLU(nn.Module):
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
         options = {"running": (norm.running_mean, norm.running_var), "momentum": norm.momentum, "eps": norm.eps}
+        options["group"] = self._group
         return _Function.apply(x, norm.weight, norm.bias, None if prelu is None else prelu.weight, options)
 
     def _takes(self, x):

@@ -37,7 +37,9 @@ MARGINS = {
     "arcface_insightface": partial(ArcFace, straight_through=True),
     "combined_insightface": partial(Combined, straight_through=True),
 }
-_DRAWN_AT_ONCE = 1 << 16  # rows of first weights; a multiple of 16, so that the pieces equal one large draw
+_DRAWN_AT_ONCE = (
+    1 << 16
+)  # rows of first weights, a multiple of 16, so that the pieces equal one large draw; and chances
 
 
 def make_margin(name: str, values: Sequence[float] = ()) -> Callable[[Tensor, Tensor], Tensor]:
@@ -70,8 +72,9 @@ class MarginHead(nn.Module):
         margin: The margin on the target cosine, as of `make_margin`.
         scale: Factor of the cosines, > 0.
         keep: What the forward pass of `fastmfr.kernels.cos_lse` keeps for the backward pass.
-        sample_rate: Fraction of the identities that take part in a step, above 0 and at most 1. Below 1 these are the
-            batch's identities and others, drawn at random as in PartialFC (arXiv 2010.05222).
+        sample_rate: Chance of an identity to take part in a step, above 0 and at most 1. The batch's identities always
+            take part. So the draw is the same on any number of ranks; PartialFC (arXiv 2010.05222) draws as many on
+            each rank instead.
         seed: Seed of these draws.
         group: The ranks, all with batches of one size, that each store a slice of the weight rows. None stores all
             rows here.
@@ -82,6 +85,7 @@ class MarginHead(nn.Module):
     """
 
     inverse_norm_C: Tensor
+    tensors_by_row = ("weight_CD", "momentum_CD")  # of which each rank has `rows`
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class MarginHead(nn.Module):
         self.sample_rate, self.seed = sample_rate, seed
         self._rank, self._world = rank_and_world(group)
         self.first, last = (rank * identities // self._world for rank in (self._rank, self._rank + 1))
+        self.rows = self.first, last
         if last == self.first:
             raise ValueError(f"want at least one identity for each of {self._world} ranks, got {identities}")
         self.weight_CD = nn.Parameter(_first_weights(identities, embedding)[self.first : last].clone())
@@ -111,6 +116,7 @@ class MarginHead(nn.Module):
         self.register_buffer("inverse_norm_C", torch.empty(last - self.first), persistent=False)
         self._normed = None  # the version of the weights that `inverse_norm_C` was computed from
         self._drawn = None  # (row_N, weight_ND) of this step, if not all identities take part
+        self._idle = False  # whether none of this rank's identities takes part in this step
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor, draw: int = 0) -> Tensor:
         """Compute the loss of each row.
@@ -122,9 +128,6 @@ class MarginHead(nn.Module):
 
         Returns:
             loss_B, float32.
-
-        Raises:
-            ValueError: If fewer identities take part than the batch has.
         """
         unit_BD, norm_B = unit_rows(embedding_BD)
         if self.group:
@@ -134,6 +137,8 @@ class MarginHead(nn.Module):
         log_sum_B, cos_B = cos_lse(
             unit_BD, weight_ND, local_B, self.scale, inverse_norm_C=inverse_norm_N, keep=self.keep
         )
+        if self._idle:  # of the other ranks' identities alone: this one adds nothing to their sums
+            log_sum_B = torch.full_like(log_sum_B, -torch.inf)
         if self.group:
             log_sum_RB, cos_RB = gather_whole(torch.stack([log_sum_B, cos_B])[None], self.group).unbind(1)
             log_sum_B, cos_B = log_sum_RB.logsumexp(0), cos_RB.sum(0)  # the cosine is 0 on all ranks but one
@@ -154,6 +159,9 @@ class MarginHead(nn.Module):
         Raises:
             RuntimeError: If there is no gradient.
         """
+        if self._idle:
+            self._drawn, self._idle = None, False
+            return
         row_N, drawn_ND = self._drawn or (None, self.weight_CD)
         if drawn_ND.grad is None:
             raise RuntimeError("the classifier has no gradient yet; call backward() on its loss before update()")
@@ -186,21 +194,28 @@ class MarginHead(nn.Module):
         if self.sample_rate == 1:
             return self.weight_CD, self.inverse_norms(), local_B
         C = len(self.weight_CD)
-        N = max(1, int(self.sample_rate * C))
-        if len(local_B) > N and N < C and (own := len(local_B[(local_B >= 0) & (local_B < C)].unique())) > N:
-            raise ValueError(
-                f"sample_rate {self.sample_rate} takes {N} of {C} identities, fewer than the {own} of the batch; want "
-                "a larger sample_rate or a smaller batch"
-            )
-        device = self.weight_CD.device
-        state = np.random.SeedSequence([self.seed, draw, self._rank]).generate_state(1)
-        lot = torch.Generator(device).manual_seed(int(state[0]))
-        chance_C = torch.rand(C + 1, generator=lot, device=device)
         here_B = (local_B >= 0) & (local_B < C)
-        chance_C[torch.where(here_B, local_B, C)] = 2.0  # the batch's always; labels of other ranks go past the end
-        row_N = chance_C[:C].topk(N).indices.sort().values
+        taken_C = torch.empty(C + 1, dtype=torch.bool, device=self.weight_CD.device)
+        taken_C[:C] = self._chances(draw) < self.sample_rate
+        taken_C[torch.where(here_B, local_B, C)] = True  # the batch's always; labels of other ranks go past the end
+        row_N = taken_C[:C].nonzero().squeeze(1)
+        self._idle = not len(row_N)
+        if self._idle:  # one row, for the shapes
+            row_N = taken_C.new_zeros(1, dtype=torch.int64)
         self._drawn = row_N, self.weight_CD.detach()[row_N].requires_grad_()
         return self._drawn[1], self.inverse_norms()[row_N], torch.where(here_B, torch.searchsorted(row_N, local_B), -1)
+
+    def _chances(self, draw):
+        """A number in [0, 1) for each identity of this rank, the same on any number of ranks: drawn block by block."""
+        device, (first, last) = self.weight_CD.device, self.rows
+        blocks = range(first // _DRAWN_AT_ONCE, -(-last // _DRAWN_AT_ONCE))
+        drawn = []
+        for block in blocks:
+            state = np.random.SeedSequence([self.seed, draw, block]).generate_state(1)
+            lot = torch.Generator(device).manual_seed(int(state[0]))
+            drawn.append(torch.rand(_DRAWN_AT_ONCE, generator=lot, device=device))
+        begin = first - blocks.start * _DRAWN_AT_ONCE
+        return torch.cat(drawn)[begin : begin + last - first]
 
 
 def _first_weights(identities, embedding):

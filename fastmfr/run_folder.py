@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastmfr.atomic import write_text
 from fastmfr.results import BASE, CHOSEN, MFR
 
 STEPS = "steps"  # in the metadata of weights that a stage wrote
@@ -62,6 +64,29 @@ def in_use(folder: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def note_begun(folder: Path) -> None:
+    """Note, for `begun_before`, that the processes that torchrun has started train in this run folder."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        write_text(_note_of_launcher(folder.parent), str(folder.resolve()))
+
+
+def begun_before(place: Path) -> Path | None:
+    """The run folder that processes of the same torchrun began in `place`, if torchrun has started them again."""
+    note = _note_of_launcher(place)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not note.is_file():
+        return None
+    folder = Path(note.read_text())
+    return folder if folder.is_dir() else None
+
+
+def _note_of_launcher(place):
+    """Without --rdzv-id or --standalone, a torchrun is known by its address and its process number."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if name == "none":
+        name = "-".join([os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", ""), str(os.getppid())])
+    return place / f".begun-{re.sub(r'[^A-Za-z0-9.-]', '_', name)}"
 
 
 def settings_beside(weights: Path) -> Path:

@@ -59,10 +59,12 @@ class Stop:
 
     Args:
         warn: shows a person a sentence.
+        patient: no signal ends the process at once, for other processes would wait for this one; torchrun, which hands
+            one Ctrl-C on as two signals, ends processes that take too long by itself.
     """
 
-    def __init__(self, warn: Callable[[str], None]):
-        self._warn, self._asked, self._waits = warn, 0, True
+    def __init__(self, warn: Callable[[str], None], *, patient: bool = False):
+        self._warn, self._patient, self._asked, self._waits = warn, patient, 0, True
         self._block = _handled(self._note)
 
     def __enter__(self) -> "Stop":
@@ -75,16 +77,23 @@ class Stop:
     def _note(self, number, frame=None):
         if not self._waits:
             _raise(number)
+        if self._asked and self._patient:
+            return
         if self._asked:
             os.write(2, b"\nstopped at once\n")
             os._exit(128 + number)
         self._asked = number
-        self._warn("the run stops after this step and keeps its state; once more to stop at once")
+        more = "" if self._patient else "; once more to stop at once"
+        self._warn(f"the run stops after this step and keeps its state{more}")
 
     @property
     def asked(self) -> bool:
         """Whether a signal waits."""
         return bool(self._asked)
+
+    def ask(self) -> None:
+        """Act as if SIGTERM had come, unless a signal waits already: another process of the run has got one."""
+        self._asked = self._asked or signal.SIGTERM
 
     def if_asked(self) -> None:
         """Raise what a signal that waits would have raised.
@@ -97,8 +106,8 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block a signal raises at once."""
-        self._waits = False
+        """Within the block a signal raises at once, unless the block is patient."""
+        self._waits = self._patient
         try:
             yield
         finally:

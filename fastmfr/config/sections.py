@@ -140,7 +140,7 @@ class Pretrain:
     steps: int = 20_000
     """optimizer steps; 0 skips the stage"""
     batch_identities: int = 128
-    """people in a batch, two images of each"""
+    """people in a batch of all processes together, two images of each"""
     margin: Margin = "cosface"
     """cosface (m), arcface (m), combined (m1, m2, m3), adaface (m, h), magface (low, high, least, most, weight), or
     arcface_insightface, combined_insightface: the same with InsightFace's gradient"""
@@ -163,6 +163,9 @@ class Pretrain:
     torch.autocast, faster still"""
     cuda_graph: bool = True
     """on a GPU, record forward and backward once and replay them; false runs them operation by operation, to debug"""
+    sync_batch_norm: bool = True
+    """with several processes, take BatchNorm's statistics over the images of all of them, as one process would; false
+    takes those of each process's own images, with fewer messages and another result"""
     fused: bool = True
     """on a GPU, run each BatchNorm and the PReLU after it as one operation; false runs PyTorch's own, one by one"""
 
@@ -186,7 +189,7 @@ class Meta(LossSettings, GradientSettings):
     steps: int = 4000
     """optimizer steps, one for each meta-batch; 0 skips the stage"""
     batch_identities: int = 128
-    """people in each half of a split, two images of each"""
+    """people in each half of a split, two images of each, of all processes together"""
     per_domain: bool = False
     """take batch_identities from each meta-train domain instead of from their union"""
     method: Method = "mfr"

@@ -5,6 +5,7 @@ replaced by the same rule, once; `bad` then lists those of all domains, asked fo
 Shape suffixes: N = images of all domains, one domain after the other, B = images of a batch, 3 = RGB, H W = image.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, Literal
@@ -138,6 +139,7 @@ class CachedStream(Batches):
         seed: int = 0,
         first: int = 0,
         last: int | None = None,
+        slot_B: np.ndarray | None = None,
     ):
         """Prepare to stream; ValueError if an argument is out of range or the cache has images of another size."""
         check_whole(
@@ -151,7 +153,7 @@ class CachedStream(Batches):
         super().__init__(first)
         self.bad = cache.bad
         self._cache, self._requests, self._images, self._last = cache, requests, batch_images, last
-        self._finish = Finish(preprocess, seed, cache.device)
+        self._finish = Finish(preprocess, seed, cache.device, slot_B)
 
     def _make(self, number: int) -> torch.Tensor:
         if self._last is not None and number >= self._last:
@@ -238,6 +240,7 @@ def open_stream(
     prefetch: int = 2,
     vet: bool = False,
     verdicts: Verdicts | None = None,
+    slot_B: np.ndarray | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> ImageStream | CachedStream:
     """Open an ImageStream, or a CachedStream with the same batches; the stream's `sentence` says which and why.
@@ -252,7 +255,13 @@ def open_stream(
     decoding = {"device": device, "threads": threads, "decoder": decoder, "vet": vet, "verdicts": verdicts}
     slots = None if last is None else (last - first) * batch_images
     kept, sentence = _kept(cache, domains, preprocess, slots, progress, decoding)
-    options: dict[str, Any] = {"batch_images": batch_images, "seed": seed, "first": first, "last": last}
+    options: dict[str, Any] = {
+        "batch_images": batch_images,
+        "seed": seed,
+        "first": first,
+        "last": last,
+        "slot_B": slot_B,
+    }
     if kept:
         stream = CachedStream(kept, requests, preprocess, **options)
     else:
@@ -288,7 +297,7 @@ def _free_gpu(device: torch.device) -> int:
 
 
 def _available_host(_: torch.device) -> int:
-    return available_bytes()
+    return available_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # the ranks of a machine share its memory
 
 
 def _bytes(count: int) -> str:

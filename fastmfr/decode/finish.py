@@ -14,7 +14,7 @@ from fastmfr.config import Preprocess
 from fastmfr.kernels import gather_images  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.runtime import to_device
 
-from .augment import changes
+from .augment import Changes, changes
 
 _LINE = 16  # floats of a cache line
 
@@ -22,9 +22,17 @@ _LINE = 16  # floats of a cache line
 class Finish:
     """Turns decoded images into batches of float32 images on the same device; (seed, batch number) fix the changes."""
 
-    def __init__(self, preprocess: Preprocess, seed: int, device: torch.device):
-        """Prepare to make batches on `device`."""
-        self._preprocess, self._seed, self._device = preprocess, seed, device
+    def __init__(self, preprocess: Preprocess, seed: int, device: torch.device, slot_B: np.ndarray | None = None):
+        """Prepare to make batches on `device`.
+
+        Args:
+            preprocess: which images are changed, and how.
+            seed: of the changes.
+            device: where the batches are.
+            slot_B: int64 (B,), the slots that the images of a batch have in the batch of all ranks, by which their
+                changes are drawn; None numbers them from 0.
+        """
+        self._preprocess, self._seed, self._device, self._slot_B = preprocess, seed, device, slot_B
         self._memory = _Recycled()
 
     def __call__(self, number: int, pixel_NHW3: torch.Tensor, index_B: np.ndarray | None = None) -> torch.Tensor:
@@ -39,7 +47,7 @@ class Finish:
             float32 (B, 3, H, W), contiguous, on the device.
         """
         images = len(pixel_NHW3) if index_B is None else len(index_B)
-        drawn = changes(self._preprocess, self._seed, number, images)
+        drawn = self._changes(number, images)
         mean, std = self._preprocess.mean, self._preprocess.std
         if self._device.type == "cpu":  # the same to the bit, in one pass over memory
             _, height, width, _ = pixel_NHW3.shape
@@ -48,6 +56,12 @@ class Finish:
             return out
         on_device = {name: self._moved(value) for name, value in drawn._asdict().items()}
         return gather_images(pixel_NHW3, self._moved(index_B), **on_device, mean=mean, std=std)
+
+    def _changes(self, number, images):
+        if self._slot_B is None:
+            return changes(self._preprocess, self._seed, number, images)
+        drawn = changes(self._preprocess, self._seed, number, int(self._slot_B.max()) + 1)
+        return Changes(*(None if kind is None else kind[self._slot_B] for kind in drawn))
 
     def _moved(self, array: np.ndarray | None) -> torch.Tensor | None:
         """The array as a tensor on the device; the host does not wait for the copy."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 
 from fastmfr.config import Preprocess
@@ -49,6 +50,7 @@ class ImageStream(Batches):
             image that it cannot decode (32 images or more were enough); a vetted batch has no such image.
         verdicts: which images are good and bad. Streams with one decoder may share an object, so that each image is
             vetted once for all.
+        slot_B: as Finish takes it, for a stream that has a part of every batch.
 
     Raises:
         ValueError: an argument is out of range; while iterating, a request is outside the domains, or a domain has no
@@ -71,6 +73,7 @@ class ImageStream(Batches):
         prefetch: int = 2,
         vet: bool = False,
         verdicts: Verdicts | None = None,
+        slot_B: np.ndarray | None = None,
     ):
         """Start to decode."""
         check_whole(
@@ -94,7 +97,7 @@ class ImageStream(Batches):
         self.bad = self._reader.bad
         self._build = partial(build_pipeline, size=preprocess.size, device=where, decoder=decoder, threads=threads)
         self._pipeline = self._build(self._source, images=batch_images, prefetch=prefetch)
-        self._finish = Finish(preprocess, seed, where)
+        self._finish = Finish(preprocess, seed, where, slot_B)
 
     def close(self) -> None:
         """Stop the decoder's threads. Batches already returned stay valid; further iteration ends at once."""

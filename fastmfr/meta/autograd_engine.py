@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from fastmfr.config.choices import BatchNormStatistics, Precision
 from fastmfr.losses import MfrLosses
@@ -27,6 +28,7 @@ class AutogradEngine:
         precision: Of the passes for gradients; None leaves torch's settings as they are.
         curvature: Of the passes for H v. If it differs from `precision`, H v runs passes of its own, with the losses
             in its precision too, because the losses are part of the same graph.
+        group: As Engine has it. BatchNorm's statistics of a batch are those of the rank's own images.
 
     Raises:
         ValueError: If the backbone is a TorchScript module, or wrapped in DistributedDataParallel.
@@ -42,13 +44,14 @@ class AutogradEngine:
         *,
         precision: Precision | None = None,
         curvature: Precision | None = None,
+        group: ProcessGroup | None = None,
     ):
         _check(backbone)
         self.backbone, self.names = backbone, names
         self.batch_norm: BatchNormStatistics = batch_norm
         self.precision: Precision | None = precision
         self.curvature: Precision | None = curvature
-        self._is_new = True
+        self._group, self._is_new = group, True
 
     def train(
         self,
@@ -62,6 +65,7 @@ class AutogradEngine:
         """Compute losses and gradient of a meta-train batch, as Engine says."""
         keep_graph = second_order and self.precision == self.curvature
         there = self._pass(theta, pairs, self.precision, tracking=True, second_order=keep_graph)
+        domain_B = there.groups.domains(domain_B)
         terms, norms, dz = loss_gradients(losses, there.embeddings, domain_B, create_graph=keep_graph)
         if second_order:
             refuse_first_order(terms.total)
@@ -85,7 +89,7 @@ class AutogradEngine:
     def _pass(self, theta, pairs, precision, **settings):
         leaves = leaves_of(dict(zip(self.names, theta, strict=True)))
         held = Held(self.backbone, leaves, self.batch_norm, **settings)
-        groups = Groups(pairs, self.batch_norm == "per_domain")
+        groups = Groups(pairs, self.batch_norm == "per_domain", self._group)
         warned = reentrant_checkpoints() if self._is_new else nullcontext([])
         with warned as refusals, held.first(), autocast(precision, theta[0].device):
             rows = [self.backbone(images) for images in groups.images]
@@ -95,7 +99,7 @@ class AutogradEngine:
         reads_all = check_reads(embeddings, leaves, {name: own[name] for name in self.names})
         if refusals and not reads_all:
             raise RuntimeError(refusals[0])
-        return _Pass(held, list(leaves.values()), embeddings, precision, settings["second_order"])
+        return _Pass(held, list(leaves.values()), groups, embeddings, precision, settings["second_order"])
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class _Pass:
 
     held: Held
     leaves: list[Tensor]
+    groups: Groups
     embeddings: tuple[Tensor, Tensor]
     precision: Precision | None
     second_order: bool

@@ -6,8 +6,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from fastmfr.config.meta_settings import MetaSettings
+from fastmfr.fused import has_batch_norm
 from fastmfr.losses import MfrLosses
 from fastmfr.meta.autograd_engine import AutogradEngine
 from fastmfr.meta.rop_engine import RopEngine
@@ -21,6 +23,9 @@ class Engine(Protocol):
 
     `theta` is a list of tensors, in the order of the names that the engine was made with. The backbone keeps its own
     parameters. BatchNorm's running statistics are updated by `train` only.
+
+    With a process group, each rank has its share of the pairs of a batch. The losses are of all pairs, and the same on
+    all ranks. A gradient, and H v, are this rank's summand: the sum over the ranks is that of the whole batch.
     """
 
     @property
@@ -63,20 +68,23 @@ def gradients_on() -> Iterator[None]:
         yield
 
 
-def make_engine(backbone: nn.Module, names: Sequence[str], settings: MetaSettings) -> tuple[Engine, str]:
+def make_engine(
+    backbone: nn.Module, names: Sequence[str], settings: MetaSettings, group: ProcessGroup | None = None
+) -> tuple[Engine, str]:
     """Make the engine that the settings ask for.
 
     Args:
         backbone: The network to differentiate.
         names: The names of its trained parameters, in the order of every `theta`.
         settings: Which engine is wanted, and how it computes.
+        group: The ranks that share the pairs of every batch; None is this process alone.
 
     Returns:
         The engine, and why it is not the R-operator, or "".
 
     Raises:
-        ValueError: If engine "rop" is wanted and does not apply to the backbone, or if the backbone's device does not
-            have a precision.
+        ValueError: If engine "rop" is wanted and does not apply to the backbone, if the backbone's device does not
+            have a precision, or if the ranks cannot have the statistics that BatchNorm is to use.
     """
     device = next((value.device for value in backbone.parameters()), torch.device("cpu"))
     precision, curvature = settings.precision, settings.hvp_precision
@@ -85,13 +93,31 @@ def make_engine(backbone: nn.Module, names: Sequence[str], settings: MetaSetting
     # With sharing, every batch is of one domain: the statistics of the domain are those of the batch.
     one_domain = settings.sharing != "none" and settings.batch_norm == "per_domain"
     batch_norm = "batch" if one_domain else settings.batch_norm
+    if group is not None and batch_norm == "per_domain":
+        raise ValueError(
+            "meta.batch_norm per_domain wants all images of a domain in one process, and the ranks share them out; "
+            "want meta.batch_norm batch or frozen, or one process"
+        )
     reason = "autograd was asked for"
     if settings.engine != "autograd":
         try:
-            engine = RopEngine(backbone, names, batch_norm, settings.memory, precision=precision, curvature=curvature)
-            return engine, ""
+            return RopEngine(
+                backbone,
+                names,
+                batch_norm,
+                settings.memory,
+                precision=precision,
+                curvature=curvature,
+                group=group,
+                sync=settings.sync_batch_norm,
+            ), ""
         except NoROperator as error:
             if settings.engine == "rop":
                 raise
             reason = str(error)
-    return AutogradEngine(backbone, names, batch_norm, precision=precision, curvature=curvature), reason
+    if group is not None and batch_norm != "frozen" and settings.sync_batch_norm and has_batch_norm(backbone):
+        raise ValueError(
+            f"autograd computes the meta step ({reason}), and has BatchNorm's statistics of each rank's own images "
+            "only; want meta.batch_norm frozen, or meta.sync_batch_norm false"
+        )
+    return AutogradEngine(backbone, names, batch_norm, precision=precision, curvature=curvature, group=group), reason

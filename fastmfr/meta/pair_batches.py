@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from fastmfr.distributed import gather_whole
 from fastmfr.losses import LOSSES, MfrLosses, MfrTerms, through_length, unit_pairs
 from fastmfr.meta.types import PairBatch, Split
 
@@ -16,15 +18,19 @@ from fastmfr.meta.types import PairBatch, Split
 class Groups:
     """The images of a PairBatch in groups, each of which goes through the backbone as one batch.
 
+    With a process group, each rank has its share of the pairs, and the losses are of the pairs of all ranks.
+
     Attributes:
         images: One tensor for each group, shape (2 * pairs of the group, 3, H, W): its galleries, then its probes.
 
     Args:
         pairs: The batch.
         per_domain: Whether each domain is a group; else all pairs are one group.
+        group: The ranks that share the pairs, equally; None is this process alone.
     """
 
-    def __init__(self, pairs: PairBatch, per_domain: bool):
+    def __init__(self, pairs: PairBatch, per_domain: bool, group: ProcessGroup | None = None):
+        self._ranks = group
         if per_domain:  # unique() synchronises the host: the price of statistics by domain outside of a CUDA graph
             rows = [(pairs.domain_B == domain).nonzero().squeeze(1) for domain in pairs.domain_B.unique()]
             halves = [(pairs.gallery_B3HW[group], pairs.probe_B3HW[group]) for group in rows]
@@ -36,6 +42,8 @@ class Groups:
     def join(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return (gallery_BD, probe_BD) in the order of the pairs, from the embeddings of each group's images.
 
+        The pairs are those of all ranks, in the order of the ranks. Each rank must compute the same from them.
+
         The losses are computed in float32 if the embeddings have 16 bits.
 
         Raises:
@@ -44,10 +52,20 @@ class Groups:
         embeddings = [_checked(*made) for made in zip(embeddings, self.images, strict=True)]
         if self._back is None:
             gallery_BD, probe_BD = embeddings[0].chunk(2)
-            return gallery_BD, probe_BD
+            return self._of_all_ranks(gallery_BD, probe_BD)
         halves = zip(*(embedding.chunk(2) for embedding in embeddings), strict=True)
         gallery_BD, probe_BD = (torch.cat(half)[self._back] for half in halves)
+        return self._of_all_ranks(gallery_BD, probe_BD)
+
+    def _of_all_ranks(self, gallery_BD, probe_BD):
+        if self._ranks is None:
+            return gallery_BD, probe_BD
+        gallery_BD, probe_BD = gather_whole(torch.stack([gallery_BD, probe_BD], dim=1), self._ranks).unbind(1)
         return gallery_BD, probe_BD
+
+    def domains(self, domain_B: Tensor | None) -> Tensor | None:
+        """Return the domains of the pairs of all ranks, given this rank's."""
+        return domain_B if domain_B is None or self._ranks is None else gather_whole(domain_B, self._ranks)
 
 
 def train_and_test(split: Split) -> Split:

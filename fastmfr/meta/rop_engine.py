@@ -9,6 +9,7 @@ from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from fastmfr.config.choices import BatchNormStatistics, Memory, Precision
 from fastmfr.losses import MfrLosses
@@ -33,6 +34,8 @@ class RopEngine:
             needs about two thirds of the memory. "auto" keeps the state if that takes less than half of what is free.
         precision: Of the passes for gradients; None leaves torch's settings as they are.
         curvature: Of the passes for H v. If it differs from `precision`, the state is not kept.
+        group: As Engine has it.
+        sync: Whether BatchNorm's statistics of a batch are those of all ranks.
 
     Raises:
         NoROperator: If the backbone has an operation without an R-operator, or if autocast is on and `precision` is
@@ -50,6 +53,8 @@ class RopEngine:
         *,
         precision: Precision | None = None,
         curvature: Precision | None = None,
+        group: ProcessGroup | None = None,
+        sync: bool = True,
     ):
         device = next((value.device.type for value in backbone.parameters()), "cpu")
         if precision is None and torch.is_autocast_enabled(device):
@@ -61,6 +66,7 @@ class RopEngine:
         self.names, self.batch_norm, self.memory = names, batch_norm, memory
         self.precision: Precision | None = precision
         self.curvature: Precision | None = curvature
+        self._group, self._statistics_of = group, group if sync else None
 
     def train(
         self,
@@ -73,7 +79,7 @@ class RopEngine:
     ) -> TrainPass:
         """Compute losses and gradient of a meta-train batch, as Engine says."""
         groups, tapes, leaves = self._forward(theta, pairs, "tracked")
-        embeddings = groups.join(leaves)
+        embeddings, domain_B = groups.join(leaves), groups.domains(domain_B)
         terms, norms, dz = loss_gradients(losses, embeddings, domain_B, create_graph=second_order)
         if second_order:
             refuse_first_order(terms.total)
@@ -123,7 +129,7 @@ class RopEngine:
 
     def _forward(self, theta, pairs, statistics):
         """The groups; for each a Tape that has run forward, and its embeddings as a leaf of autograd."""
-        groups = Groups(pairs, self.batch_norm == "per_domain")
+        groups = Groups(pairs, self.batch_norm == "per_domain", self._group)
         tapes = [self._tape(theta, self.precision) for _ in groups.images]
         with matmul_precision(self.precision):
             leaves = [
@@ -137,7 +143,8 @@ class RopEngine:
             return _sum_of_groups(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
 
     def _tape(self, theta, precision):
-        return Tape(self.program, dict(zip(self.names, theta, strict=True)), activations(precision))
+        values = dict(zip(self.names, theta, strict=True))
+        return Tape(self.program, values, activations(precision), self._statistics_of)
 
     def _statistics(self, wanted):
         return "running" if self.batch_norm == "frozen" else wanted

@@ -19,8 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from fastmfr.config.meta_settings import MetaSettings
+from fastmfr.distributed import Ranks
 from fastmfr.flat import Flat
 from fastmfr.kernels.meta_update import look_ahead  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import LOSSES, MfrLosses
@@ -39,6 +41,7 @@ def summands(
     splits: Iterable[Split],
     alpha: float,
     losses: MfrLosses,
+    group: ProcessGroup | None = None,
 ) -> Iterator[tuple[Summand, bool]]:
     """Compute the summands of one meta-batch, one after the other.
 
@@ -50,6 +53,7 @@ def summands(
         splits: (train, test) batches of each split, or with sharing of each domain; read one at a time.
         alpha: Inner step size, >= 0.
         losses: The losses of a split.
+        group: The ranks that the engine was made with: gradients and H v are summed over the ranks, one message each.
 
     Returns:
         An iterator over pairs: a summand, and whether it is the last one.
@@ -61,7 +65,7 @@ def summands(
         alpha = 0.0
     order = settings.order if alpha else 0  # at alpha = 0 the Hessian has no part in the gradient
     compute = _split_by_split if settings.sharing == "none" else _shared
-    return compute(engine, flat, theta_P, splits, alpha, order, losses)
+    return compute(engine, flat, Ranks(group), theta_P, splits, alpha, order, losses)
 
 
 def concatenated(
@@ -74,7 +78,7 @@ def concatenated(
     return losses, norms
 
 
-def _split_by_split(engine, flat, theta_P, splits, alpha, order, losses):
+def _split_by_split(engine, flat, ranks, theta_P, splits, alpha, order, losses):
     """One summand for each split, in three buffers that all of them use."""
     g_P, v_P, hv_P = flat.empty(), flat.empty(), flat.empty() if order == 2 else None
     waiting = iter(splits)
@@ -82,33 +86,33 @@ def _split_by_split(engine, flat, theta_P, splits, alpha, order, losses):
     if split is None:
         raise ValueError("want at least one split, got none")
     while split is not None:
-        summand = _of_split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P)
+        summand = _of_split(engine, flat, ranks, theta_P, split, alpha, losses, g_P, v_P, hv_P)
         split = None  # images of two splits are never held together
         split = next(waiting, None)
         yield summand, split is None
 
 
-def _of_split(engine, flat, theta_P, split, alpha, losses, g_P, v_P, hv_P):
+def _of_split(engine, flat, ranks, theta_P, split, alpha, losses, g_P, v_P, hv_P):
     """The summand of one split, in these buffers; all other memory is free afterwards."""
     train, test = train_and_test(split)
     trained = engine.train(flat.views(theta_P), train, train.domain_B, losses, second_order=hv_P is not None)
-    flat.fill(g_P, trained.gradient)
+    ranks.sum_(flat.fill(g_P, trained.gradient))
     terms, loss_gradient_norms, hvp = trained.terms, trained.loss_gradient_norms, trained.hvp
     del trained  # the gradient's memory
     look_ahead(v_P, theta_P, g_P, alpha)
     tested = engine.test(flat.views(v_P), test, losses)
-    flat.fill(v_P, tested.gradient)  # in the place of theta', which has served
+    ranks.sum_(flat.fill(v_P, tested.gradient))  # in the place of theta', which has served
     test_terms = tested.terms
     del tested
     norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), loss_gradient_norms)
     if hv_P is not None:
-        flat.fill(hv_P, hvp(flat.views(v_P)))
+        ranks.sum_(flat.fill(hv_P, hvp(flat.views(v_P))))
         norms["alpha_hv_over_v"] = alpha * hv_P.norm() / _positive(norms["meta_test"])
     log = _losses(_as_one_split(vars(terms)), _as_one_split(vars(test_terms)))
     return Summand(g_P, v_P, hv_P, alpha, log, _as_one_split(norms))
 
 
-def _shared(engine, flat, theta_P, domains, alpha, order, losses):
+def _shared(engine, flat, ranks, theta_P, domains, alpha, order, losses):
     """One summand for all splits, from (train, test) batches of each domain.
 
     A split trains on the train batches of all domains but the one that it tests on.
@@ -116,7 +120,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order, losses):
     terms, loss_gradient_norms, hvps, tests, g_NP = [], [], [], [], []
     for train, test in map(train_and_test, domains):
         trained = engine.train(flat.views(theta_P), train, None, losses, second_order=order == 2)
-        g_NP.append(flat.fill(flat.empty(), trained.gradient))
+        g_NP.append(ranks.sum_(flat.fill(flat.empty(), trained.gradient)))
         terms.append(trained.terms)
         loss_gradient_norms.append(trained.loss_gradient_norms)
         hvps.append(trained.hvp)
@@ -127,11 +131,11 @@ def _shared(engine, flat, theta_P, domains, alpha, order, losses):
         raise ValueError(f"want the batches of at least two domains to share between splits, got {N}")
     step = alpha / (N - 1)
     g_P = _sum_of_buffers(g_NP)
-    tested, norms = _test_all(engine, flat, theta_P, tests, losses, g_P, g_NP, step, loss_gradient_norms)
+    tested, norms = _test_all(engine, flat, ranks, theta_P, tests, losses, g_P, g_NP, step, loss_gradient_norms)
     v_NP = g_NP  # _test_all has overwritten each g with its split's v
     v_P, hv_P = _sum_of_buffers(v_NP), None
     if order == 2:
-        hv_P = _sum_of_hvps(flat, hvps, v_P, v_NP)
+        hv_P = ranks.sum_(_sum_of_hvps(flat, hvps, v_P, v_NP))
         norms["alpha_hv_over_v"] += step * hv_P.norm() / _positive(v_P.norm())
     trained = {
         name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
@@ -140,7 +144,7 @@ def _shared(engine, flat, theta_P, domains, alpha, order, losses):
     yield Summand(g_P, v_P, hv_P, step, _losses(trained, tested), norms), True
 
 
-def _test_all(engine, flat, theta_P, tests, losses, sum_g_P, g_NP, step, loss_gradient_norms):
+def _test_all(engine, flat, ranks, theta_P, tests, losses, sum_g_P, g_NP, step, loss_gradient_norms):
     """(losses, norms) of the meta-test batches of all splits; overwrites each g of `g_NP` with its split's v.
 
     The norm alpha_hv_over_v is left 0.
@@ -152,7 +156,7 @@ def _test_all(engine, flat, theta_P, tests, losses, sum_g_P, g_NP, step, loss_gr
         g_norm = torch.dist(sum_g_P, g_P) / (len(tests) - 1)
         look_ahead(g_P, base_P, g_P, -step)
         at_split = engine.test(flat.views(g_P), test, losses)
-        flat.fill(g_P, at_split.gradient)
+        ranks.sum_(flat.fill(g_P, at_split.gradient))
         tested.append(vars(at_split.terms))
         others = torch.stack(loss_gradient_norms[:i] + loss_gradient_norms[i + 1 :])
         zero = torch.zeros_like(at_split.terms.total)

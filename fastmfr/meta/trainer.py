@@ -6,7 +6,9 @@ Shape suffix: P = parameters laid end to end.
 from collections.abc import Iterable
 
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from fastmfr.config.checks import require
 from fastmfr.config.meta_settings import MetaSettings
@@ -35,6 +37,9 @@ class MetaTrainer:
         settings: How meta-gradients are computed.
         cuda_graph: Whether a GPU records a step for each set of shapes and rates, and replays it. Only steps that the
             kernel for SGD takes are recorded.
+        group: The ranks, all with equal backbones, that share the pairs of every batch equally. All ranks take the same
+            step. A split sends its embeddings, their gradients and, for each pass, one buffer of P. None is this
+            process alone.
 
     Attributes:
         engine: "rop" or "autograd", the engine that computes.
@@ -47,16 +52,26 @@ class MetaTrainer:
 
     @gradients_on()
     def __init__(
-        self, backbone: nn.Module, optimizer: torch.optim.Optimizer, settings: MetaSettings, *, cuda_graph: bool = True
+        self,
+        backbone: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: MetaSettings,
+        *,
+        cuda_graph: bool = True,
+        group: ProcessGroup | None = None,
     ):
-        self._settings, self._optimizer = settings, FlatOptimizer(backbone, optimizer)
-        self._engine, self.reason = make_engine(backbone, self._optimizer.flat.names, settings)
+        self._settings, self._optimizer, self._group = settings, FlatOptimizer(backbone, optimizer), group
+        self._engine, self.reason = make_engine(backbone, self._optimizer.flat.names, settings, group)
+        apart = group is not None and settings.batch_norm == "batch" and not settings.sync_batch_norm
+        self._apart = list(backbone.buffers()) if apart else []
         self.engine = self._engine.name
-        self._recorded = RecordedStep(self._step, backbone, settings) if cuda_graph else None
+        self._recorded = RecordedStep(self._step, backbone, settings) if cuda_graph and group is None else None
 
     @property
     def graph(self) -> str:
         """Return a sentence: whether steps are replayed from a CUDA graph, and if not, why."""
+        if self._group is not None:
+            return f"{PLAINLY}, for several processes share them"
         if self._recorded is None:
             return f"{PLAINLY}, as was asked for"
         if not self._optimizer.is_fused:
@@ -93,7 +108,8 @@ class MetaTrainer:
         optimizer, gamma = self._optimizer, self._settings.gamma
         theta_P, total_P, logs, count = optimizer.theta_P, None, [], 0
         gradient_norm = torch.zeros(())
-        for part, is_last in summands(self._settings, self._engine, optimizer.flat, theta_P, splits, alpha, losses):
+        engine, flat = self._engine, optimizer.flat
+        for part, is_last in summands(self._settings, engine, flat, theta_P, splits, alpha, losses, self._group):
             logs.append((part.losses, part.norms))
             count += len(part.losses["total"])
             if is_last:
@@ -101,5 +117,7 @@ class MetaTrainer:
             else:
                 total_P = optimizer.flat.zeros() if total_P is None else total_P
                 add_split(total_P, part.g_P, part.v_P, part.hv_P, part.alpha, gamma)
+        for buffer in self._apart:  # the ranks have gone apart in them alone; all go on with those of the first rank
+            dist.broadcast(buffer, 0, group=self._group)
         terms, norms = concatenated(logs)
         return MetaStep(terms, norms, gradient_norm)

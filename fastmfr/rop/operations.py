@@ -185,6 +185,7 @@ class BatchNorm(Operation):
             batch_statistics=batch_statistics,
             momentum=momentum,
             eps=module.eps,
+            group=ctx.group,
         )
 
     def backward(self, ctx: Any, P: Values, dy: Tensor, sums: Sums) -> Any:

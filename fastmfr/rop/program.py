@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from fastmfr.rop.operations import Sums, Values
 from fastmfr.rop.tracing import NoROperator, dropping, trace
@@ -77,6 +78,8 @@ class Tape:
             torch.autocast does; embeddings are then float32, and gradients have the dtypes of their parameters. The
             range of float16 is 6e-8 to 65,504: scale the gradients and the direction that go in, because the results
             are linear in them.
+        group: Ranks over whose images BatchNorm takes the statistics of a batch. Each rank's gradients and H V are then
+            summands, whose sums over the ranks are those of the whole batch. None takes this process's own images.
 
     Attributes:
         bytes: The size of all values that the forward pass made and that depend on trained parameters.
@@ -86,12 +89,18 @@ class Tape:
         NoROperator: If dropout has been switched on since the Program was made.
     """
 
-    def __init__(self, program: Program, parameters: Values, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        program: Program,
+        parameters: Values,
+        dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
+    ):
         if dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"a Tape computes in torch.bfloat16, torch.float16 or, given None, as its parameters do; got {dtype}"
             )
-        self.program, self.dtype = program, dtype
+        self.program, self.dtype, self.group = program, dtype, group
         self.values = program.values(parameters)
         self.P = self._cast(self.values)
         self.contexts, self.bytes = [], 0
@@ -181,7 +190,7 @@ class Tape:
         return self._complete(sums)
 
     def _forward(self, step, values, statistics):
-        ctx = SimpleNamespace(statistics=statistics)
+        ctx = SimpleNamespace(statistics=statistics, group=self.group)
         operation = step.operation
         y = operation.forward(ctx, self.P[operation.casts], *(values[number] for number in step.inputs))
         varies = step.output in self.program.varying

@@ -42,7 +42,7 @@ class AfterStep:
     ):
         self._run, self._stage, self._first, self._steps, self._backbone = run, stage, first, steps, backbone
         self._state, self._candidates, self._settle = (networks, optimizer), candidates, settle
-        self._stop = Stop(run.logbook.warn)
+        self._stop = Stop(run.logbook.warn, patient=run.ranks.world > 1)
 
     def __enter__(self) -> "AfterStep":
         self._stop.__enter__()
@@ -65,6 +65,8 @@ class AfterStep:
         """
         self._candidates.update(done)
         is_due = done % self._run.config.save_every == 0 or done == self._steps
+        if self._run.ranks.any(self._stop.asked):
+            self._stop.ask()
         if is_due or self._stop.asked:
             self._keep(done)
         self._stop.if_asked()

@@ -1,25 +1,32 @@
-"""States to resume from, each a folder of tensors (safetensors) and what they are (JSON), with a checksum.
+"""States to resume from, each a folder of tensors (safetensors) and what they are (JSON), with checksums.
 
+What all ranks have in common the first one writes. Of a tensor whose rows lie with several ranks, each rank writes its
+own rows, in a file that is named after them. Any number of ranks can go on from a state: each reads the rows it has.
 Nothing in a state is unpickled.
 """
 
 import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastmfr.distributed import ALONE, OnAllRanks, Ranks
+from fastmfr.head import MarginHead
 from fastmfr.protocols.files import refuse_unless_regular
 from fastmfr.training.errors import NonFiniteLoss
 
 TENSORS, FACTS = "state.safetensors", "state.json"
+ROWS = "rows-{}-{}.safetensors"  # the first row, and the one to end before
+NAMED_BY_ROWS = re.compile(r"rows-(\d{1,18})-(\d{1,18})\.safetensors")
 NETWORKS, OPTIMIZER = "networks.", "optimizer."  # in front of a tensor's name
 
 
@@ -34,12 +41,13 @@ class Checkpoints:
         folder: where the states of all stages are.
         stage: part of their names.
         warn: shows a person a sentence on a state that is passed over.
+        ranks: the processes of the run, which all call `save` and `resume`, and see the same folder.
     """
 
     KEEP = 2
 
-    def __init__(self, folder: Path, stage: str, warn: Callable[[str], None] = print):
-        self._folder, self._stage, self._warn = folder, stage, warn
+    def __init__(self, folder: Path, stage: str, warn: Callable[[str], None] = print, ranks: Ranks = ALONE):
+        self._folder, self._stage, self._warn, self._ranks = folder, stage, warn, ranks
 
     def _paths(self):
         """The states' folders, the oldest first."""
@@ -62,27 +70,47 @@ class Checkpoints:
         self._refuse_non_finite(step, tensors)
         path = self._folder / f"{self._stage}-{step:08d}"
         partial = path.with_suffix(".partial")
-        for old in (partial, path):
-            shutil.rmtree(old, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            _write(partial / TENSORS, {name: value.cpu().contiguous() for name, value in tensors.items()})
-            facts = {"stage": self._stage, "step": step, "sha256": _checksum(partial / TENSORS)}
-            (partial / FACTS).write_text(json.dumps(facts))
-            partial.rename(path)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OSError(f"the state at step {step} cannot be written to {path}: {reason}; {self._kept()}") from None
+            with self._ranks.alike():
+                if self._ranks.is_first:
+                    for old in (partial, path):
+                        shutil.rmtree(old, ignore_errors=True)
+                    partial.mkdir(parents=True)
+            with self._ranks.alike():
+                own = self._write_own(partial, tensors, rows_of(networks) if self._ranks.world > 1 else {})
+            files = {name: checksum for of_rank in self._ranks.gather(own) for name, checksum in of_rank.items()}
+            with self._ranks.alike():
+                if self._ranks.is_first:
+                    facts = {"stage": self._stage, "step": step, "files": files}
+                    (partial / FACTS).write_text(json.dumps(facts))
+                    partial.rename(path)
+        except (OSError, OnAllRanks) as error:
+            kind, reason = type(error), getattr(error, "strerror", None) or error
+            kind = OnAllRanks if kind is OnAllRanks else OSError
+            raise kind(f"the state at step {step} cannot be written to {path}: {reason}; {self._kept()}") from None
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        for old in self._paths()[: -self.KEEP]:
-            shutil.rmtree(old)
+            if self._ranks.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+        if self._ranks.is_first:
+            for old in self._paths()[: -self.KEEP]:
+                shutil.rmtree(old)
+
+    def _write_own(self, partial, tensors, rows):
+        """Writes this rank's files; {file name: checksum}. `rows` says which rows of a tensor this rank has."""
+        parts = {TENSORS: {name: value for name, value in tensors.items() if name not in rows}}
+        if not self._ranks.is_first:
+            parts = {}
+        for name, (first, last) in rows.items():
+            parts.setdefault(ROWS.format(first, last), {})[name] = tensors[name]
+        for file, part in parts.items():
+            _write(partial / file, {name: value.cpu().contiguous() for name, value in part.items()})
+        return {file: _checksum(partial / file) for file in parts}
 
     def _refuse_non_finite(self, step, tensors):
         real = {name: value for name, value in tensors.items() if value.is_floating_point()}
         is_finite = torch.stack([value.isfinite().all() for value in real.values()]).tolist()
-        bad = [name for name, finite in zip(real, is_finite, strict=True) if not finite]
-        if bad:
+        own = [name for name, finite in zip(real, is_finite, strict=True) if not finite]
+        if bad := list(dict.fromkeys(name for of_rank in self._ranks.gather(own) for name in of_rank)):
             raise NonFiniteLoss(
                 f"the update of {self._stage} step {step - 1} has made {len(bad)} of {len(real)} tensors NaN or "
                 f"infinite, {bad[0]} first; {self._kept()}. Lower the learning rate"
@@ -101,17 +129,26 @@ class Checkpoints:
         Raises:
             ValueError: the newest whole state is of other networks.
         """
+        name = self._ranks.of_first(self._newest_whole() if self._ranks.is_first else None)
+        if name is None:
+            return 0
+        path = self._folder / name
+        with self._ranks.alike():
+            _fill(path, _read(path, rows_of(networks)), networks, optimizer)
+        return _step_of(path)
+
+    def _newest_whole(self) -> str | None:
+        """The name of the newest state that is as it was written; a warning for each one that is not."""
         for path in reversed(self._paths()):
             try:
-                tensors = _read(path)
+                _check(path)
             except DamagedState as damage:
                 self._warn(f"{path} is passed over: {damage}")
                 continue
-            _fill(path, tensors, networks, optimizer)
-            return _step_of(path)
+            return path.name
         if self._paths():
             self._warn(f"no state of {self._stage} is whole: the stage begins anew")
-        return 0
+        return None
 
 
 def _step_of(path):
@@ -142,23 +179,57 @@ def _checksum(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path) -> dict[str, Tensor]:
-    """The tensors of a state. Raises DamagedState."""
+def _check(path) -> None:
+    """Raises DamagedState unless the files of a state are as they were written."""
     try:
-        for name in (TENSORS, FACTS):  # a folder may be a stranger's, and reading a pipe never ends
-            refuse_unless_regular(path / name)
+        refuse_unless_regular(path / FACTS)  # a folder may be a stranger's, and reading a pipe never ends
         facts = json.loads((path / FACTS).read_text())
         if not isinstance(facts, dict) or facts.get("step") != _step_of(path):
             raise DamagedState(f"{FACTS} is not of this state")
-        if facts.get("sha256") != _checksum(path / TENSORS):
-            raise DamagedState(f"{TENSORS} is not as it was written")
-        return safetensors.torch.load_file(path / TENSORS)
+        files = facts.get("files")
+        if not isinstance(files, dict) or TENSORS not in files:
+            raise DamagedState(f"{FACTS} names no {TENSORS}")
+        for name, checksum in files.items():
+            if Path(name).name != name:
+                raise DamagedState(f"{FACTS} names a file outside of the state")
+            refuse_unless_regular(path / name)
+            if checksum != _checksum(path / name):
+                raise DamagedState(f"{name} is not as it was written")
     except FileNotFoundError as error:
         raise DamagedState(f"{Path(error.filename).name} is missing") from None
     except OSError as error:
         raise DamagedState(f"it cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except (ValueError, RecursionError) as error:
         raise error if isinstance(error, DamagedState) else DamagedState(f"{FACTS} cannot be read: {error}") from None
+
+
+def _read(path, rows) -> dict[str, Tensor]:
+    """The tensors of a state; of those in `rows`, {name: (first, last)}, these rows."""
+    tensors = safetensors.torch.load_file(path / TENSORS)
+    parts = {name: [] for name in rows if name not in tensors}
+    for file in sorted((path / name for name in json.loads((path / FACTS).read_text())["files"]), key=_rows_in):
+        begin, end = _rows_in(file)
+        with safe_open(file, "pt") as opened:
+            for name in parts if end else ():
+                first, last = rows[name]
+                parts[name].append(opened.get_slice(name)[max(first - begin, 0) : max(min(last, end) - begin, 0)])
+    return (
+        tensors
+        | {name: tensors[name][first:last] for name, (first, last) in rows.items() if name in tensors}
+        | {name: torch.cat(part) for name, part in parts.items() if part}
+    )
+
+
+def _rows_in(file):
+    """(first, last) of the rows in a file of a state, by its name; (0, 0) of the file of whole tensors."""
+    found = NAMED_BY_ROWS.fullmatch(file.name)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def rows_of(networks: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return {name in a state: (first, last)} of a classifier's tensors, of which this rank has these rows."""
+    heads = [(place, module) for place, module in networks.named_modules() if isinstance(module, MarginHead)]
+    return {f"{NETWORKS}{place}.{name}": head.rows for place, head in heads for name in head.tensors_by_row}
 
 
 def _fill(path, tensors, networks, optimizer):

@@ -6,6 +6,7 @@ No target is looked at. The best candidate so far always lies in the run's folde
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,12 @@ STATISTICS = 16  # batches that BatchNorm's running statistics are made from
 
 
 def first_batches(stream: Callable[..., Any], batches: int) -> Iterator[Tensor]:
-    """Yield the images of the first of a stage's `batches`, which `stream` opens by their numbers."""
+    """Yield all images of the first of a stage's `batches`, which `stream` opens by their numbers; on all ranks alike.
+
+    Args:
+        stream: (slot_B, first, last) -> a stream, as `TrainingImages.open` opens them.
+        batches: how many the stage has.
+    """
     last = min(STATISTICS, batches)
     with stream(first=0, last=last) as images:
         for _, image_B3HW in images:
@@ -80,12 +86,14 @@ class Choosing:
                 name: self._run.embed(network, self._run.people.validation[name], drawn)
                 for name, drawn in self._drawn.items()
             }
-            found = validate({name: rows for name, rows in embedded.items() if len(np.unique(rows[1])) > 1})
+            ranks, several = self._run.ranks, {n: rows for n, rows in embedded.items() if len(np.unique(rows[1])) > 1}
+            found = ranks.by_first(partial(validate, several))
             candidate = Candidate(of_stage=stage, steps=steps, weights=weights, **vars(found))
             self.choice.candidates.append(candidate)
-            if self.choice.best is candidate:
-                save_weights(network, self.path, steps=steps)
-            self._write()
+            with ranks.alike():
+                if self.choice.best is candidate and ranks.is_first:
+                    save_weights(network, self.path, steps=steps)
+                self._write()
         if weights == LAST and steps:
             self._run.logbook.record(
                 f"{stage}/validation", steps - 1, score=found.score, together=found.together, **found.within
@@ -128,7 +136,8 @@ class Choosing:
         return self.choice.why
 
     def _write(self):
-        write_text(self._record, json.dumps(to_json(self.choice), indent=1))
+        if self._run.ranks.is_first:
+            write_text(self._record, json.dumps(to_json(self.choice), indent=1))
 
 
 class Candidates:

@@ -13,6 +13,7 @@ import torch
 
 from fastmfr.config import Config, narrowed
 from fastmfr.decode import DecodedCache, Preprocess, Verdicts, choose_cache, choose_decoder, open_stream
+from fastmfr.distributed import ALONE, Ranks
 from fastmfr.domains import Domain, Joint
 from fastmfr.results import META, PRETRAIN
 from fastmfr.sampler import GroupedDomainSampler, Pairs
@@ -25,16 +26,17 @@ def preprocess(data: Any) -> Preprocess:
 
 
 def choose_decoding(
-    config: Config, domains: list[Domain], device: torch.device, logbook: Logbook
+    config: Config, domains: list[Domain], device: torch.device, logbook: Logbook, ranks: Ranks
 ) -> tuple[str, Mapping[str, Any]]:
-    """Choose the decoder of a run, once, and say which it is and why.
+    """Choose the decoder of a run, once, and say which it is and why; all ranks take what the first one finds faster.
 
     Returns:
         The decoder's name, and how every image stream of the run decodes: threads, decoder, vet and verdicts, as
         ImageStream takes them. A verdict on an image that cannot be decoded is kept for all streams.
     """
     data = config.data
-    decoder, sentence = choose_decoder(data.decode, domains, preprocess(data), device, data.threads)
+    look = preprocess(data)
+    decoder, sentence = ranks.by_first(partial(choose_decoder, data.decode, domains, look, device, data.threads))
     logbook.say(sentence)
     verdicts = Verdicts(report=logbook.note_bad)
     return decoder, {"decoder": decoder, "threads": data.threads, "vet": data.vet, "verdicts": verdicts}
@@ -65,16 +67,23 @@ class TrainingImages:
         self._device, self._logbook, self._decoding = device, logbook, decoding
 
     def open(
-        self, requests: Callable[[int], tuple[np.ndarray, np.ndarray]], *, batch_images: int, first: int, last: int
+        self,
+        requests: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        *,
+        slot_B: np.ndarray,
+        first: int,
+        last: int,
     ) -> Any:
         """Open a stream of the batches `first` .. `last` - 1: (number, image_B3HW), as open_stream yields them.
 
         Args:
-            requests: the (domain_B, image_B) of a batch, by its number.
-            batch_images: images in a batch.
+            requests: the domain and the image of every slot of a batch of all ranks, by its number.
+            slot_B: the slots whose images the stream has, as `slots_of` returns them.
+            first: the first batch.
+            last: the batch to end before.
         """
-        numbers = {"batch_images": batch_images, "first": first, "last": last}
-        return self._open(requests, **numbers)
+        own = lambda number: tuple(part[slot_B] for part in requests(number))  # noqa: E731
+        return self._open(own, batch_images=len(slot_B), slot_B=slot_B, first=first, last=last)
 
     def prepare(self) -> None:
         """Do now what the first stream would do."""
@@ -158,18 +167,23 @@ def batch_sampler(sources: Joint, config: Config, batch_identities: int, **optio
     return GroupedDomainSampler(offsets, batch_identities, config.seed, single=config.data.single, **options)
 
 
-def check_batches(sources: Mapping[str, Joint], config: Config) -> None:
-    """Check that every stage with steps can draw its batches from its sources.
+def check_batches(sources: Mapping[str, Joint], config: Config, ranks: Ranks = ALONE) -> None:
+    """Check that every stage with steps can draw its batches from its sources, and that the ranks can share them.
 
     Raises:
-        ValueError: a domain is too small for a batch, there is one source domain for meta-training, or
-            pretrain.sample_rate takes fewer identities than a batch has.
+        ValueError: a domain is too small for a batch, there is one source domain for meta-training, or the number of
+            ranks does not divide the people of a batch.
     """
+    for stage in (config.pretrain, config.meta):
+        if stage.steps and stage.batch_identities % ranks.world:
+            raise ValueError(
+                f"{ranks.world} processes share the people of a batch equally; want {stage.prefix}batch_identities as "
+                f"a multiple of {ranks.world}, got {stage.batch_identities}"
+            )
     domains, meta = sources[META].domains, config.meta
     if config.pretrain.steps:
         draw = lambda identities: batch_sampler(sources[PRETRAIN], config, identities)  # noqa: E731
         _check_batch("pretrain.batch_identities", config.pretrain.batch_identities, draw)
-        _check_sample_rate(sources[PRETRAIN], config.pretrain)
     if meta.steps and len(domains) == 1:
         raise ValueError(
             "meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
@@ -215,21 +229,28 @@ def _largest(draw: Callable[[int], object], below: int) -> int | None:
     return found
 
 
-def _check_sample_rate(sources, settings):
-    """Raises ValueError if fewer identities would take part in a step than a batch has."""
-    drawn = max(1, int(settings.sample_rate * sources.identities))
-    if drawn < min(settings.batch_identities, sources.identities):
-        raise ValueError(
-            f"pretrain.sample_rate {settings.sample_rate:g} takes {drawn} of {sources.identities} identities, fewer "
-            f"than the {settings.batch_identities} of a batch; raise it, or lower pretrain.batch_identities"
-        )
-
-
 def images_of(*pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     """(domain_B, image_B): the galleries of the first pairs, their probes, then those of the next pairs."""
     domain = [part for pair in pairs for part in (pair.domain, pair.domain)]
     image = [part for pair in pairs for part in (pair.gallery, pair.probe)]
     return np.concatenate(domain), np.concatenate(image)
+
+
+def slots_of(ranks: Ranks, *pairs: Pairs) -> np.ndarray:
+    """The slots of `images_of(*pairs)`, int64, that hold this rank's share of the galleries and of the probes.
+
+    Raises:
+        ValueError: the ranks cannot share the pairs equally.
+    """
+    sizes = [len(pair.domain) for pair in pairs for _ in ("galleries", "probes")]
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return np.concatenate([part[ranks.share(len(part))] for part in parts])
+
+
+def share_of(ranks: Ranks, pairs: Pairs) -> Pairs:
+    """This rank's share of the pairs of a batch."""
+    own = ranks.share(len(pairs.domain))
+    return Pairs(*(getattr(pairs, field.name)[own] for field in fields(Pairs)))
 
 
 class Splits:

@@ -4,6 +4,7 @@ Shape suffixes: N images, D embedding, H W pixels.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ class Diagnosis:
         target = self._run.targets[name]
         drawn = self._drawn[name][~np.isin(self._drawn[name], list(bad))]
         self._embedded[name] = embedding_ND[drawn], target.domain.identity_of(drawn)
-        return hardest_pairs(embedding_ND, target.pairs.without(bad), target.domain, model)
+        hardest = partial(hardest_pairs, embedding_ND, target.pairs.without(bad), target.domain, model)
+        return self._run.ranks.by_first(hardest)
 
     def gap(self, backbone: torch.nn.Module) -> DomainGap | None:
         """Measure the gap between all domains as the backbone embeds them; None for fewer than two domains."""
@@ -60,7 +62,8 @@ class Diagnosis:
                 embedded[name] = rows, person_N
         if len(embedded) < 2:
             return None
-        return domain_gap(embedded, unseen=[name for name, target in self._run.targets.items() if target.unseen])
+        unseen = [name for name, target in self._run.targets.items() if target.unseen]
+        return self._run.ranks.by_first(partial(domain_gap, embedded, unseen=unseen))
 
     def draw_hardest(self, scored: Mapping[str, TargetResult], path: Path) -> None:
         """Draw the hardest pairs of each target that has some."""

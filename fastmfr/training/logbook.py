@@ -15,10 +15,16 @@ from fastmfr.text import printable
 
 
 class Logbook:
-    """Writes one run's records into its folder and shows its progress; usable as a context manager."""
+    """Writes one run's records into its folder and shows its progress; usable as a context manager.
 
-    def __init__(self, folder: Path, console: Console | None = None):
-        self.folder, self.console = folder, console or new_console()
+    Args:
+        folder: The run's folder.
+        console: Where sentences and progress are shown; None is the terminal.
+        writes: Whether anything is written: of several processes of a run only one writes.
+    """
+
+    def __init__(self, folder: Path, console: Console | None = None, *, writes: bool = True):
+        self.folder, self.console, self._writes = folder, console or new_console(), writes
         self._boards: dict[str, SummaryWriter] = {}
         lines = self._bad_path.read_text(errors="replace").splitlines() if self._bad_path.exists() else []
         self.bad = dict(line.split("\t", 1) for line in lines if "\t" in line)
@@ -53,11 +59,15 @@ class Logbook:
         new = {key: reason for key, reason in named.items() if key not in self.bad}
         if new:
             self.bad |= new
+            if not self._writes:
+                return
             with self._bad_path.open("a") as file:
                 file.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
 
     def record(self, stage: str, step: int, **values: float) -> None:
         """Write a line of metrics.jsonl and a point of TensorBoard for each value; NaN and infinities are null."""
+        if not self._writes:
+            return
         plain = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         with self.path.open("a") as file:  # opened each time: a kill -9 costs no line but the one being written
@@ -79,6 +89,8 @@ class Logbook:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the records of `stage` and `stage/...` from `step` on, so that a resumed run records every step once."""
+        if not self._writes:
+            return
         self._board(stage, purge_step=step)
         if not self.path.exists():
             return

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from fastmfr.config import narrowed
+from fastmfr.distributed import ALONE
 from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
 from fastmfr.training.choosing import Candidates, Choosing, first_batches
-from fastmfr.training.data import Splits, images_of
+from fastmfr.training.data import Splits, images_of, share_of, slots_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import meta_rates, sgd
 from fastmfr.training.run import Run
@@ -33,7 +34,8 @@ def mfr_trainer(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> Me
     """The MetaTrainer that the run's settings name; the logbook says which engine it has and why."""
     settings = run.config.meta
     meta_settings = narrowed(settings, MetaSettings, order=ORDERS[settings.method])
-    trainer = MetaTrainer(backbone, optimizer, meta_settings, cuda_graph=settings.cuda_graph)
+    graph, group = settings.cuda_graph, run.ranks.group
+    trainer = MetaTrainer(backbone, optimizer, meta_settings, cuda_graph=graph, group=group)
     run.logbook.say(f"engine {trainer.engine}{f': {trainer.reason}' if trainer.reason else ''}")
     return trainer
 
@@ -62,7 +64,7 @@ def meta_train(
     networks = nn.ModuleDict({"backbone": backbone, "averages": candidates.averages})
     first = run.checkpoints(META).resume(networks, optimizer)
     requests = lambda i: images_of(*splits.pairs(i))  # noqa: E731
-    stream = partial(data.images.open, requests, batch_images=len(requests(0)[0]))
+    stream = partial(data.images.open, requests)
     if first < candidates.steps:
         logbook.rewind(META, first)
         backbone.train()
@@ -70,24 +72,26 @@ def meta_train(
         after = AfterStep(run, META, first, settings.steps, backbone, networks, optimizer, candidates)
         _train(run, trainer, splits, stream, after, first)
     frozen = settings.batch_norm == "frozen"
+    stream = partial(stream, slot_B=slots_of(ALONE, *splits.pairs(0)))
     candidates.finish(None if frozen else partial(first_batches, stream, settings.steps * splits.of_a_step))
 
 
 def _train(run, trainer, splits, stream, after, first):
     """Takes the steps from `first` on."""
     settings, logbook, of_a_step = run.config.meta, run.logbook, splits.of_a_step
+    slot_B = slots_of(run.ranks, *splits.pairs(0))
     with (
-        stream(first=first * of_a_step, last=settings.steps * of_a_step) as images_of_splits,
+        stream(slot_B=slot_B, first=first * of_a_step, last=settings.steps * of_a_step) as images_of_splits,
         logbook.progress(META, first, settings.steps) as meter,
         after,
     ):
-        batch_images = stream.keywords["batch_images"]
-        told = _Records(run, splits, meter, images_of_splits, first, batch_images * of_a_step)
+        images_of_a_step = len(slot_B) * run.ranks.world * of_a_step
+        told = _Records(run, splits, meter, images_of_splits, first, images_of_a_step)
         images = iter(images_of_splits)
         for step in range(first, settings.steps):
             rates = meta_rates(step, **{name: getattr(settings, name) for name in SCHEDULED})
             result = trainer.step(
-                (_split(image_B3HW, splits.pairs(i)) for i, image_B3HW in islice(images, of_a_step)),
+                (_split(image_B3HW, splits.pairs(i), run.ranks) for i, image_B3HW in islice(images, of_a_step)),
                 alpha=rates.alpha,
                 rate=rates.beta,
                 losses=_losses(settings, rates),
@@ -103,9 +107,9 @@ def _losses(settings, rates) -> MfrLosses:
     return narrowed(settings, MfrLosses, tau_p=rates.tau_p, tau_n=rates.tau_n)
 
 
-def _split(image_B3HW, pairs):
-    """(train, test) batches out of the images of one split, laid as `images_of` asked for them."""
-    halves = []
+def _split(image_B3HW, pairs, ranks):
+    """This rank's (train, test) batches out of its images of one split, laid as `images_of` asked for them."""
+    halves, pairs = [], [share_of(ranks, pair) for pair in pairs]
     for pair, images in zip(pairs, image_B3HW.split([2 * len(pair.domain) for pair in pairs]), strict=True):
         domain_B = to_device(pair.domain, images.device)
         gallery_B3HW, probe_B3HW = map(_channels_last, images.chunk(2))

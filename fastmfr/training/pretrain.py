@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastmfr.fused import AS_IT_IS, fused
+from fastmfr.distributed import ALONE, gather_whole, over_ranks
+from fastmfr.fused import AS_IT_IS, fused, has_batch_norm
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
 from fastmfr.training.choosing import Candidates, Choosing, first_batches
-from fastmfr.training.data import batch_sampler, images_of
+from fastmfr.training.data import batch_sampler, images_of, share_of, slots_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep, to_host
@@ -51,12 +52,11 @@ def pretrain(run: Run, backbone: nn.Module, choosing: Choosing | None = None) ->
     networks = nn.ModuleDict({"backbone": backbone, "head": head, "averages": candidates.averages})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = run.checkpoints(PRETRAIN).resume(networks, optimizer)
-    stream = partial(
-        data.images.open, lambda step: images_of(sampler.batch(step)), batch_images=2 * settings.batch_identities
-    )
+    stream = partial(data.images.open, lambda step: images_of(sampler.batch(step)))
     if first < settings.steps:
         _train(run, backbone, head, networks, optimizer, candidates, sampler, stream, first)
-    candidates.finish(partial(first_batches, stream, settings.steps))
+    everything = slots_of(ALONE, sampler.batch(0))
+    candidates.finish(partial(first_batches, partial(stream, slot_B=everything), settings.steps))
     return head
 
 
@@ -67,21 +67,23 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
     networks.train()
     step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
     settle = lambda: losses.read()  # noqa: E731
+    ranks = run.ranks
     with (
-        stream(first=first, last=settings.steps) as images,
+        stream(slot_B=slots_of(ranks, sampler.batch(0)), first=first, last=settings.steps) as images,
         logbook.progress(PRETRAIN, first, settings.steps) as meter,
         AfterStep(run, PRETRAIN, first, settings.steps, backbone, networks, optimizer, candidates, settle) as after,
     ):
         losses = _Losses(partial(_record, run, meter, images, first), run.device)
         for step, image_B3HW in images:
             pairs = sampler.batch(step)  # drawn again: a few microseconds, and nothing to carry beside the images
-            label_B = to_device(np.tile(sources.label(pairs.domain, pairs.identity), 2), run.device)
+            own = share_of(ranks, pairs)
+            label_B = to_device(np.tile(sources.label(own.domain, own.identity), 2), run.device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, rate)
             loss_B = step_of(image_B3HW, label_B, step)
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
-            losses.add(loss_B, step, pairs, rate)
+            losses.add(_of_all_ranks(loss_B, ranks), step, pairs, rate)
             after(step + 1)
     optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
     logbook.say(f"pretrain: {step_of.state}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
@@ -97,18 +99,37 @@ def _new_head(run, backbone):
         settings.scale,
         sample_rate=settings.sample_rate,
         seed=run.config.seed,
+        group=run.ranks.group,
     )
     return head.to(run.device)
 
 
 def _network(run, backbone):
-    """What runs in place of the backbone and shares its parameters and buffers; on the CPU the backbone itself."""
-    if run.device.type != "cuda":
-        return backbone
-    wanted = run.config.pretrain.fused
-    network, sentence = fused(backbone) if wanted else (backbone, f"{AS_IT_IS}, as was asked for")
-    run.logbook.say(f"pretrain: {sentence}")
-    return network
+    """What runs in place of the backbone and shares its parameters and buffers; on one CPU the backbone itself."""
+    settings, group = run.config.pretrain, run.ranks.group
+    sync = group is not None and settings.sync_batch_norm and has_batch_norm(backbone)
+    network = backbone
+    if run.device.type == "cuda" or sync:
+        wanted = settings.fused or sync
+        network, sentence = (
+            fused(backbone, group if sync else None) if wanted else (backbone, f"{AS_IT_IS}, as was asked for")
+        )
+        run.logbook.say(f"pretrain: {sentence}")
+        if sync and has_batch_norm(network):
+            raise ValueError(
+                f"pretrain.sync_batch_norm: {sentence}, so the statistics of all processes' images cannot be had; want "
+                "pretrain.sync_batch_norm false"
+            )
+    if group is None:
+        return network
+    return over_ranks(network, group, same_buffers=not sync)
+
+
+def _of_all_ranks(loss_B, ranks):
+    """The losses of the images of all ranks, in the order of the slots."""
+    if ranks.group is None:
+        return loss_B
+    return gather_whole(loss_B.view(2, -1).T.contiguous(), ranks.group).T.flatten()
 
 
 class _Losses:

@@ -1,10 +1,13 @@
 """One run: its settings, folder, device, data and records in one room, which every stage is handed as a whole."""
 
 import json
+import os
+import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ from fastmfr.atomic import write_text
 from fastmfr.backbone import build_backbone
 from fastmfr.config import Config
 from fastmfr.decode import ImageStream, Preprocess, checked_decoder
+from fastmfr.distributed import ALONE, Ranks
 from fastmfr.domains import Domain
-from fastmfr.evaluate import embed, embed_and_score
+from fastmfr.evaluate import embed, embed_domain, score
 from fastmfr.evaluate.embed import in_order
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
@@ -59,6 +63,7 @@ class Run:
         people: who is trained on in which stage, and who is scored.
         data: what each stage trains on; one object if both stages have the same people.
         decoding: threads, decoder, vet and verdicts, as ImageStream takes them.
+        ranks: the processes of the run; all have the same Run, but for the device.
         seconds: how long each part of the run has taken so far.
     """
 
@@ -69,10 +74,11 @@ class Run:
     people: People
     data: Mapping[str, StageData]
     decoding: Mapping[str, Any]
+    ranks: Ranks = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: Config, logbook: Logbook, *, new: bool = False) -> "Run":
+    def open(cls, config: Config, logbook: Logbook, *, new: bool = False, ranks: Ranks = ALONE) -> "Run":
         """Check the settings, open the domains and begin the run in the folder of `logbook`.
 
         The folder is made after all checks: settings that cannot work leave nothing behind.
@@ -81,39 +87,42 @@ class Run:
             config: the settings.
             logbook: says and records what happens.
             new: the folder must not be another run's: if it is there, the logbook gets one with another name.
+            ranks: the processes of the run, which all call this function.
 
         Raises:
             ValueError: a setting, a domain or a batch size that cannot work; or, of a run that is resumed, a setting
                 that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
-        device = device_for(config.device)
-        made_with = None if new else MadeWith(logbook.folder)
-        _check_before_data(config, device)
-        if made_with:
-            config = made_with.as_before(config)
-            made_with.check_settings(config)
-            check_steps(logbook.folder, config)
-        seed_and_set_threads(config.seed, config.threads)
+        with ranks.alike():
+            device = device_for(config.device)
+            made_with = None if new else MadeWith(logbook.folder)
+            _check_before_data(config, device)
+            if made_with:
+                config = made_with.as_before(config)
+                made_with.check_settings(config)
+                check_steps(logbook.folder, config)
+            seed_and_set_threads(config.seed, config.threads)
         seconds = {}
         with _timed(seconds, "data"):
-            people = open_people(config, logbook)
-            if made_with:
-                made_with.check_data(people.trained)
-            check_batches(people.sources, config)
+            people = ranks.in_turn(lambda: open_people(config, logbook))
+            with ranks.alike():
+                if made_with:
+                    made_with.check_data(people.trained)
+                check_batches(people.sources, config, ranks)
             scored = [target.domain for target in people.targets.values()]
             domains = [*people.trained.values(), *people.validation.values(), *scored]
-            decoder, decoding = choose_decoding(config, domains, device, logbook)
+            decoder, decoding = choose_decoding(config, domains, device, logbook, ranks)
         # The settings keep the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
         config = replace(config, data=replace(config.data, decode=decoder))
-        if new:
-            logbook.folder = make_new_folder(logbook.folder)
-        logbook.folder.mkdir(parents=True, exist_ok=True)
-        (made_with or MadeWith(logbook.folder)).write(config, people.trained)
-        write_text(logbook.folder / "config.yaml", config.to_yaml())
-        write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
+        with ranks.alike():
+            if ranks.is_first:
+                _begin(logbook, made_with, config, people, new)
+        logbook.folder = ranks.of_first(logbook.folder)
+        with ranks.alike():
+            _check_shared(logbook.folder)
         data = stage_data(people.sources, config, device, decoding, logbook)
-        return cls(config, logbook.folder, device, logbook, people, data, decoding, seconds)
+        return cls(config, logbook.folder, device, logbook, people, data, decoding, ranks, seconds)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -137,7 +146,7 @@ class Run:
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The states of a stage."""
-        return Checkpoints(self.folder / "checkpoints", stage, self.logbook.warn)
+        return Checkpoints(self.folder / "checkpoints", stage, self.logbook.warn, self.ranks)
 
     def new_backbone(self) -> nn.Module:
         """A backbone as the settings say, on the run's device: fresh weights, or those of model.weights."""
@@ -147,7 +156,7 @@ class Run:
         return to_channels_last(backbone, self.device)
 
     def embed(self, backbone: nn.Module, domain: Domain, image_N: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Embed images of a domain.
+        """Embed images of a domain, each rank a part of them.
 
         Args:
             backbone: maps image_B3HW to embedding_BD.
@@ -157,32 +166,43 @@ class Run:
         Returns:
             The embeddings of those images that could be decoded, and the person in each.
         """
-        with self.stream(domain, image_N) as stream:
-            rows = embed(backbone, (batch for _, batch in stream), self.device)[: len(image_N)]
-            bad = dict(stream.bad)
+        ranks = self.ranks
+        with self.stream(domain, image_N, ranks) as stream:
+            rows = embed(backbone, (batch for _, batch in stream), self.device, group=ranks.group)[: len(image_N)]
+            bad = {key: reason for found in ranks.gather(dict(stream.bad)) for key, reason in found.items()}
         whole = np.array([not bad or domain.label_of(image) not in bad for image in image_N.tolist()])
         return rows[torch.from_numpy(whole).to(rows.device)], domain.identity_of(image_N[whole])
 
-    def stream(self, domain: Domain, image_N: np.ndarray) -> ImageStream:
-        """Open a stream of images (N,) of a domain in their order, unchanged; the last batch is filled up."""
+    def stream(self, domain: Domain, image_N: np.ndarray, ranks: Ranks = ALONE) -> ImageStream:
+        """Open a stream of images (N,) of a domain in their order, unchanged; the last batch is filled up.
+
+        Each of several ranks gets a run of whole batches, as many as the others.
+        """
         batch_images = min(self.config.evaluate.batch_images, len(image_N))
+        batches = -(-len(image_N) // (batch_images * ranks.world))
+        first = ranks.number * batches
         return ImageStream(
             [domain],
             in_order(image_N, batch_images),
             self.preprocess.plain(),
             batch_images=batch_images,
-            last=-(-len(image_N) // batch_images),
+            first=first,
+            last=first + batches,
             device=str(self.device),
             **self.decoding,
         )
 
     def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
-        """Yield (target, scores, embedding_ND, bad images) for one target after the other."""
-        evaluate = self.config.evaluate
-        settings = {"far": evaluate.far, "batch_images": evaluate.batch_images, **self.decoding}
+        """Yield (target, scores, embedding_ND, bad images) for one target after the other.
+
+        All ranks embed; the first one scores, and hands its scores to the others.
+        """
+        evaluate, ranks = self.config.evaluate, self.ranks
+        settings = {"batch_images": evaluate.batch_images, "group": ranks.group, **self.decoding}
         for name, target in self.targets.items():
-            scored = embed_and_score(backbone, target.domain, target.pairs, self.preprocess, self.device, **settings)
-            yield name, *scored
+            embedding_ND, bad = embed_domain(backbone, target.domain, self.preprocess, self.device, **settings)
+            scores = ranks.by_first(partial(score, embedding_ND, target.pairs.without(bad), evaluate.far))
+            yield name, scores, embedding_ND, bad
 
     def score_on_the_way(self, stage: str, backbone: nn.Module, steps: int) -> None:
         """Score the targets and record the scores if evaluate.every says so after `steps` steps of a stage."""
@@ -207,6 +227,25 @@ def _timed(seconds, part):
         yield
     finally:
         seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
+
+
+def _begin(logbook, made_with, config, people, new):
+    """Makes the run's folder, and writes there what the run is made with."""
+    if new:
+        logbook.folder = make_new_folder(logbook.folder)
+    logbook.folder.mkdir(parents=True, exist_ok=True)
+    (made_with or MadeWith(logbook.folder)).write(config, people.trained)
+    write_text(logbook.folder / "config.yaml", config.to_yaml())
+    write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
+
+
+def _check_shared(folder):
+    """Raises OSError if the run's folder, which the first process has made, is not seen by this one."""
+    if not folder.is_dir():
+        raise OSError(
+            f"process {os.environ.get('RANK', '0')} on {platform.node()} does not see the run folder {folder}; want "
+            "--folder in a place that all machines share"
+        )
 
 
 def _check_before_data(config, device):

@@ -27,8 +27,10 @@ def complete(run: Run) -> Results:
         NonFiniteLoss: a loss became NaN or infinite.
     """
     diagnosis = Diagnosis(run)
-    with run.timed("data"):
-        diagnosis.draw_domains(run.folder / "domains.png")
+    first = run.ranks.is_first
+    if first:
+        with run.timed("data"):
+            diagnosis.draw_domains(run.folder / "domains.png")
     results = Results(
         recipe=run.config.recipe,
         sources=list(run.people.trained),
@@ -43,12 +45,13 @@ def complete(run: Run) -> Results:
             _score(run, MODEL_OF_STAGE[stage], backbone, diagnosis, results)
     if choosing.choice.best:
         _hand_out(run, choosing, backbone, diagnosis, results)
-    if any(target.models for target in results.targets.values()):
+    if first and any(target.models for target in results.targets.values()):
         with run.timed("evaluate"):
             diagnosis.draw_hardest(results.targets, run.folder / "hardest.png")
     results.seconds = {part: round(value, 1) for part, value in run.seconds.items()}
     results.bad_images = run.logbook.bad
-    results.save(run.folder / "results.json")
+    if first:
+        results.save(run.folder / "results.json")
     return results
 
 
@@ -60,12 +63,16 @@ def _train_or_load(run, stage, steps, backbone: nn.Module, choosing):
     run.before_stage(stage)
     with run.timed(stage):
         TRAIN[stage](run, backbone, choosing)
+    for bad in run.ranks.gather(run.logbook.bad):
+        run.logbook.note_bad(bad)
     taken = choosing.steps_of(stage, steps)
     if taken < steps:
         run.logbook.say(
             f"{stage} ended after {taken} of {steps} steps, no better for {run.config.choose.patience} scores"
         )
-    save_weights(backbone, weights, steps=taken)
+    with run.ranks.alike():
+        if run.ranks.is_first:
+            save_weights(backbone, weights, steps=taken)
 
 
 def _hand_out(run, choosing, backbone: nn.Module, diagnosis, results):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ..launching import dispatch
 from . import fused, reference
@@ -28,6 +29,7 @@ def forward(
     batch_statistics: bool,
     momentum: float,
     eps: float,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Compute PReLU(BatchNorm(x)), and choose the path of all four passes.
 
@@ -42,14 +44,19 @@ def forward(
             running ones.
         momentum: Weight of the batch in the running statistics.
         eps: Added to the variance.
+        group: Ranks that each have their rows of the batch, as many as the others: the statistics of the batch are
+            those of all rows, and the gradients of weight, bias and slope those of the rank's own. The path is then
+            plain PyTorch. None is this process alone.
 
     Returns:
         The output, with the shape and dtype of `x`.
     """
+    options = {"running": running, "batch_statistics": batch_statistics, "momentum": momentum, "eps": eps}
+    if group is not None and batch_statistics:
+        ctx.path = reference
+        return reference.forward(ctx, x, weight, bias, slope, **options, group=group)
     ctx.path = dispatch(x, kernels=fused, reference=reference)
-    return ctx.path.forward(
-        ctx, x, weight, bias, slope, running=running, batch_statistics=batch_statistics, momentum=momentum, eps=eps
-    )
+    return ctx.path.forward(ctx, x, weight, bias, slope, **options)
 
 
 def prepare_capture(device: torch.device) -> None:

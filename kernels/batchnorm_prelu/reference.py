@@ -12,6 +12,10 @@ Per channel, over its n elements, with r = 1 / sqrt(var + eps), g = weight, a = 
 A prime is the derivative along the direction (x', g', bias', a'). The tangent of the normalisation is the same operator
 as its backward, so x' goes through that. With running statistics, mean and r are constants: all <> terms are dropped.
 
+With a process group, each rank has its rows of a batch, as many as the others, and statistics are those of all rows:
+every <> is a mean over all ranks. The gradients of weight, bias and slope are sums over the rank's own rows; their sums
+over the ranks are the gradients.
+
 `ctx` carries what one call leaves for the next, as in torch.autograd.Function. The four functions are called in this
 order. Shapes: x, y and their like (B, C, ...) in any memory format; weight, bias (C,); slope (C,), (1,) or None for no
 PReLU. Everything is computed in the dtype of the weight. x, dy, x' and dy' may have 16 bits beside a float32 weight; y,
@@ -24,6 +28,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed import ProcessGroup
 
 _aten = torch.ops.aten
 
@@ -39,11 +45,18 @@ def forward(
     batch_statistics: bool,
     momentum: float,
     eps: float,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Compute y. `running` is (mean, variance) or (None, None): updated with `batch_statistics`, else used."""
     ctx.dtype, ctx.weight, ctx.slope = x.dtype, weight, slope
     ctx.x, ctx.batch_statistics, ctx.running = x.to(weight.dtype), batch_statistics, (None, None)
-    z, ctx.mean, ctx.r = _aten.native_batch_norm(ctx.x, weight, bias, *running, batch_statistics, momentum, eps)
+    ctx.group = group if batch_statistics else None
+    if ctx.group is not None:
+        mean, variance = _statistics_of_all(ctx, running, momentum)
+        z, *_ = _aten.native_batch_norm(ctx.x, weight, bias, mean, variance, False, 0.0, eps)
+        ctx.mean, ctx.r = mean, torch.rsqrt(variance + eps)
+    else:
+        z, ctx.mean, ctx.r = _aten.native_batch_norm(ctx.x, weight, bias, *running, batch_statistics, momentum, eps)
     if not batch_statistics:
         ctx.mean, ctx.r = running[0], torch.rsqrt(running[1] + eps)
         ctx.running = ctx.mean, ctx.r.square().reciprocal()  # the backward computes r from it, with an eps of 0
@@ -60,14 +73,14 @@ def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | Non
     if ctx.slope is not None:
         ctx.dz = _times_m(ctx, ctx.dy)
         dslope = _dot(ctx.dy, ctx.z.clamp_max(0)).sum_to_size(ctx.slope.shape)
-    dx, ctx.xh_dz, ctx.sum_dz = _normalisation_backward(ctx, ctx.dz, ctx.weight)
-    return dx.to(ctx.dtype), ctx.xh_dz, ctx.sum_dz, dslope
+    dx, (xh_dz, sum_dz), (ctx.xh_dz, ctx.sum_dz) = _normalisation_backward(ctx, ctx.dz, ctx.weight)
+    return dx.to(ctx.dtype), xh_dz, sum_dz, dslope
 
 
 def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Tensor | None) -> Tensor:
     """Compute y' along (x', weight', bias', slope')."""
     xd = xd.to(ctx.weight.dtype)
-    ctx.xhd, ctx.xh_xd, _ = _normalisation_backward(ctx, xd, _weight_of_one(xd))
+    ctx.xhd, _, (ctx.xh_xd, _) = _normalisation_backward(ctx, xd, _weight_of_one(xd))
     ctx.slope_d, ctx.scale_d = slope_d, weight_d * ctx.r
     ctx.shift_d = torch.addcmul(bias_d, ctx.scale_d, ctx.mean, value=-1)
     zd = _z_tangent(ctx)
@@ -85,14 +98,14 @@ def second_backward(ctx: Any, dyd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
         dzd = _times_m(ctx, dyd).addcmul_(dy_below, _wide(ctx.slope_d, dyd))
         dslope_d = _dot(dyd, ctx.z.clamp_max(0)) + _dot(dy_below, _z_tangent(ctx))
         dslope_d = dslope_d.sum_to_size(ctx.slope.shape)
-    dxd, xh_dzd, dbias_d = _normalisation_backward(ctx, dzd, ctx.weight)
+    dxd, (xh_dzd, dbias_d), _ = _normalisation_backward(ctx, dzd, ctx.weight)
     xhd_dz = _dot(ctx.dz, ctx.xhd)
     gain_d = ctx.scale_d
     if ctx.batch_statistics:
         gain = ctx.weight * ctx.r
-        per_element = -ctx.x.shape[1] / ctx.x.numel()  # turns sums into means, taken off
+        per_element = -1 / _elements(ctx)  # turns sums into means, taken off
         gain_d = torch.addcmul(gain_d, gain * ctx.r, ctx.xh_xd, value=per_element)
-        on_x = (gain_d * ctx.xh_dz).addcmul_(gain, xhd_dz).mul_(ctx.r)
+        on_x = (gain_d * ctx.xh_dz).addcmul_(gain, _sum_of_all(ctx, xhd_dz)).mul_(ctx.r)
         constant = (gain_d * ctx.sum_dz).addcmul_(on_x, ctx.mean, value=-1)
         dxd.addcmul_(ctx.x, _wide(on_x, dxd), value=per_element)
         dxd.addcmul_(ctx.xhd, _wide(gain.mul_(ctx.xh_dz), dxd), value=per_element)
@@ -117,10 +130,55 @@ def _wide(value_C, like):
 
 
 def _normalisation_backward(ctx, dz, weight):
-    """(dx, sum(xh dz), sum(dz)) of z = weight * xh + bias."""
-    return _aten.native_batch_norm_backward(
-        dz, ctx.x, weight, *ctx.running, ctx.mean, ctx.r, ctx.batch_statistics, 0.0, [True, True, True]
+    """dx of z = weight * xh + bias; (sum(xh dz), sum(dz)) of this rank's rows, and of all rows."""
+    wanted = [ctx.group is None, True, True]
+    dx, *sums = _aten.native_batch_norm_backward(
+        dz, ctx.x, weight, *ctx.running, ctx.mean, ctx.r, ctx.batch_statistics, 0.0, wanted
     )
+    if ctx.group is None:
+        return dx, sums, sums
+    xh_dz, sum_dz = _sum_of_all(ctx, torch.stack(sums))
+    gain = ctx.r if weight is None else weight * ctx.r
+    on_x = gain * ctx.r * xh_dz / -_elements(ctx)
+    constant = torch.addcmul(gain * sum_dz / -_elements(ctx), on_x, ctx.mean, value=-1)
+    dx = torch.addcmul(_wide(constant, dz), dz, _wide(gain, dz)).addcmul_(ctx.x, _wide(on_x, dz))
+    return dx, sums, (xh_dz, sum_dz)
+
+
+def _elements(ctx):
+    """How many elements of a channel the statistics are of."""
+    own = ctx.x.numel() // ctx.x.shape[1]
+    return own if ctx.group is None else own * dist.get_world_size(ctx.group)
+
+
+def _sum_of_all(ctx, own):
+    """The sum over the ranks of values that are sums over this rank's rows."""
+    if ctx.group is None:
+        return own
+    whole = own.clone()
+    dist.all_reduce(whole, group=ctx.group)
+    return whole
+
+
+def _statistics_of_all(ctx, running, momentum):
+    """(mean, variance) over the rows of all ranks, by which the running statistics are updated if there are any.
+
+    Means and sums of squared deviations are joined as by Chan, Golub and LeVeque, "Updating formulae" (1979): a sum of
+    squares about 0 would cancel.
+    """
+    dims = [dim for dim in range(ctx.x.ndim) if dim != 1]
+    variance, mean = torch.var_mean(ctx.x, dims, correction=0)
+    world, elements = dist.get_world_size(ctx.group), _elements(ctx)
+    own = torch.stack([variance, mean])
+    of_ranks = own.new_empty(world, *own.shape)
+    dist.all_gather(list(of_ranks.unbind()), own, group=ctx.group)
+    variance_RC, mean_RC = of_ranks.unbind(1)
+    mean = mean_RC.mean(0)
+    variance = variance_RC.mean(0) + (mean_RC - mean).square().mean(0)
+    if running[0] is not None:
+        running[0].lerp_(mean, momentum)
+        running[1].lerp_(variance * (elements / max(elements - 1, 1)), momentum)
+    return mean, variance
 
 
 def _dot(a, b):
