@@ -14,7 +14,8 @@ from fastmfr.training.run import Run
 class AfterStep:
     """Called after every step of a stage with the number of steps done; a block around the loop.
 
-    A state is kept after `save_every` steps, after the last one, and when a signal asks the process to end.
+    A state is kept after `save_every` steps, after the last one, and when a signal asks the process to end. States that
+    are due are written while training goes on.
 
     Args:
         run: the run.
@@ -42,6 +43,7 @@ class AfterStep:
     ):
         self._run, self._stage, self._first, self._steps, self._backbone = run, stage, first, steps, backbone
         self._state, self._candidates, self._settle = (networks, optimizer), candidates, settle
+        self._states = run.checkpoints(stage)
         self._stop = Stop(run.logbook.warn, patient=run.ranks.world > 1)
 
     def __enter__(self) -> "AfterStep":
@@ -52,6 +54,8 @@ class AfterStep:
 
     def __exit__(self, *error: Any) -> None:
         self._stop.__exit__(*error)
+        if error[0] is None:
+            self._states.wait()
 
     def __call__(self, done: int) -> bool:
         """Keep a state, score the targets and a candidate if it is time for that after `done` steps.
@@ -68,7 +72,7 @@ class AfterStep:
         if self._run.ranks.any(self._stop.asked):
             self._stop.ask()
         if is_due or self._stop.asked:
-            self._keep(done)
+            self._keep(done, aside=not self._stop.asked)
         self._stop.if_asked()
         try:
             with self._stop.at_once():
@@ -77,12 +81,13 @@ class AfterStep:
         except KeyboardInterrupt:
             if not is_due:
                 self._keep(done)
+            self._states.wait()
             raise
         ends = done >= self._candidates.steps
         if ends and not is_due:
             self._keep(done)
         return ends
 
-    def _keep(self, done):
+    def _keep(self, done, *, aside=False):
         self._settle()
-        self._run.checkpoints(self._stage).save(done, *self._state)
+        self._states.save(done, *self._state, aside=aside)

@@ -10,7 +10,10 @@ import hashlib
 import json
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -19,12 +22,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastmfr.distributed import ALONE, OnAllRanks, Ranks
+from fastmfr.atomic import write_text
+from fastmfr.distributed import ALONE, Ranks
 from fastmfr.head import MarginHead
 from fastmfr.protocols.files import refuse_unless_regular
 from fastmfr.training.errors import NonFiniteLoss
 
 TENSORS, FACTS = "state.safetensors", "state.json"
+PART = "part-{}.json"  # what a rank but the first has written: {file: checksum}, or why it could not
 ROWS = "rows-{}-{}.safetensors"  # the first row, and the one to end before
 NAMED_BY_ROWS = re.compile(r"rows-(\d{1,18})-(\d{1,18})\.safetensors")
 NETWORKS, OPTIMIZER = "networks.", "optimizer."  # in front of a tensor's name
@@ -48,6 +53,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, stage: str, warn: Callable[[str], None] = print, ranks: Ranks = ALONE):
         self._folder, self._stage, self._warn, self._ranks = folder, stage, warn, ranks
+        self._writing: _Writing | None = None
 
     def _paths(self):
         """The states' folders, the oldest first."""
@@ -59,52 +65,91 @@ class Checkpoints:
         """The step of the newest state, 0 if there is none."""
         return max(map(_step_of, self._paths()), default=0)
 
-    def save(self, step: int, networks: nn.Module, optimizer: Optimizer) -> None:
+    def save(self, step: int, networks: nn.Module, optimizer: Optimizer, *, aside: bool = False) -> None:
         """Write a state under another name and rename it: a kill -9 leaves the older states, and no half one.
+
+        Args:
+            step: the step to go on with.
+            networks: what is trained.
+            optimizer: its optimizer.
+            aside: copy the state, and write the copy while the caller goes on; `wait` says how that ended.
 
         Raises:
             NonFiniteLoss: a tensor of the state is NaN or infinite somewhere; nothing is written then.
-            OSError: the state cannot be written; the older states are as they were.
+            OSError: the state, or one before that was written aside, cannot be written; the older ones are as they
+                were. OnAllRanks if there are several ranks.
         """
+        self.wait()
         tensors = {name: value.detach() for name, value in _tensors_of(networks, optimizer)}
         self._refuse_non_finite(step, tensors)
+        own = self._own_files(tensors, rows_of(networks) if self._ranks.world > 1 else {})
         path = self._folder / f"{self._stage}-{step:08d}"
         partial = path.with_suffix(".partial")
-        try:
-            with self._ranks.alike():
-                if self._ranks.is_first:
-                    for old in (partial, path):
-                        shutil.rmtree(old, ignore_errors=True)
-                    partial.mkdir(parents=True)
-            with self._ranks.alike():
-                own = self._write_own(partial, tensors, rows_of(networks) if self._ranks.world > 1 else {})
-            files = {name: checksum for of_rank in self._ranks.gather(own) for name, checksum in of_rank.items()}
-            with self._ranks.alike():
-                if self._ranks.is_first:
-                    facts = {"stage": self._stage, "step": step, "files": files}
-                    (partial / FACTS).write_text(json.dumps(facts))
-                    partial.rename(path)
-        except (OSError, OnAllRanks) as error:
-            kind, reason = type(error), getattr(error, "strerror", None) or error
-            kind = OnAllRanks if kind is OnAllRanks else OSError
-            raise kind(f"the state at step {step} cannot be written to {path}: {reason}; {self._kept()}") from None
-        finally:
+        with self._ranks.alike(), self._told(path):
             if self._ranks.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
-        if self._ranks.is_first:
-            for old in self._paths()[: -self.KEEP]:
-                shutil.rmtree(old)
+                for old in (partial, path):
+                    shutil.rmtree(old, ignore_errors=True)
+                partial.mkdir(parents=True)
+        self._writing = _Writing(lambda: self._write(partial, path, own))
+        if not aside:
+            self.wait()
 
-    def _write_own(self, partial, tensors, rows):
-        """Writes this rank's files; {file name: checksum}. `rows` says which rows of a tensor this rank has."""
-        parts = {TENSORS: {name: value for name, value in tensors.items() if name not in rows}}
+    def wait(self) -> None:
+        """Wait until the state that is written aside, if there is one, is kept.
+
+        Raises:
+            OSError: it cannot be written; OnAllRanks if there are several ranks.
+        """
+        if self._writing:
+            writing, self._writing = self._writing, None
+            with self._ranks.alike():
+                writing.join()
+
+    def _own_files(self, tensors, rows):
+        """What this rank writes, {file: {name: a copy}}; `rows` says which rows it has of which tensors."""
+        files = {TENSORS: {name: value for name, value in tensors.items() if name not in rows}}
         if not self._ranks.is_first:
-            parts = {}
+            files = {}
         for name, (first, last) in rows.items():
-            parts.setdefault(ROWS.format(first, last), {})[name] = tensors[name]
-        for file, part in parts.items():
-            _write(partial / file, {name: value.cpu().contiguous() for name, value in part.items()})
-        return {file: _checksum(partial / file) for file in parts}
+            files.setdefault(ROWS.format(first, last), {})[name] = tensors[name]
+        return {file: {name: _copy(value) for name, value in part.items()} for file, part in files.items()}
+
+    def _write(self, partial, path, own):
+        """Writes this rank's files; the first rank then waits for the others', and makes a state of all."""
+        with self._told(path):
+            try:
+                for file, part in own.items():
+                    _write(partial / file, part)
+                checksums = {file: _checksum(partial / file) for file in own}
+                if not self._ranks.is_first:
+                    write_text(partial / PART.format(self._ranks.number), json.dumps(checksums))
+                    return
+                for number in range(1, self._ranks.world):
+                    checksums |= _part_of(partial / PART.format(number))
+                facts = {"stage": self._stage, "step": _step_of(path), "files": checksums}
+                (partial / FACTS).write_text(json.dumps(facts))
+                partial.rename(path)
+            except OSError as error:
+                if not self._ranks.is_first:
+                    with suppress(OSError):
+                        write_text(partial / PART.format(self._ranks.number), json.dumps(error.strerror or str(error)))
+                raise
+            finally:
+                if self._ranks.is_first:
+                    shutil.rmtree(partial, ignore_errors=True)
+        for old in self._paths()[: -self.KEEP]:
+            shutil.rmtree(old)
+
+    @contextmanager
+    def _told(self, path):
+        """Raises an error of the block again, with the state that cannot be written and the one that is kept."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"the state at step {_step_of(path)} cannot be written to {path}: {reason}; {self._kept()}"
+            ) from None
 
     def _refuse_non_finite(self, step, tensors):
         real = {name: value for name, value in tensors.items() if value.is_floating_point()}
@@ -163,6 +208,48 @@ def _tensors_of(networks: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 yield f"{OPTIMIZER}{name}.{key}", value
+
+
+class _Writing:
+    """A call on a thread of its own, whose error is raised where it is waited for."""
+
+    def __init__(self, call: Callable[[], None]):
+        self._call, self._error = call, None
+        self._thread = threading.Thread(
+            target=self._run
+        )  # no daemon: the process does not end before the state is kept
+        self._thread.start()
+
+    def _run(self):
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+
+    def join(self):
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+
+def _copy(value):
+    """A copy in the memory of the host, which goes on as it is while the tensor changes."""
+    return value.cpu().contiguous() if value.is_cuda else value.clone(memory_format=torch.contiguous_format)
+
+
+def _part_of(path):
+    """{file: checksum} of what another rank has written, as soon as this rank sees it. Raises OSError."""
+    while not path.is_file():
+        if not path.parent.is_dir():
+            raise OSError(errno.ENOENT, "the folder of the state has gone")
+        if not threading.main_thread().is_alive():
+            raise OSError(errno.EINTR, "the run has ended meanwhile")
+        time.sleep(0.01)
+    part = json.loads(path.read_text())
+    path.unlink()
+    if isinstance(part, str):
+        raise OSError(errno.EIO, part)
+    return part
 
 
 def _write(path, tensors):
