@@ -58,6 +58,7 @@ def _train(config: Config, resume: str | None, ranks: Any = None) -> None:
     from fastmfr.distributed import ALONE
     from fastmfr.report import write_report
     from fastmfr.training import Logbook, Run, complete
+    from fastmfr.watch import Watch
 
     ranks = ranks or ALONE
     new = Path(config.folder) / f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -69,7 +70,8 @@ def _train(config: Config, resume: str | None, ranks: Any = None) -> None:
             _hold(held, run.folder, ranks)
         logbook.say(f"run folder {run.folder}")
         try:
-            results = complete(run)
+            with Watch(ranks, logbook.warn):
+                results = complete(run)
             page = ranks.by_first(partial(write_report, run.folder))
         except (KeyboardInterrupt, OSError) as stopped:
             stopped.add_note(f"go on with: python -m fastmfr.train --resume {run.folder}")

@@ -17,6 +17,7 @@ GROUND = {
     "runtime",
     "stopping",
     "text",
+    "watch",
 }
 DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
 MATHS = {"backbone", "cuda_graph", "flat", "fused", "head", "losses", "rop", "kernels"}

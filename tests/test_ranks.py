@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import socket
+import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
@@ -28,6 +30,7 @@ from fastmfr.training.checkpoint import Checkpoints
 from fastmfr.training.data import images_of, share_of, slots_of
 from fastmfr.training.optim import set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep
+from fastmfr.watch import Watch
 
 META_CASES = {
     "frozen": {"batch_norm": "frozen"},
@@ -256,6 +259,25 @@ def test_an_error_of_one_rank_is_raised_by_all(tmp_path):
     on_ranks(_fail_alone, 3, tmp_path, world=3)
 
 
+def _hang_until_named(rank, world, folder, port):
+    """The second rank stands still, until the first one, which waits for it, has said so."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE=str(world))
+    dist.init_process_group("gloo")
+    ranks, named = Ranks(dist.group.WORLD), folder / "named.txt"
+    with Watch(ranks, named.write_text, patience=0.3, every=0.1):
+        while rank == 1 and not named.exists():
+            time.sleep(0.05)
+        ranks.gather(None)
+    dist.destroy_process_group()
+
+
+def test_a_process_that_hangs_is_named(tmp_path):
+    on_ranks(_hang_until_named, 2, tmp_path, free_port())
+    said = (tmp_path / "named.txt").read_text()
+    assert "1 of 2 wait for others: process 1, " in said
+    assert re.search(r"on \S+, pid \d+$", said)
+
+
 def test_processes_that_torchrun_starts_again_find_their_run(tmp_path, monkeypatch):
     run = tmp_path / "quickstart-1"
     run.mkdir()
@@ -268,6 +290,12 @@ def test_processes_that_torchrun_starts_again_find_their_run(tmp_path, monkeypat
     assert begun_before(tmp_path) == run
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert begun_before(tmp_path) is None
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def _train_as_a_rank(rank, world, argv, folder, port):
@@ -296,11 +324,8 @@ def _train_as_a_rank(rank, world, argv, folder, port):
 
 def train_on_ranks(argv, place, world=2):
     """(exit statuses, what each rank printed)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     place.mkdir()
-    on_ranks(_train_as_a_rank, world, argv, place, port, world=world)
+    on_ranks(_train_as_a_rank, world, argv, place, free_port(), world=world)
     return [
         [read((place / f"{rank}.{kind}").read_text()) for rank in range(world)]
         for kind, read in (("status", int), ("txt", str))
