@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
@@ -14,6 +16,7 @@
 #include "gather.hpp"
 #include "recordio.hpp"
 #include "sampler.hpp"
+#include "warp.hpp"
 
 namespace py = pybind11;
 using namespace fastmfr;
@@ -116,14 +119,31 @@ void gather_images(const py::array_t<uint8_t, py::array::c_style>& images, const
     gather(pixels, numbers, batch, changes, mean, scale, written);
 }
 
+void warp_image(const py::array_t<uint8_t, py::array::c_style>& image, const py::array_t<double, py::array::c_style>& map,
+                py::array_t<uint8_t, py::array::c_style>& out) {
+    for (const auto& array : {image, static_cast<const py::array_t<uint8_t, py::array::c_style>&>(out)})
+        if (array.ndim() != 3 || array.shape(2) != 3) throw std::invalid_argument("want image and out (H, W, 3)");
+    if (map.size() != 6) throw std::invalid_argument("want the map as 2 x 3 numbers");
+    const Picture picture{image.data(), image.shape(0), image.shape(1)};
+    const int64_t height = out.shape(0), width = out.shape(1);
+    const double* const numbers = map.data();
+    if (!std::all_of(numbers, numbers + 6, [](double number) { return std::isfinite(number); }))
+        throw std::invalid_argument("want a map of finite numbers");
+    uint8_t* const written = out.mutable_data();
+    py::gil_scoped_release release;
+    warp(picture, numbers, height, width, written);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The compiled parts of fastmfr: RecordIO files, the grouped domain sampler, gathering on the CPU.";
+    module.doc() = "The compiled parts of fastmfr: RecordIO files, the grouped domain sampler, gathering and warping on the CPU.";
 
     module.def("gather_images", &gather_images, py::arg("images"), py::arg("index"), py::arg("mirror").none(true),
                py::arg("shift").none(true), py::arg("block").none(true), py::arg("gain").none(true),
                py::arg("offset").none(true), py::arg("mean"), py::arg("scale"), py::arg("out").noconvert());
+
+    module.def("warp_image", &warp_image, py::arg("image"), py::arg("map"), py::arg("out").noconvert());
 
     static const py::handle changed = py::exception<FileChanged>(module, "FileChanged", PyExc_ValueError).release();
     py::register_local_exception_translator([](std::exception_ptr thrown) {

@@ -13,11 +13,14 @@ class ImageSet:
         name: what reports call the set.
         offsets: int64 (identities + 1,). Identity k has the images offsets[k] up to offsets[k + 1] - 1.
         notes: sentences that a user should read before relying on figures of the set.
+        landmark_N52: five points of each image to align it by, float32 (images, 5, 2), NaN for an image without; None
+            if no image has any. See fastmfr.protocols.landmarks.
     """
 
     name: str
     offsets: np.ndarray
     notes: tuple[str, ...] = ()
+    landmark_N52: np.ndarray | None = None
 
     @property
     def identities(self) -> int:

@@ -115,9 +115,9 @@ def test_refuses_what_a_decoding_stream_refuses():
 
 def test_refuses_another_size_place_and_other_domains():
     kept = DecodedCache([FakeDomain([level(0)] * 4)], PLAIN, place="host")
-    with pytest.raises(ValueError, match="holds images of 8 pixels, want 16"):
+    with pytest.raises(ValueError, match="holds images of 8 pixels by fit crop, want 16 by crop"):
         CachedStream(kept, in_turn(4, 4), CHANGED, batch_images=4)
-    with pytest.raises(ValueError, match="made of other domains, for another size or device"):
+    with pytest.raises(ValueError, match="made of other domains, for another size, fit or device"):
         open_stream([FakeDomain([level(0)] * 4)], in_turn(4, 4), PLAIN, cache=kept, batch_images=4)
     with pytest.raises(ValueError, match="want a cache on the host, or on the gpu of a CUDA device; got 'gpu', cpu"):
         DecodedCache([FakeDomain([level(0)] * 4)], PLAIN, place="gpu")

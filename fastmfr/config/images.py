@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-from fastmfr.config.checks import require, require_kinds
+from fastmfr.config.checks import require, require_choice, require_kinds
+from fastmfr.config.choices import Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,9 @@ class Preprocess(Augment):
     """this is subtracted from every grey level, 0 to 255, of red, green and blue"""
     std: float = 128.0
     """the result is divided by this, in grey levels; InsightFace's models use 127.5"""
+    fit: Fit = "crop"
+    """how an image that is not square becomes so: 'crop' cuts the longer side's ends off, 'pad' adds black to the
+    shorter side, 'stretch' distorts"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,6 +62,7 @@ class Preprocess(Augment):
         require(whole, f"want {at}size as a whole number of pixels 1..4096, got {self.size!r}")
         require(math.isfinite(self.mean), f"want {at}mean as a finite number of grey levels, got {self.mean}")
         require(0 < self.std < math.inf, f"want {at}std > 0 and finite, for it divides, got {self.std}")
+        require_choice(f"{at}fit", self.fit, Fit)
 
     def plain(self) -> "Preprocess":
         """The same without any change at random, as scoring takes it."""

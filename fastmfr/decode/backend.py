@@ -21,7 +21,7 @@ from fastmfr.image_set import ImageSet
 from .batches import checked_device
 from .encoded import checked_size
 from .pipeline import PILLOW, Vetting, build_pipeline, dali_installed, pixels
-from .preprocess import jpeg_or_png, needed
+from .preprocess import Frame, jpeg_or_png, needed
 from .source import MOST_PIXELS
 
 Chosen = Literal["cpu", "mixed", "pillow"]
@@ -134,7 +134,11 @@ def measure_decoders(
     sample = _sample(domains, {name: Vetting(device, name) for name in decoders}, failed)
     if not sample:
         return {**dict.fromkeys(decoders, "no image was decoded by each"), **failed}, 0
-    turns = {name: _turns(sample, preprocess.size, device, name, threads) for name in decoders if name not in failed}
+    turns = {
+        name: _turns(sample, Frame(preprocess.size, preprocess.fit), device, name, threads)
+        for name in decoders
+        if name not in failed
+    }
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     until = time.monotonic() + _TIMING
     for round_ in range(1 + _ROUNDS):
@@ -193,7 +197,7 @@ def _images(domains: Sequence[ImageSet]) -> Iterator[tuple[np.ndarray, tuple[int
 
 
 def _turns(
-    sample: list[tuple[np.ndarray, tuple[int, int]]], size: int, device: torch.device, decoder: str, threads: int
+    sample: list[tuple[np.ndarray, tuple[int, int]]], frame: Frame, device: torch.device, decoder: str, threads: int
 ) -> Iterator[float]:
     """The seconds that decoding the sample takes, without end."""
     largest = max(width * height for _, (width, height) in sample)
@@ -201,9 +205,10 @@ def _turns(
     runs = []
     for start in range(0, len(sample), images):
         chosen = [sample[number % len(sample)] for number in range(start, start + images)]
-        runs.append(([encoded for encoded, _ in chosen], needed([side for _, side in chosen], size)))
+        need_B = needed([side for _, side in chosen], frame)
+        runs.append(([encoded for encoded, _ in chosen], need_B, np.zeros((images, 2, 3))))
     pipeline = build_pipeline(
-        lambda k: runs[k % len(runs)], size, device, decoder, images=images, threads=threads, prefetch=2
+        lambda k: runs[k % len(runs)], frame, device, decoder, images=images, threads=threads, prefetch=2
     )
     while True:
         pixels(pipeline)  # not timed: meanwhile the batch that the other decoder began ahead is finished

@@ -9,7 +9,7 @@ import torch
 from fastmfr.image_set import ImageSet
 
 Requests = Callable[[int], tuple[np.ndarray, np.ndarray]]  # batch number -> (domain_B, image_B)
-Runs = Callable[[int], tuple[list[np.ndarray], np.ndarray]]  # run number -> (encoded, need_B), see pipeline.py
+Runs = Callable[[int], tuple[list[np.ndarray], np.ndarray, np.ndarray]]  # run number -> a run, see pipeline.py
 
 
 class Batches:

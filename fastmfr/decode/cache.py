@@ -34,7 +34,7 @@ class DecodedCache:
 
     Args:
         domains: the domains.
-        preprocess: its size counts; the streams normalise and change the images.
+        preprocess: its size and fit count; the streams normalise and change the images.
         place: where the images are kept, "host" or "gpu".
         device: where batches are wanted; a CUDA device for "gpu". Images are decoded for this device.
         threads: as ImageStream takes it.
@@ -67,7 +67,8 @@ class DecodedCache:
     ):
         """Decode all images."""
         check_whole(number_of_domains=(len(domains), 1))
-        self.domains, self.size, self.place, self.device = list(domains), preprocess.size, place, checked_device(device)
+        self.domains, self.size, self.fit = list(domains), preprocess.size, preprocess.fit
+        self.place, self.device = place, checked_device(device)
         if place not in ("host", "gpu") or (place == "gpu" and self.device.type != "cuda"):
             raise ValueError(f"want a cache on the host, or on the gpu of a CUDA device; got {place!r}, {self.device}")
         *starts, images = accumulate((domain.images for domain in domains), initial=0)
@@ -84,10 +85,10 @@ class DecodedCache:
             filling.hand_over()
         self.bad = dict(filling.bad)
 
-    def holds(self, domains: Sequence[ImageSet], size: int) -> bool:
-        """Tell whether the cache was made of these domains, in this order, and of images of this size."""
+    def holds(self, domains: Sequence[ImageSet], preprocess: Preprocess) -> bool:
+        """Tell whether the cache was made of these domains, in this order, and of images of this size and fit."""
         same = len(domains) == len(self.domains) and all(map(lambda a, b: a is b, domains, self.domains))
-        return same and size == self.size
+        return same and (preprocess.size, preprocess.fit) == (self.size, self.fit)
 
 
 class _Filling(ImageStream):
@@ -141,15 +142,18 @@ class CachedStream(Batches):
         last: int | None = None,
         slot_B: np.ndarray | None = None,
     ):
-        """Prepare to stream; ValueError if an argument is out of range or the cache has images of another size."""
+        """Prepare to stream; ValueError if an argument is out of range or the cache has images of another size or fit."""
         check_whole(
             batch_images=(batch_images, 1),
             seed=(seed, 0),
             first=(first, 0),
             last=(first if last is None else last, first),
         )
-        if preprocess.size != cache.size:
-            raise ValueError(f"the cache holds images of {cache.size} pixels, want {preprocess.size}; make another")
+        if (preprocess.size, preprocess.fit) != (cache.size, cache.fit):
+            raise ValueError(
+                f"the cache holds images of {cache.size} pixels by fit {cache.fit}, want {preprocess.size} by "
+                f"{preprocess.fit}; make another"
+            )
         super().__init__(first)
         self.bad = cache.bad
         self._cache, self._requests, self._images, self._last = cache, requests, batch_images, last
@@ -280,9 +284,9 @@ def _kept(
 ) -> tuple[DecodedCache | None, str]:
     """The cache to stream from, if any, and why."""
     if isinstance(cache, DecodedCache):
-        if not cache.holds(domains, preprocess.size) or cache.device != checked_device(decoding["device"]):
+        if not cache.holds(domains, preprocess) or cache.device != checked_device(decoding["device"]):
             raise ValueError(
-                f"the cache was made of other domains, for another size or device (it has {cache.size} "
+                f"the cache was made of other domains, for another size, fit or device (it has {cache.size} "
                 f"pixels, {cache.device}); make one for this stream, or give cache='none'"
             )
         return cache, f"cache on the {cache.place}, filled before"

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import do_not_convert
 
 from .batches import Runs
-from .preprocess import AS_IS, CROP
+from .preprocess import ALIGN, AS_IS, CROP, Frame
 
 _PADDING = 1 << 20  # bytes of each GPU decoding buffer; DALI's 16 MiB a thread are meant for large photographs
 
 
 def build_pipeline(
-    source: Runs, size: int, device: torch.device, decoder: str, *, images: int, threads: int, prefetch: int
+    source: Runs, frame: Frame, device: torch.device, decoder: str, *, images: int, threads: int, prefetch: int
 ) -> Any:
     """Build DALI's pipeline; the arguments are those of `pipeline.build_pipeline`, `decoder` is "cpu" or "mixed"."""
+
+    taken = _taken(source, frame)
 
     # exec_dynamic: without it the first image that cannot be decoded ends the pipeline, and outputs are overwritten.
     @pipeline_def(
@@ -32,16 +35,15 @@ def build_pipeline(
         enable_conditionals=True,
     )
     def decode():
-        encoded, need = fn.external_source(
-            source=source, num_outputs=2, batch=True, no_copy=True, dtype=[types.UINT8, types.UINT8], ndim=[1, 0]
-        )
-        image = _decoded(encoded, decoder)
-        if need > AS_IS:  # image by image: a crop that changes nothing is a copy, a resize twice a decoding
-            if need > CROP:
-                image = fn.resize(
-                    image, resize_shorter=size, interp_type=types.INTERP_LINEAR, antialias=True, subpixel_scale=False
-                )
-            image = fn.crop(image, crop=(size, size))
+        given = fn.external_source(**taken)
+        need, image = given[1], _decoded(given[0], decoder)
+        if frame.aligned:
+            if need == ALIGN:
+                image = _aligned(image, given[2], frame)
+            else:
+                image = _fitted(image, need, frame)
+        else:
+            image = _fitted(image, need, frame)
         return image.gpu() if device.type == "cuda" else image
 
     with warnings.catch_warnings():
@@ -67,6 +69,46 @@ def build_vetting(run: list[np.ndarray], device: torch.device, decoder: str) -> 
     pipeline = decode()
     pipeline.build()
     return pipeline
+
+
+def _taken(source, frame):
+    """What the pipeline takes, as external_source wants it: encoded bytes, needs, and maps if images are aligned."""
+
+    def run(k):
+        encoded, need_B, map_B23 = source(k)
+        if not frame.aligned:
+            return encoded, need_B
+        corner_B23 = map_B23.copy()  # whole numbers are corners of pixels here, not their middles
+        corner_B23[:, :, 2] += 0.5 - 0.5 * map_B23[:, :, :2].sum(2)
+        return encoded, need_B, corner_B23.astype(np.float32)
+
+    outputs, kinds = 3 if frame.aligned else 2, [types.UINT8, types.UINT8, types.FLOAT]
+    several = {"num_outputs": outputs, "dtype": kinds[:outputs], "ndim": [1, 0, 2][:outputs]}
+    return {"source": run, "batch": True, "no_copy": True, **several}
+
+
+def _aligned(image, map_23, frame):
+    """Align as align.py does: maps lead from the crop to the image, and outside of the image is black."""
+    size = (frame.size, frame.size)
+    return fn.warp_affine(image, matrix=map_23, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
+
+
+@do_not_convert
+def _resized(image, frame):
+    side = {"crop": "resize_shorter", "pad": "resize_longer"}.get(frame.fit)
+    sides = {side: frame.size} if side else {"resize_x": frame.size, "resize_y": frame.size}
+    return fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=True, subpixel_scale=False, **sides)
+
+
+def _fitted(image, need, frame):
+    if need > AS_IS:  # image by image: a crop that changes nothing is a copy, a resize twice a decoding
+        if need > CROP:
+            image = _resized(image, frame)
+        if frame.fit == "crop":
+            image = fn.crop(image, crop=(frame.size, frame.size))
+        elif frame.fit == "pad":
+            image = fn.crop(image, crop=(frame.size, frame.size), out_of_bounds_policy="pad", fill_values=0)
+    return image
 
 
 def _decoded(encoded, decoder):

@@ -1,7 +1,7 @@
 """Decode by Pillow if DALI is not installed, on a pool of threads, which release the GIL while they decode.
 
 The pixels equal the reference of preprocess.py bit for bit. Shape suffixes: B = images of a batch, 3 = RGB,
-H W = preprocess.size.
+H W = frame.size.
 """
 
 import threading
@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from .align import aligned
 from .batches import Runs
-from .preprocess import fitted, upright_rgb
+from .preprocess import ALIGN, Frame, fitted, upright_rgb
 
 _NAME = "fastmfr-decode"  # of the threads
 _TASK = 8  # images decoded by one task: handing over a task of one image would cost a tenth of its time
@@ -29,14 +30,14 @@ class PillowPipeline:
     def __init__(
         self,
         source: Runs,
-        size: int,
+        frame: Frame,
         device: torch.device,
         *,
         threads: int,
         prefetch: int,
     ):
         """Start the threads; the arguments are those of `pipeline.build_pipeline`."""
-        self._source, self._size, self._device = source, size, device
+        self._source, self._frame, self._device = source, frame, device
         self._prefetch = prefetch
         self._calls, self._ended, self._begun = 0, False, deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=_NAME)
@@ -68,28 +69,37 @@ class PillowPipeline:
 
     def _begin(self):
         try:
-            encoded, _ = self._source(self._calls)  # Pillow sees the sizes itself
+            encoded, need_B, map_B23 = self._source(self._calls)
         except StopIteration:
             self._ended = True
             return
         self._calls += 1
+        size = self._frame.size
         pixel_BHW3 = torch.empty(
-            (len(encoded), self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
+            (len(encoded), size, size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
         )
         slots = [slice(start, start + _TASK) for start in range(0, len(encoded), _TASK)]
         array_BHW3 = pixel_BHW3.numpy()
-        tasks = [self._pool.submit(_decode, encoded[some], array_BHW3[some]) for some in slots]
+        tasks = [
+            self._pool.submit(_decode, encoded[some], need_B[some], map_B23[some], self._frame, array_BHW3[some])
+            for some in slots
+        ]
         self._begun.append((pixel_BHW3, tasks))
 
 
-def _decode(encoded: list[np.ndarray], pixel_BHW3: np.ndarray) -> None:
-    """Decodes images into `pixel_BHW3`."""
-    for one, pixel_HW3 in zip(encoded, pixel_BHW3, strict=True):
+def _decode(
+    encoded: list[np.ndarray], need_B: np.ndarray, map_B23: np.ndarray, frame: Frame, pixel_BHW3: np.ndarray
+) -> None:
+    """Decodes images into `pixel_BHW3`; of what they need, Pillow sees all but ALIGN itself."""
+    for one, need, map_23, pixel_HW3 in zip(encoded, need_B, map_B23, pixel_BHW3, strict=True):
         try:
             image = upright_rgb(one)
         except ValueError as error:
             raise Undecodable(str(error)) from None
-        pixel_HW3[:] = fitted(image, len(pixel_HW3))
+        if need == ALIGN:
+            pixel_HW3[:] = aligned(np.asarray(image), map_23, frame.size)
+        else:
+            pixel_HW3[:] = fitted(image, frame.size, frame.fit)
 
 
 def _join(pool: ThreadPoolExecutor) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from .batches import Runs
 from .pillow import PillowPipeline, Undecodable
-from .preprocess import upright_rgb
+from .preprocess import Frame, upright_rgb
 
 PILLOW = "pillow"  # the decoder that needs no DALI
 
@@ -23,16 +23,17 @@ def dali_installed() -> bool:
 
 
 def build_pipeline(
-    source: Runs, size: int, device: torch.device, decoder: str, *, images: int, threads: int, prefetch: int
+    source: Runs, frame: Frame, device: torch.device, decoder: str, *, images: int, threads: int, prefetch: int
 ) -> Any:
-    """Build a pipeline that decodes images, and resizes and crops those that need it.
+    """Build a pipeline that decodes images, and aligns, or resizes and crops, those that need it.
 
     A run with an image that cannot be decoded raises RuntimeError, which names no image; later runs are not affected.
 
     Args:
-        source: source(k) returns run k, or raises StopIteration to end the runs: a list of uint8 arrays, and
-            `needed` of their sizes. The arrays are read in place, so they must outlive the run.
-        size: pixels a side of the decoded images.
+        source: source(k) returns run k, or raises StopIteration to end the runs: a list of B uint8 arrays, what each
+            image needs (uint8, `needed` or ALIGN), and a float64 map (B, 2, 3) that counts for images that need ALIGN.
+            The arrays are read in place, so they must outlive the run.
+        frame: what the images are brought to; ALIGN needs one that is `aligned`.
         device: where the decoded images are put, whatever decodes them.
         decoder: "cpu"; "mixed" for nvJPEG, with the resize on a CUDA device; or "pillow".
         images: the most images that a run has.
@@ -40,10 +41,10 @@ def build_pipeline(
         prefetch: how many runs ahead `source` is called.
     """
     if decoder == PILLOW:
-        return PillowPipeline(source, size, device, threads=threads, prefetch=prefetch)
+        return PillowPipeline(source, frame, device, threads=threads, prefetch=prefetch)
     from . import dali
 
-    return dali.build_pipeline(source, size, device, decoder, images=images, threads=threads, prefetch=prefetch)
+    return dali.build_pipeline(source, frame, device, decoder, images=images, threads=threads, prefetch=prefetch)
 
 
 def close_pipeline(pipeline: Any) -> None:

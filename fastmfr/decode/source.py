@@ -16,9 +16,10 @@ import numpy as np
 from fastmfr.image_set import ImageSet
 from fastmfr.native import FileChanged
 
+from .align import alignment_maps
 from .batches import Requests, checked_request
 from .encoded import checked_size
-from .preprocess import RESIZE, jpeg_or_png, needed
+from .preprocess import ALIGN, RESIZE, Frame, jpeg_or_png, needed
 from .verdicts import BAD, UNKNOWN, Verdicts
 
 MAX_TRIES = 1000  # that many bad images in a row are no accident: the domain's files are broken
@@ -53,7 +54,7 @@ class Reader:
         self,
         domains: Sequence[ImageSet],
         verdicts: Verdicts,
-        size: int,
+        frame: Frame,
         vet: Callable[[np.ndarray], None] | None = None,
     ):
         """Prepare to read.
@@ -61,12 +62,12 @@ class Reader:
         Args:
             domains: the domains to read from.
             verdicts: what all readers that share this object found out.
-            size: pixels a side that images will have.
+            frame: what images will be brought to.
             vet: called with the encoded bytes of an image without a verdict; raises ValueError if the image cannot be
                 decoded. None trusts the markers of the image.
         """
         self.domains, self.bad = domains, dict[str, str]()
-        self._verdicts, self._size, self._vet = verdicts, size, vet
+        self._verdicts, self._frame, self._vet = verdicts, frame, vet
         self._known = [np.zeros(domain.images, np.uint8) for domain in domains]  # Found.known of good images
 
     def read(self, domain_B: np.ndarray, image_B: np.ndarray) -> tuple[list, np.ndarray, np.ndarray, np.ndarray]:
@@ -98,6 +99,21 @@ class Reader:
         pixel_B = 1 << (known_B % _FOREIGN >> _POWER).astype(np.int64)
         return encoded, (known_B & _NEED) - np.uint8(1), found_B, pixel_B
 
+    def maps(self, domain_B: np.ndarray, found_B: np.ndarray) -> np.ndarray:
+        """Return where the aligned crops of images read lie, as alignment_maps does; NaN for images without landmarks.
+
+        Args:
+            domain_B: the domain of each image.
+            found_B: the number of each image.
+        """
+        map_B23 = np.full((len(found_B), 2, 3), np.nan)
+        if self._frame.aligned:
+            for domain in np.unique(domain_B).tolist():
+                landmark_N52, slots = self.domains[domain].landmark_N52, domain_B == domain
+                if landmark_N52 is not None:
+                    map_B23[slots] = alignment_maps(landmark_N52[found_B[slots]], self._frame.size)
+        return map_B23
+
     def reject(self, domain: int, image: int, reason: str) -> None:
         """Report an image as bad, and never return that image again."""
         self._verdicts.reject(self.domains[domain], image, reason)
@@ -115,7 +131,7 @@ class Reader:
             if self._vet and verdict == UNKNOWN:
                 self._vet(taken)
                 self._verdicts.accept(self.domains[domain], image)
-            (need,) = needed([(width, height)], self._size).tolist()
+            (need,) = needed([(width, height)], self._frame).tolist()
             power = (width * height - 1).bit_length()
             known = need + 1 | power << _POWER | _FOREIGN * (taken is not encoded)
             self._known[domain][image] = known
@@ -154,7 +170,8 @@ class Batch(NamedTuple):
     """One batch as DALI takes it, with the images asked for and the images read."""
 
     encoded: list[np.ndarray]  # uint8, of B lengths
-    need_B: np.ndarray  # what their sizes need, see preprocess.needed
+    need_B: np.ndarray  # what they need, see preprocess.needed
+    map_B23: np.ndarray  # where aligned crops lie in them
     domain_B: np.ndarray
     image_B: np.ndarray  # as asked for
     found_B: np.ndarray  # as read
@@ -184,10 +201,11 @@ class Source:
         self.error: Exception | None = None
         self._requests, self._images = requests, batch_images
         self._first, self._last = first, last
-        self._stand_in = [np.frombuffer(_ONE_PIXEL, np.uint8)] * batch_images, np.full(batch_images, RESIZE, np.uint8)
+        stand_in = [np.frombuffer(_ONE_PIXEL, np.uint8)] * batch_images
+        self._stand_in = stand_in, np.full(batch_images, RESIZE, np.uint8), np.zeros((batch_images, 2, 3))
 
-    def __call__(self, call: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return (encoded, need_B) of batch first + `call`, or raise StopIteration.
+    def __call__(self, call: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Return (encoded, need_B, map_B23) of batch first + `call`, or raise StopIteration.
 
         A batch of too many pixels is kept in `ahead` only, and images of one pixel are returned in its place.
         """
@@ -200,9 +218,13 @@ class Source:
             self.error = error
             raise StopIteration from error
         self.ahead[number] = batch
-        return batch[:2] if batch.most == self._images else self._stand_in
+        return batch[:3] if batch.most == self._images else self._stand_in
 
     def fetch(self, domain_B: np.ndarray, image_B: np.ndarray) -> Batch:
         """Read the batch of these images, with bad images replaced."""
         encoded, need_B, found_B, pixel_B = self.reader.read(domain_B, image_B)
-        return Batch(encoded, need_B, domain_B, image_B, found_B, pixel_B)
+        map_B23 = self.reader.maps(domain_B, found_B)
+        is_aligned_B = ~np.isnan(map_B23[:, 0, 0])
+        need_B[is_aligned_B] = ALIGN
+        map_B23[~is_aligned_B] = 0
+        return Batch(encoded, need_B, map_B23, domain_B, image_B, found_B, pixel_B)

@@ -22,6 +22,7 @@ from .backend import checked_decoder
 from .batches import Batches, Requests, check_whole, checked_device
 from .finish import Finish
 from .pipeline import Vetting, build_pipeline, close_pipeline, decoding_failure, pixels
+from .preprocess import Frame
 from .source import Batch, Reader, Source
 from .verdicts import Verdicts
 
@@ -36,7 +37,7 @@ class ImageStream(Batches):
         domains: the images, by domain.
         requests: requests(i) returns two whole-number arrays (batch_images,), domain and image of every slot of batch
             i. The result must depend on i alone; it is asked for up to `prefetch` batches ahead.
-        preprocess: size, normalisation and changes at random.
+        preprocess: size, fit, normalisation and changes at random. Images with landmarks are aligned.
         batch_images: images of a batch.
         seed: of the changes at random.
         first: the first batch.
@@ -92,10 +93,11 @@ class ImageStream(Batches):
         self._vetting = Vetting(where, decoder)
         # For a stream dropped without being closed: DALI's graph is a cycle that holds source, reader and vetting.
         weakref.finalize(self, self._vetting.close).atexit = False
-        self._reader = Reader(domains, verdicts or Verdicts(), preprocess.size, self._vetting if vet else None)
+        frame = Frame(preprocess.size, preprocess.fit, any(domain.landmark_N52 is not None for domain in domains))
+        self._reader = Reader(domains, verdicts or Verdicts(), frame, self._vetting if vet else None)
         self._source = Source(self._reader, requests, batch_images=batch_images, first=first, last=last)
         self.bad = self._reader.bad
-        self._build = partial(build_pipeline, size=preprocess.size, device=where, decoder=decoder, threads=threads)
+        self._build = partial(build_pipeline, frame=frame, device=where, decoder=decoder, threads=threads)
         self._pipeline = self._build(self._source, images=batch_images, prefetch=prefetch)
         self._finish = Finish(preprocess, seed, where, slot_B)
 
@@ -134,7 +136,7 @@ class ImageStream(Batches):
     def _part_by_part(self, batch: Batch) -> torch.Tensor:
         """Decode a batch of too many pixels, as many images at once as the bound allows."""
         parts = [slice(start, start + batch.most) for start in range(0, len(batch.encoded), batch.most)]
-        runs = iter([(batch.encoded[part], batch.need_B[part]) for part in parts])
+        runs = iter([(batch.encoded[part], batch.need_B[part], batch.map_B23[part]) for part in parts])
         pipeline = self._build(lambda _: next(runs), images=batch.most, prefetch=1)
         decoded = []
         try:
@@ -148,13 +150,13 @@ class ImageStream(Batches):
     def _one_by_one(self, batch: Batch) -> torch.Tensor:
         """Decode a batch that the decoder failed on, each image alone, with bad images replaced."""
         images: list[torch.Tensor] = []
-        run: list = []  # (encoded, need_B) of the image to decode
-        pipeline = self._build(lambda _: (run[0], run[1]), images=1, threads=1, prefetch=1)
+        run: list = []  # (encoded, need_B, map_B23) of the image to decode
+        pipeline = self._build(lambda _: tuple(run), images=1, threads=1, prefetch=1)
         for slot in range(len(batch.encoded)):
             one = slice(slot, slot + 1)
             while len(images) == slot:
                 alone = self._source.fetch(batch.domain_B[one], batch.image_B[one])
-                run[:] = alone[:2]
+                run[:] = alone[:3]
                 try:
                     with self._borrowing():
                         images.append(pixels(pipeline).clone())
