@@ -125,11 +125,13 @@ class Domain(ImageSet):
         """Return a hash of what the domain holds, without reading an image; another one where images have changed.
 
         It is made of the identities chosen, and of a folder's file names and sizes (above 100,000 images: the size of
-        each identity's first file), or of the size of train.rec and the content of train.idx.
+        each identity's first file), or of the size of train.rec and the content of train.idx; and of the landmarks.
         """
         digest = hashlib.sha256(self.offsets.tobytes())
         if self._chosen is not None:
             digest.update(self._chosen.tobytes())
+        if self.landmark_N52 is not None:
+            digest.update(self.landmark_N52.tobytes())
         self._source.add_to(digest)
         return digest.hexdigest()
 
@@ -151,7 +153,12 @@ class Domain(ImageSet):
                 f"{len(numbers)} from {numbers.min()} to {numbers.max()}, {len(np.unique(numbers))} of them different"
             )
         numbers = numbers.astype(np.int64)
-        return Domain(self.name, self.path, self._source, numbers if self._chosen is None else self._chosen[numbers])
+        chosen = Domain(self.name, self.path, self._source, numbers if self._chosen is None else self._chosen[numbers])
+        if self.landmark_N52 is not None:
+            moved = self.offsets[numbers] - chosen.offsets[:-1]
+            image_N = np.arange(chosen.images) + np.repeat(moved, np.diff(chosen.offsets))
+            chosen.landmark_N52 = self.landmark_N52[image_N]
+        return chosen
 
     def _in_source(self, images: ArrayLike) -> np.ndarray:
         """Image numbers of this domain as image numbers of the source."""

@@ -129,8 +129,8 @@ class Model:
         """Embed aligned face crops.
 
         Args:
-            images: each an encoded image as bytes, a path, or RGB pixels, uint8 (height, width, 3). The shorter
-                side is resized to the model's size and the centre is cropped.
+            images: each an encoded image as bytes, a path, or RGB pixels, uint8 (height, width, 3). Each is
+                brought to the model's size by its `preprocess.fit`.
             mirror: "concat" puts the embedding of the mirror image beside each embedding, "sum" adds it, "none" leaves
                 it out.
 
@@ -145,22 +145,22 @@ class Model:
     def _batches(self, images) -> Iterable[Tensor]:
         look = self.preprocess
         for start in range(0, len(images), EMBEDDED_AT_ONCE):
-            pixel_NHW3 = np.stack([_pixels(image, look.size) for image in images[start : start + EMBEDDED_AT_ONCE]])
+            pixel_NHW3 = np.stack([_pixels(image, look) for image in images[start : start + EMBEDDED_AT_ONCE]])
             image_N3HW = torch.from_numpy(pixel_NHW3).permute(0, 3, 1, 2).float()
             yield (image_N3HW - look.mean) / look.std
 
 
-def _pixels(image, size) -> np.ndarray:
+def _pixels(image, look) -> np.ndarray:
     """uint8 (size, size, 3), RGB."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"want pixels as uint8 (height, width, 3), got {image.dtype} {image.shape}")
-        return fitted(Image.fromarray(image), size)
+        return fitted(Image.fromarray(image), look.size, look.fit)
     if not isinstance(image, bytes | Path | str):
         raise ValueError(f"want an image as bytes, a path or an array of pixels, got {type(image).__name__}")
     encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
     try:
-        return fitted(upright_rgb(encoded), size)
+        return fitted(upright_rgb(encoded), look.size, look.fit)
     except ValueError as error:
         name = f"these {len(encoded)} bytes" if isinstance(image, bytes) else image
         raise ValueError(f"{name} cannot be decoded as an image: {error}") from error

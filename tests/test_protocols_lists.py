@@ -230,9 +230,6 @@ def ijb(folder):
 def test_reads_templates_as_ijb_comes(tmp_path):
     images, templates = read_templates(ijb(tmp_path))
     assert images.notes == ()
-    (tmp_path / "meta" / "ijbx_name_5pts_score.txt").write_text("1.jpg 1 2 3 4 5 6 7 8 9 10 0.9\n")
-    (note,) = read_templates(tmp_path)[0].notes
-    assert "ijbx_name_5pts_score.txt holds landmarks, which are not used" in note
     assert (images.images, templates.templates, len(templates.template_of_medium)) == (12, 4, 8)
     assert np.bincount(templates.medium).tolist() == [1, 2] * 4
     assert templates.pairs.is_mate.tolist() == [True, True, False, False]

@@ -20,6 +20,8 @@ what a set may be
   pairs.txt     a line `path path 0|1 [fold]` a pair; or LFW's and RFW's own lists of pairs
   folder        with gallery.txt and probe.txt (see split), with gallery_1.txt, probe_1.txt, ..., with pairs.txt, with
                 IJB-style templates, RFW as it comes; or a class folder or RecordIO folder, one image a person enrolled
+images are aligned by five landmarks each if a file of them lies beside the lists of IJB or RFW, or is named:
+  --data.landmarks.NAME FILE; --data.landmarks.NAME none leaves the file unused that lies there
 protocols score the sets of these names, and say which are missing: gfr-r-1 to 4 indian, african, asian, caucasian;
 gfr-v cacd-vs, casia-nir-vis, multi-pie, meglass, public-ivs
 several GPUs: torchrun --nproc-per-node 8 -m fastmfr evaluate ... shares the images out; the figures are the same
@@ -52,6 +54,7 @@ def _run(options, settings, model, group):
             weights, config = model or typed_model(options, settings, PROG)
             paths, out = _paths(options), Path(options.out or weights.parent / "evaluation.json")
             _check_folder(out)
+            _check_landmarks(config.data, paths)
         results, left_out = score_sets(weights, config, paths, options.protocol, options.mirror, group)
     except KeyboardInterrupt as stopped:
         stopped.add_note("nothing was written")
@@ -72,6 +75,13 @@ def _check_folder(out):
         raise ValueError(f"want --out as a file in a folder that is there, got {out}")
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent} cannot be written to; name a file elsewhere by --out")
+
+
+def _check_landmarks(data, paths):
+    """Raises ValueError if data.landmarks names neither a set nor a domain of the run."""
+    known = {*paths, *data.sources, *data.pretrain, *data.targets}
+    if strange := [name for name in data.landmarks if name not in known]:
+        raise ValueError(f"data.landmarks names {', '.join(strange)}, which is no set; want one of {', '.join(paths)}")
 
 
 def _parser():

@@ -3,7 +3,9 @@
 import argparse
 from itertools import chain, count
 from pathlib import Path
+from typing import get_args
 
+from fastmfr.config.choices import Fit
 from fastmfr.domains import open_domain
 from fastmfr.inspect.overlap import overlap
 from fastmfr.inspect.sheet import draw_sheet
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> int:
     surveys = _surveys(options, console)
     shared = overlap(surveys)
     console.print(table(surveys, shared), soft_wrap=False)
-    for line in (*(line for found in surveys for line in of_domain(found)), *of_overlap(surveys, shared)):
+    for line in (*(line for found in surveys for line in of_domain(found, options.fit)), *of_overlap(surveys, shared)):
         console.print(line)
     if options.out:
         _write(surveys, shared, Path(options.out), console)
@@ -38,6 +40,9 @@ def _parser():
     parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="a class folder or a RecordIO folder")
     parser.add_argument("--images", type=int, metavar="N", help="read a sample of N images of each (default: all)")
     parser.add_argument("--out", metavar="FOLDER", help="write contact sheets and whole lists of what was found there")
+    parser.add_argument(
+        "--fit", choices=get_args(Fit), default="crop", help="say what data.fit would do to images that are not square"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
     return parser
 

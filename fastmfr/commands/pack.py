@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
                 resize=options.resize,
                 min_images=options.min_images,
                 decode=options.decode,
+                landmarks=options.landmarks,
                 workers=options.workers,
                 progress=progress,
             )
@@ -55,6 +56,14 @@ def _parser():
     parser.add_argument("sources", metavar="SOURCE", nargs="+")
     parser.add_argument("out", metavar="OUT", help="folder for train.rec, train.idx, property and identities.txt")
     parser.add_argument("--resize", type=int, metavar="N", help="make the shorter side N pixels, as JPEG of quality 95")
+    parser.add_argument(
+        "--landmarks",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="align images by five points each, into crops of 112 pixels or --resize; one file for all sources, or one "
+        "for each",
+    )
     parser.add_argument("--min-images", type=int, default=1, metavar="K", help="leave out people with fewer images")
     parser.add_argument("--decode", action="store_true", help="decode every image; by default its markers are checked")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")

@@ -12,6 +12,7 @@ from fastmfr.atomic import write_text
 from fastmfr.config import Config
 from fastmfr.config.choices import Mirror
 from fastmfr.decode import choose_decoder, dali_installed
+from fastmfr.decode.shapes import shapes_of
 from fastmfr.distributed import all_gather_object, raise_on_all_ranks, rank_and_world
 from fastmfr.evaluate.sets import embed_set, open_sets, score_set
 from fastmfr.evaluate.table import notes, table_of
@@ -63,8 +64,9 @@ def score_sets(
     results, left_out = {}, {}
     for name, path in paths.items():
         try:
-            for found in _opened(open_sets(name, path, **chosen), path, group):
-                for note in found.images.notes:
+            sets = open_sets(name, path, **chosen, landmarks=config.data.landmarks.get(name))
+            for found in _opened(sets, path, group):
+                for note in (*found.images.notes, *shapes_of(found.images, model.preprocess.fit).lines):
                     console.print(printable(f"{found.name}: {note}"))
                 if protocol and (unlike := _unlike_the_paper(found)):
                     console.print(printable(unlike))

@@ -19,7 +19,7 @@ from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
 from fastmfr.results import FAR
 
-DOMAINS = ("data.pretrain", "data.sources", "data.targets")  # settings whose names are the user's
+DOMAINS = ("data.pretrain", "data.sources", "data.targets", "data.landmarks")  # settings whose names are the user's
 
 
 def _check_sgd(section, *rates):
@@ -71,6 +71,9 @@ class Data(Preprocess):
     """domains of stage one, NAME: PATH, if these are other ones than stage two's: data.sources are then stage two's"""
     targets: dict[str, str] = field(default_factory=dict)
     """domains to score on; if one is a source too, part of its people are held out for scoring"""
+    landmarks: dict[str, str] = field(default_factory=dict)
+    """files of five points an image, NAME: PATH, of domains and of sets to evaluate whose images are to be aligned;
+    'none' leaves the file unused that lies beside a set"""
     holdout: float = 0.5
     """part of the people held out of a domain that is both source and target"""
     new_people: float = 0.0

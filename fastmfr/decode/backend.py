@@ -134,11 +134,8 @@ def measure_decoders(
     sample = _sample(domains, {name: Vetting(device, name) for name in decoders}, failed)
     if not sample:
         return {**dict.fromkeys(decoders, "no image was decoded by each"), **failed}, 0
-    turns = {
-        name: _turns(sample, Frame(preprocess.size, preprocess.fit), device, name, threads)
-        for name in decoders
-        if name not in failed
-    }
+    frame = Frame(preprocess.size, preprocess.fit)
+    turns = {name: _turns(sample, frame, device, name, threads) for name in decoders if name not in failed}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     until = time.monotonic() + _TIMING
     for round_ in range(1 + _ROUNDS):

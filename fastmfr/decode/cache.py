@@ -142,7 +142,7 @@ class CachedStream(Batches):
         last: int | None = None,
         slot_B: np.ndarray | None = None,
     ):
-        """Prepare to stream; ValueError if an argument is out of range or the cache has images of another size or fit."""
+        """Prepare to stream; ValueError if an argument is out of range or the cache has another size or fit."""
         check_whole(
             batch_images=(batch_images, 1),
             seed=(seed, 0),

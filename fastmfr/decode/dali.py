@@ -1,7 +1,7 @@
 """The DALI pipeline: encoded bytes in, uint8 images (B, H, W, 3) of one size out. It holds no random state."""
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
 # DALI's type stubs know neither its enumerations nor an `if` over images.
 
 import warnings
@@ -37,11 +37,10 @@ def build_pipeline(
     def decode():
         given = fn.external_source(**taken)
         need, image = given[1], _decoded(given[0], decoder)
-        if frame.aligned:
-            if need == ALIGN:
-                image = _aligned(image, given[2], frame)
-            else:
-                image = _fitted(image, need, frame)
+        if not frame.aligned:
+            image = _fitted(image, need, frame)
+        elif need == ALIGN:
+            image = _aligned(image, given[2], frame)
         else:
             image = _fitted(image, need, frame)
         return image.gpu() if device.type == "cuda" else image

@@ -26,6 +26,7 @@ from .rows import NAME, Rows
 from .source import Source
 
 RECORD = "embeddings.json"
+NOT_KEPT = {"fit": "crop"}  # settings that older records leave out
 TOLD = 5  # bad images that are named
 
 
@@ -150,6 +151,7 @@ def _record(model, source, mirror, normalise, decoder):
             "size": data.size,
             "mean": data.mean,
             "std": data.std,
+            "fit": data.fit,
             "mirror": mirror,
             "normalise": normalise,
             "decoder": decoder,
@@ -183,10 +185,10 @@ def _check(folder, before, now):
     if before is None:
         return
     different = [
-        f"{part}.{name} was {before[part].get(name)!r}, now {value!r}"
+        f"{part}.{name} was {before[part].get(name, NOT_KEPT.get(name))!r}, now {value!r}"
         for part, values in now.items()
         for name, value in values.items()
-        if (part, name) != ("weights", "file") and before[part].get(name) != value
+        if (part, name) != ("weights", "file") and before[part].get(name, NOT_KEPT.get(name)) != value
     ]
     if different:
         files = f"weights {before['weights'].get('file')}, now {now['weights']['file']}"

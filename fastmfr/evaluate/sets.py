@@ -24,7 +24,7 @@ from fastmfr.protocols import (
     read_pairs,
     read_templates,
 )
-from fastmfr.protocols.images import note_landmarks
+from fastmfr.protocols.landmarks import UNUSED, attach, find_landmarks, read_landmarks
 from fastmfr.protocols.lists import folder_lists
 from fastmfr.protocols.templates import find_template_lists
 from fastmfr.results import FAR, Scores
@@ -53,7 +53,12 @@ class EvaluationSet:
 
 
 def open_sets(
-    name: str, path: Path | str, *, seed: int = 2019, probes_per_identity: int | None = None
+    name: str,
+    path: Path | str,
+    *,
+    seed: int = 2019,
+    probes_per_identity: int | None = None,
+    landmarks: Path | str | None = None,
 ) -> Iterator[EvaluationSet]:
     """Yield the evaluation sets at `path`, one after the other.
 
@@ -66,9 +71,11 @@ def open_sets(
         path: A file or folder.
         seed: Draws the gallery of a class or RecordIO folder, one image a person.
         probes_per_identity: How many images of a person are looked up at most in such a folder; None for all.
+        landmarks: A file of five points an image, by which images are aligned; None takes the file that lies beside the
+            lists of IJB or RFW, if there is one; "none" takes no file. The images' `notes` say how many are aligned.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
+        FileNotFoundError: there is nothing at `path`, or no file of landmarks.
         ValueError: what lies there is damaged, or no set.
     """
     path = Path(path)
@@ -76,38 +83,53 @@ def open_sets(
         raise FileNotFoundError(f"there is no {path}; a set is a .bin file, a list of pairs, or a folder")
     if path.is_file():
         images, pairs = read_pairs(path, name) if path.suffix == ".txt" else read_bin(path, name)
-        yield EvaluationSet(name, images, pairs=pairs)
+        yield _aligned(EvaluationSet(name, images, pairs=pairs), landmarks)
         return
-    found = [*_listed(name, path), *_races(name, path)]
+    found = [*_listed(name, path, landmarks), *_races(name, path, landmarks)]
     if not found:
         domain = open_domain(path, name)
         drawn = gallery_probe(domain.offsets, seed=seed, probes_per_identity=probes_per_identity)
-        found = [EvaluationSet(name, domain, (drawn,))]
+        found = [_aligned(EvaluationSet(name, domain, (drawn,)), landmarks)]
     yield from found
 
 
-def _listed(name, folder):
+def _listed(name, folder, landmarks):
     """The sets that lists within a folder make."""
     if find_template_lists(folder):
         images, templates = read_templates(folder, name)
-        yield EvaluationSet(name, images, templates=templates)
+        yield _aligned(EvaluationSet(name, images, templates=templates), landmarks, folder, folder / "meta")
     listed = bool(folder_lists(folder))
     if listed:
         images, folds = read_folds(folder, name)
-        yield EvaluationSet(name, images, folds)
+        yield _aligned(EvaluationSet(name, images, folds), landmarks)
     if (folder / "pairs.txt").is_file():
         images, pairs = read_pairs(folder / "pairs.txt", f"{name}/pairs" if listed else name)
-        yield EvaluationSet(images.name, images, pairs=pairs)
+        yield _aligned(EvaluationSet(images.name, images, pairs=pairs), landmarks)
 
 
-def _races(name, folder):
+def _races(name, folder, landmarks):
     """RFW as it comes: txts/African/African_pairs.txt with data/African/..., in the folder or its `test`."""
     for place in (folder, folder / "test"):
         for listing in sorted(place.glob("txts/*/*_pairs.txt")):
             race = listing.parent.name
             images, pairs = read_pairs(listing, f"{name}/{race.lower()}", place / "data" / race)
-            note_landmarks(images, listing.parent)
-            yield EvaluationSet(images.name, images, pairs=pairs)
+            yield _aligned(EvaluationSet(images.name, images, pairs=pairs), landmarks, listing.parent)
+
+
+def _aligned(found, landmarks, *places):
+    """The set, with its images to be aligned by the landmarks asked for, or by a file that lies in one of `places`."""
+    beside = None if landmarks else find_landmarks(*places)
+    if beside is None and (not landmarks or landmarks == UNUSED):
+        return found
+    try:
+        sentence = attach(found.images, read_landmarks(beside or landmarks))
+    except ValueError as error:
+        if beside is None:
+            raise
+        top = found.name.partition("/")[0]
+        raise ValueError(f"{error}; --data.landmarks.{top} {UNUSED} scores the images as they are") from None
+    found.images.notes = (sentence, *found.images.notes)
+    return found
 
 
 def embed_set(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastmfr.atomic import write_text
+from fastmfr.protocols.landmarks import UNUSED
 from fastmfr.report.tables import columns
 from fastmfr.text import printable
 
@@ -20,6 +21,12 @@ BLANK = """\
 > **TO BE FILLED IN by whoever hands this model on:** what it is for, by whom and on whom it may be used, with whose
 > consent, what it must not be used for, at which threshold, and who answers for it."""
 FILE = "File "
+FITS = {  # data.fit: what it does
+    "crop": "Resize the shorter side to {size} pixels, with antialiasing, and crop the centre, {pixels}.",
+    "pad": "Resize the longer side to {size} pixels, with antialiasing, and add black at both ends of the other side, "
+    "{pixels}.",
+    "stretch": "Resize both sides, with antialiasing, to {pixels} pixels.",
+}
 
 
 def check_card(folder: Path, facts: Facts) -> None:
@@ -96,13 +103,23 @@ def _what(facts) -> Iterator[str]:
 def _preparation(facts) -> Iterator[str]:
     look = facts.model.preprocess
     pixels = f"{look.size} x {look.size}"
-    yield "1. Crop and align each face as the training images were. fastmfr aligns nothing."
+    yield f"1. Crop and align each face as the training images were. {_alignment(facts.model.config.data)}"
     yield "2. Take the channels in the order RGB. OpenCV reads BGR."
-    yield f"3. Resize the shorter side to {look.size} pixels, with antialiasing, and crop the centre, {pixels}."
+    yield f"3. {FITS[look.fit].format(size=look.size, pixels=pixels)}"
     yield f"4. Take (pixel - {look.mean:g}) / {look.std:g} of pixels from 0 to 255, unless the file normalises."
     yield "5. Lay out a batch as N x 3 x height x width, float32."
     if facts.scored:
         yield "6. The results below are of embeddings with the mirror image's embedding beside, compared by the cosine."
+
+
+def _alignment(data) -> str:
+    """What the run says of how its images were aligned."""
+    if aligned := [name for name in (*data.sources, *data.pretrain) if data.landmarks.get(name, UNUSED) != UNUSED]:
+        return (
+            "fastmfr aligned the images of these domains by five landmarks to ArcFace's places: "
+            f"{_cell(', '.join(aligned))}."
+        )
+    return "fastmfr took the training images as they were."
 
 
 def _results(facts) -> Iterator[str]:

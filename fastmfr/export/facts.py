@@ -112,6 +112,7 @@ def metadata_of(facts: Facts, graph: Graph) -> dict[str, str]:
         "pixels": "0 to 255" if graph.raw_input else "(pixel - mean) / std, of pixels 0 to 255",
         "mean": str(look.mean),
         "std": str(look.std),
+        "fit": look.fit,
         "normalisation": "in the file" if graph.raw_input else "by the caller",
         "embedding": str(length),
         "unit_length": str(graph.normalise).lower(),

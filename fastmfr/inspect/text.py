@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence, Sized
 import numpy as np
 from rich.table import Table
 
+from fastmfr.config.choices import Fit
+from fastmfr.decode.shapes import fit_line
 from fastmfr.text import printable
 
 from .overlap import MOST_PEOPLE, Overlap
@@ -39,8 +41,13 @@ def table(surveys: Sequence[Survey], common: Overlap) -> Table:
     return grid
 
 
-def of_domain(found: Survey) -> Iterator[str]:
-    """Yield lines on one domain: what was passed over, a histogram of images a person, sizes, what is broken."""
+def of_domain(found: Survey, fit: Fit = "crop") -> Iterator[str]:
+    """Yield lines on one domain: what was passed over, a histogram of images a person, sizes, what is broken.
+
+    Args:
+        found: the domain.
+        fit: what will be done to images that are not square.
+    """
     name, single = printable(found.domain.name), found.domain.single
     yield from map(printable, found.domain.notes)
     yield f"\n{name}: people by how many images they have"
@@ -52,6 +59,8 @@ def of_domain(found: Survey) -> Iterator[str]:
         )
     if found.sizes:
         yield f"{name}: width x height {_sizes(found.sizes)}"
+    if line := fit_line(found.sizes, fit):
+        yield f"{name}: {line}"
     if single:
         yield f"{name}: people with a single image, of which no pair can be made: {single:,}"
     if found.broken:

@@ -6,7 +6,8 @@ names.py    names of people, one line each and read back as they were
 sources.py  class folders, lists and RecordIO folders as sources; any source opened by its path
 tar.py      WebDataset shards as a source
 parquet.py  Parquet files as a source
-images.py   one image: checked, resized if asked
+images.py   one image: checked, resized or aligned if asked
+aligner.py  landmarks of the images of all sources
 build.py    list the sources, order the images by person, write
 """
 

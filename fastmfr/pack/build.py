@@ -18,7 +18,8 @@ import numpy as np
 
 from fastmfr.image_set import part_of
 
-from .images import ordered_map, prepare
+from .aligner import Aligner
+from .images import align, ordered_map, prepare
 from .names import NAMES, alike, escaped, printable
 from .source import Identities, Source
 from .sources import open_source
@@ -59,6 +60,7 @@ def pack(
     resize: int | None = None,
     min_images: int = 1,
     decode: bool = False,
+    landmarks: Sequence[str | os.PathLike] = (),
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
@@ -69,9 +71,12 @@ def pack(
     Args:
         sources: paths, as `open_source` takes them. The same name in two sources is one person.
         out: the folder to write, outside the sources.
-        resize: the shorter side in pixels; None keeps all images as they are.
+        resize: the shorter side in pixels; None keeps all images as they are. With landmarks, the side of the crops;
+            None takes 112.
         min_images: people with fewer good images are left out.
         decode: whether to decode every image, to find damage that the markers do not show.
+        landmarks: files of five points an image, by which images are aligned: one for all sources, or one for each. An
+            image without landmarks is refused.
         workers: the number of threads; by default one a core.
         progress: called with (images done, images in all), first with 0 done.
 
@@ -83,12 +88,14 @@ def pack(
     """
     out, packed = Path(out), Packed(Path(out))
     _check(sources, out, resize=resize, min_images=min_images, workers=workers)
+    aligner = Aligner(landmarks, len(sources), resize) if landmarks else None
     with RecordWriter(out) as writer, TemporaryFile(dir=out) as spill:
         listed, names, rank_N = _listed(sources, packed, spill)
-        job = partial(_prepared, listed, rank_N, partial(prepare, short=resize, decode=decode))
+        job = partial(_prepared, listed, rank_N, partial(prepare, short=resize, decode=decode), aligner)
         order_N = np.argsort(rank_N, kind="stable")
         good = _good(job, order_N, packed, workers or os.cpu_count() or 1, progress)
         _write(writer, good, names, packed, min_images)
+    packed.notes += aligner.notes() if aligner else []
     return packed
 
 
@@ -144,7 +151,11 @@ def _shared(sources: list[Source], people: int) -> np.ndarray:
 
 
 def _prepared(
-    sources: list[Source], rank_N: np.ndarray, prepared: Callable[[bytes], tuple], images: np.ndarray
+    sources: list[Source],
+    rank_N: np.ndarray,
+    prepared: Callable[[bytes], tuple],
+    aligner: Aligner | None,
+    images: np.ndarray,
 ) -> list[tuple]:
     """For each image (rank, None, bytes, size), or (rank, key, reason, None) if the image is refused.
 
@@ -156,10 +167,20 @@ def _prepared(
     for rank, number, image in zip(rank_N[images].tolist(), numbers, (images - starts[numbers]).tolist(), strict=True):
         source = sources[number]
         try:
-            results.append((rank, None, *prepared(source.read(image))))
+            made = _aligned(aligner, source, number, image) if aligner else prepared(source.read(image))
+            results.append((rank, None, *made))
         except (ValueError, OSError) as error:
             results.append((rank, source.key(image), str(error), None))
     return results
+
+
+def _aligned(aligner: Aligner, source: Source, number: int, image: int) -> tuple[bytes, tuple[int, int]]:
+    """The aligned crop of an image of source `number`, and its (width, height)."""
+    key = source.key(image)
+    landmark_52 = aligner.landmarks_of(number, image, key)
+    crop, size = align(source.read(image), landmark_52, aligner.size)
+    aligner.note_size(number, image, key, landmark_52, size)
+    return crop, (aligner.size, aligner.size)
 
 
 def _good(

@@ -1,4 +1,4 @@
-"""One image on its way into the records: checked, and resized if asked."""
+"""One image on its way into the records: checked, and resized or aligned if asked."""
 
 import io
 import threading
@@ -11,10 +11,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from fastmfr.decode.align import aligned, alignment_maps
 from fastmfr.decode.encoded import START, checked_size, format_of
 from fastmfr.decode.preprocess import DECODED, jpeg_or_png, upright_rgb
 
-QUALITY = 95  # of a resized JPEG
+QUALITY = 95  # of a resized or aligned JPEG
 LARGE = 1 << 22  # pixels; of larger images one is decoded at a time, so that memory does not grow with the threads
 _ALONE = threading.Lock()
 Item = TypeVar("Item")
@@ -49,6 +50,28 @@ def prepare(encoded: bytes, short: int | None = None, decode: bool = False) -> t
         return stored, checked_size(stored)
 
 
+def align(encoded: bytes, landmark_52: np.ndarray, size: int) -> tuple[bytes, tuple[int, int]]:
+    """Align one encoded image.
+
+    Args:
+        encoded: the bytes of the image, in any format that `prepare` takes.
+        landmark_52: five points of the image.
+        size: pixels a side of the crop.
+
+    Returns:
+        The crop as JPEG of quality 95, and (width, height) of the image it was cut out of, in pixels.
+
+    Raises:
+        ValueError: the image is bad; the message is the reason.
+    """
+    stored = checked_size(encoded)
+    with _ALONE if stored[0] * stored[1] > LARGE else nullcontext():
+        image = _decoded(encoded)
+        (map_23,) = alignment_maps(landmark_52[None], size)
+        crop = Image.fromarray(aligned(np.asarray(image), map_23, size))
+    return _as_jpeg(crop), image.size
+
+
 def _decoded(encoded: bytes) -> Image.Image:
     try:
         return upright_rgb(encoded)
@@ -59,9 +82,13 @@ def _decoded(encoded: bytes) -> Image.Image:
 def _resized(image: Image.Image, short: int) -> tuple[bytes, tuple[int, int]]:
     scale = short / min(image.size)
     width, height = (max(short, round(side * scale)) for side in image.size)
+    return _as_jpeg(image.resize((width, height), Image.Resampling.LANCZOS)), (width, height)
+
+
+def _as_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue(), (width, height)
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -13,10 +13,12 @@ lfw_bin.py    LFW-type .bin: pairs of encoded images
 unpickle.py   pickles from anyone, read without running anything
 named.py      the calls that the picklers of Python and NumPy write, understood without calling anything
 templates.py  IJB-style templates and the pairs of them
+landmarks.py  files of five points an image, by which images are aligned
 """
 
 from .gallery import GalleryProbe, gallery_probe
 from .images import EncodedImages, ImageFiles
+from .landmarks import Landmarks, attach, read_landmarks
 from .lfw_bin import read_bin
 from .lists import PairList, read_folds, read_pairs
 from .paper import PaperProtocol, paper_protocol
@@ -28,10 +30,12 @@ __all__ = [
     "EncodedImages",
     "GalleryProbe",
     "ImageFiles",
+    "Landmarks",
     "PairList",
     "PaperProtocol",
     "Protocol",
     "TemplateSet",
+    "attach",
     "gallery_probe",
     "hold_out",
     "leave_each_out",
@@ -39,6 +43,7 @@ __all__ = [
     "paper_protocol",
     "read_bin",
     "read_folds",
+    "read_landmarks",
     "read_pairs",
     "read_templates",
     "shared_images",

@@ -68,17 +68,6 @@ class EncodedImages(ImageSet):
         return np.frombuffer(self._encoded[image], np.uint8)
 
 
-def note_landmarks(images: ImageSet, *places: Path) -> None:
-    """Add to the images' `notes` that a file of landmarks in one of `places` is not used."""
-    patterns = ("*5pts*.txt", "*lmk*.txt", "*landmark*.txt")
-    found = next((path for place in places for pattern in patterns for path in sorted(place.glob(pattern))), None)
-    if found:
-        images.notes += (
-            f"{found} holds landmarks, which are not used: the images are scored as they are. If these are no aligned "
-            "crops, align the images first",
-        )
-
-
 def find_image(root: Path, entry: str) -> Path | None:
     """Find the file of a list's entry, under its own suffix or that of an image in any case; None if there is none.
 

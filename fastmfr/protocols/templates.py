@@ -1,8 +1,8 @@
 """IJB-style templates: images grouped into media (a video, a photograph), media into templates, templates compared.
 
 A folder holds, itself or in `meta/`, one `*tid_mid.txt` with lines `image template medium` and one
-`*template_pair_label.txt` with lines `template template 0|1`, as IJB-B and IJB-C come; the images, aligned crops, lie
-in `loose_crop/`, `images/` or the folder itself.
+`*template_pair_label.txt` with lines `template template 0|1`, as IJB-B and IJB-C come; the images lie in
+`loose_crop/`, `images/` or the folder itself.
 Shape suffixes: N images in templates, M media, T templates.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import entry_path
-from .images import ImageFiles, find_image, note_landmarks
+from .images import ImageFiles, find_image
 from .lists import Numbers, PairList, lines
 
 LISTS = {"images": "*tid_mid.txt", "pairs": "*template_pair_label.txt"}
@@ -59,8 +59,6 @@ def find_template_lists(folder: str | os.PathLike) -> dict[str, Path] | None:
 def read_templates(folder: str | os.PathLike, name: str | None = None) -> tuple[ImageFiles, TemplateSet]:
     """Read the images and templates of a folder.
 
-    The images' `notes` say if landmarks lie beside them, which are not used.
-
     Args:
         folder: the folder.
         name: what reports call the set; by default the name of the folder.
@@ -90,7 +88,6 @@ def read_templates(folder: str | os.PathLike, name: str | None = None) -> tuple[
     root = next((place for place in places if find_image(place, next(iter(images)))), folder)
     pairs = PairList(np.array(first), np.array(second), np.array(is_mate))
     listed = ImageFiles(name or folder.resolve().name, root, list(images))
-    note_landmarks(listed, folder, folder / "meta")
     return listed, TemplateSet(
         np.array(image), np.array(medium), np.array([template for template, _ in media]), len(templates), pairs
     )

@@ -8,8 +8,10 @@ import numpy as np
 
 from fastmfr import synthetic
 from fastmfr.config import Config
+from fastmfr.decode.shapes import shapes_of
 from fastmfr.domains import Domain, Joint, join, open_domain
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
+from fastmfr.protocols.landmarks import UNUSED, attach, read_landmarks
 from fastmfr.protocols.shared_images import shared_images
 from fastmfr.results import META, PRETRAIN
 from fastmfr.training.logbook import Logbook
@@ -62,6 +64,7 @@ def open_people(config: Config, logbook: Logbook) -> People:
     data = config.data
     protocol = Protocol(data.sources, data.targets, data.pretrain)
     opened = _open(protocol.learned_from | protocol.targets, config, logbook)
+    _align(opened, config, logbook)
     trained, scored = {name: opened[name] for name in protocol.learned_from}, dict(opened)
     for name in protocol.held_out:
         trained[name], scored[name] = _divide(opened[name], "data.holdout", data.holdout, config.seed)
@@ -82,6 +85,24 @@ def open_people(config: Config, logbook: Logbook) -> People:
     people = People(sources, trained, validation, targets)
     _say(people, data.single, logbook)
     return people
+
+
+def _align(opened: Mapping[str, Domain], config: Config, logbook: Logbook) -> None:
+    """Attaches the landmarks that the settings name to domains, and says what becomes of images that are not square."""
+    landmarks = config.data.landmarks
+    if strange := [name for name in landmarks if name not in opened]:
+        raise ValueError(
+            f"data.landmarks names {', '.join(strange)}, which is no domain of this run; want names out of "
+            f"{', '.join(opened)}"
+        )
+    for name, domain in opened.items():
+        if landmarks.get(name, UNUSED) != UNUSED:
+            logbook.say(f"align     {name}: {attach(domain, read_landmarks(landmarks[name]))}")
+        shapes = shapes_of(domain, config.data.fit)
+        if shapes.fit:
+            logbook.say(f"{name}: {shapes.fit}")
+        if shapes.outside:
+            logbook.warn(f"{name}: {shapes.outside}")
 
 
 def _target(domain: Domain, config: Config, *, unseen: bool) -> Target:

@@ -31,6 +31,7 @@ def settings_kept(config: Config) -> dict[str, Any]:
     for side in ("sources", "pretrain"):
         flat[f"data.{side}"] = list(getattr(config.data, side))
     learned_from = (*config.data.sources, *config.data.pretrain)
+    del flat["data.landmarks"]  # where the files are; the fingerprints know what they hold
     flat["data.targets"] = [name for name in config.data.targets if name in learned_from]
     return {name: value for name, value in flat.items() if name not in FREE and not name.startswith(FREE_SECTIONS)}
 
