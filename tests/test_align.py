@@ -45,9 +45,7 @@ def by_opencv(pixel_HW3, landmark_52, size):
 @pytest.mark.parametrize("size", [112, 120, 48])
 def test_maps_are_umeyamas_solution(size):
     landmarks = somewhere(50, 250)
-    landmarks[25:] = landmarks[
-        25:, [1, 0, 2, 4, 3]
-    ]  # left and right exchanged: the covariance has a negative determinant
+    landmarks[25:] = landmarks[25:, [1, 0, 2, 4, 3]]  # left and right exchanged: negative determinants
     to = PLACES_52 * size / PLACES_SIZE
     covariance = np.einsum("bki,kj->bij", landmarks - landmarks.mean(1, keepdims=True), to - to.mean(0))
     assert (np.linalg.det(covariance) < 0).sum() > 10
