@@ -108,6 +108,7 @@ def test_metadata_says_what_a_program_must_know(facts):
     look = metadata_of(facts, graph_of(facts, mirror="concat", normalise=True))
     assert look["input"] == "N x 3 x 16 x 16, float32"
     assert (look["channels"], look["size"], look["mean"], look["std"]) == ("RGB", "16", "127.5", "128.0")
+    assert look["fit"] == "crop"
     assert (look["pixels"], look["normalisation"]) == ("(pixel - mean) / std, of pixels 0 to 255", "by the caller")
     assert (look["embedding"], look["unit_length"], look["mirror"]) == ("64", "true", "concat")
     assert (look["recipe"], look["seed"], look["steps"], look["scored_with_mirror"]) == ("mfr", "2019", "40", "concat")

@@ -85,8 +85,10 @@ def _done(sizes: list[tuple[int, int]], fit: Fit) -> str:
         return f"makes faces {'' if one else 'up to '}{ratio:.2f} times as {side}"
     if not one:
         return f"{'cuts' if fit == 'crop' else 'adds black,'} {percent} of the longer side"
-    lines = "rows" if (height > width) == (fit == "crop") else "columns"
-    return f"{'cuts' if fit == 'crop' else 'adds black,'} {abs(height - width)} {lines}, {percent}"
+    lines, number = "rows" if (height > width) == (fit == "crop") else "columns", abs(height - width)
+    if fit == "crop":
+        return f"cuts {number} {lines}, {percent}"
+    return f"adds black, {number} {lines}, {percent} of the longer side"
 
 
 def _both(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
