@@ -6,6 +6,7 @@ Shape suffixes: N images, D embedding.
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fastmfr.backbone import build_backbone
 from fastmfr.config import Config, load_config, narrowed
 from fastmfr.config.choices import Device, Mirror
 from fastmfr.decode import Preprocess
+from fastmfr.decode.align import aligned, alignment_maps
 from fastmfr.decode.preprocess import fitted, upright_rgb
 from fastmfr.evaluate import embed
 from fastmfr.run_folder import STEPS, settings_beside, weights_of
@@ -125,42 +127,65 @@ class Model:
     weights: Path
     device: torch.device
 
-    def embed(self, images: Sequence[bytes | Path | str | np.ndarray], *, mirror: Mirror = "concat") -> Tensor:
-        """Embed aligned face crops.
+    def embed(
+        self,
+        images: Sequence[bytes | Path | str | np.ndarray],
+        *,
+        mirror: Mirror = "concat",
+        landmarks: np.ndarray | None = None,
+    ) -> Tensor:
+        """Embed aligned face crops, or align faces and embed them.
 
         Args:
             images: each an encoded image as bytes, a path, or RGB pixels, uint8 (height, width, 3). Each is
                 brought to the model's size by its `preprocess.fit`.
             mirror: "concat" puts the embedding of the mirror image beside each embedding, "sum" adds it, "none" leaves
                 it out.
+            landmarks: five points of each image, (N, 5, 2), to align it by, in the order of
+                `fastmfr.decode.align.POINTS`; None for crops.
 
         Returns:
             Unit rows, float32 (N, D), or (N, 2 D) with "concat", on the model's device.
 
         Raises:
-            ValueError: an image cannot be decoded, or there is none.
+            ValueError: an image cannot be decoded, or there is none; or landmarks are not as wanted.
         """
-        return embed(self.backbone, self._batches(images), self.device, mirror=mirror)
+        maps_N23 = [None] * len(images)
+        if landmarks is not None:
+            if np.shape(landmarks) != (len(images), 5, 2):
+                raise ValueError(f"want landmarks ({len(images)}, 5, 2), got {np.shape(landmarks)}")
+            maps_N23 = alignment_maps(np.asarray(landmarks), self.preprocess.size)
+            if np.isnan(maps_N23).any():
+                raise ValueError("want landmarks that are finite and of five different points, got others")
+        return embed(self.backbone, self._batches(images, maps_N23), self.device, mirror=mirror)
 
-    def _batches(self, images) -> Iterable[Tensor]:
+    def _batches(self, images, maps_N23) -> Iterable[Tensor]:
         look = self.preprocess
         for start in range(0, len(images), EMBEDDED_AT_ONCE):
-            pixel_NHW3 = np.stack([_pixels(image, look) for image in images[start : start + EMBEDDED_AT_ONCE]])
+            part = slice(start, start + EMBEDDED_AT_ONCE)
+            pixel_NHW3 = np.stack(list(map(partial(_pixels, look), images[part], maps_N23[part])))
             image_N3HW = torch.from_numpy(pixel_NHW3).permute(0, 3, 1, 2).float()
             yield (image_N3HW - look.mean) / look.std
 
 
-def _pixels(image, look) -> np.ndarray:
-    """uint8 (size, size, 3), RGB."""
+def _pixels(look, image, map_23) -> np.ndarray:
+    """uint8 (size, size, 3), RGB; aligned if there is a map."""
+    picture = _picture(image)
+    if map_23 is None:
+        return fitted(picture, look.size, look.fit)
+    return aligned(np.asarray(picture), map_23, look.size)
+
+
+def _picture(image) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"want pixels as uint8 (height, width, 3), got {image.dtype} {image.shape}")
-        return fitted(Image.fromarray(image), look.size, look.fit)
+        return Image.fromarray(image)
     if not isinstance(image, bytes | Path | str):
         raise ValueError(f"want an image as bytes, a path or an array of pixels, got {type(image).__name__}")
     encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
     try:
-        return fitted(upright_rgb(encoded), look.size, look.fit)
+        return upright_rgb(encoded)
     except ValueError as error:
         name = f"these {len(encoded)} bytes" if isinstance(image, bytes) else image
         raise ValueError(f"{name} cannot be decoded as an image: {error}") from error

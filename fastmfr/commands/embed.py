@@ -40,6 +40,10 @@ def main(arguments: list[str]) -> int:
     source = open_source(options.source)
     seed_and_set_threads(config.seed, config.threads)
     model = open_model(weights, config, device=config.device)
+    if options.landmarks:
+        from fastmfr.protocols.landmarks import attach, read_landmarks
+
+        console.print(printable(attach(source.images, read_landmarks(options.landmarks))))
     for note in source.images.notes:
         console.print(printable(note))
     try:
@@ -70,6 +74,9 @@ def _parser():
     add_model(parser)
     parser.add_argument("source", metavar="SOURCE", help="a class folder, a RecordIO folder or a list of paths")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where the embeddings go; made if need be")
+    parser.add_argument(
+        "--landmarks", metavar="FILE", help="align images by five points each, before they are embedded"
+    )
     parser.add_argument(
         "--mirror",
         choices=get_args(Mirror),

@@ -138,7 +138,7 @@ def _decoder(model, source, before, console):
 
 def _record(model, source, mirror, normalise, decoder):
     """What decides on the bytes of the rows, as JSON has it."""
-    data, network = model.preprocess, model.config.model
+    data, network, landmark_N52 = model.preprocess, model.config.model, source.images.landmark_N52
     with model.weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -158,7 +158,12 @@ def _record(model, source, mirror, normalise, decoder):
             "device": model.device.type,
             "batch_images": min(model.config.evaluate.batch_images, source.images.images),
         },
-        "source": {"path": str(source.path), "images": source.images.images, "fingerprint": source.fingerprint},
+        "source": {
+            "path": str(source.path),
+            "images": source.images.images,
+            "fingerprint": source.fingerprint,
+            "landmarks": None if landmark_N52 is None else hashlib.sha256(landmark_N52.tobytes()).hexdigest(),
+        },
     }
 
 
