@@ -7,6 +7,9 @@
     verdicts.py    which images are good and which are bad, found out once for all streams
     pipeline.py    encoded images -> pixels of one size, by DALI, or by Pillow if DALI is not installed
     dali.py        DALI's pipeline
+    dali_aligned.py  aligning on threads what DALI decoded on the CPU
+    align.py       landmarks -> the map of an aligned crop, and the crop
+    shapes.py      what becomes of images that are not square, in sentences
     pillow.py      Pillow's pipeline, on threads
     backend.py     the choice between decoding on the CPU and on the GPU, by a measurement
     batches.py     what all streams of batches share

@@ -13,6 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
 from .batches import Runs
+from .dali_aligned import AligningPipeline
 from .preprocess import ALIGN, AS_IS, CROP, Frame
 
 _PADDING = 1 << 20  # bytes of each GPU decoding buffer; DALI's 16 MiB a thread are meant for large photographs
@@ -23,7 +24,8 @@ def build_pipeline(
 ) -> Any:
     """Build DALI's pipeline; the arguments are those of `pipeline.build_pipeline`, `decoder` is "cpu" or "mixed"."""
 
-    taken = _taken(source, frame)
+    on_host = frame.aligned and decoder == "cpu"
+    taken = _taken(source, frame, on_host)
 
     # exec_dynamic: without it the first image that cannot be decoded ends the pipeline, and outputs are overwritten.
     @pipeline_def(
@@ -37,12 +39,9 @@ def build_pipeline(
     def decode():
         given = fn.external_source(**taken)
         need, image = given[1], _decoded(given[0], decoder)
-        if not frame.aligned:
-            image = _fitted(image, need, frame)
-        elif need == ALIGN:
-            image = _aligned(image, given[2], frame)
-        else:
-            image = _fitted(image, need, frame)
+        image = _brought(image, need, given[2], frame, on_host) if frame.aligned else _fitted(image, need, frame)
+        if on_host:
+            return image, need, given[2]
         return image.gpu() if device.type == "cuda" else image
 
     with warnings.catch_warnings():
@@ -51,7 +50,7 @@ def build_pipeline(
         warnings.simplefilter("ignore", DeprecationWarning)
         pipeline = decode()
     pipeline.build()
-    return pipeline
+    return AligningPipeline(pipeline, frame, device, threads) if on_host else pipeline
 
 
 def build_vetting(run: list[np.ndarray], device: torch.device, decoder: str) -> Any:
@@ -70,20 +69,32 @@ def build_vetting(run: list[np.ndarray], device: torch.device, decoder: str) -> 
     return pipeline
 
 
-def _taken(source, frame):
+def _taken(source, frame, on_host):
     """What the pipeline takes, as external_source wants it: encoded bytes, needs, and maps if images are aligned."""
 
     def run(k):
         encoded, need_B, map_B23 = source(k)
         if not frame.aligned:
             return encoded, need_B
-        corner_B23 = map_B23.copy()  # whole numbers are corners of pixels here, not their middles
+        if on_host:
+            return encoded, need_B, map_B23
+        corner_B23 = map_B23.copy()  # whole numbers are corners of pixels for DALI, not their middles
         corner_B23[:, :, 2] += 0.5 - 0.5 * map_B23[:, :, :2].sum(2)
         return encoded, need_B, corner_B23.astype(np.float32)
 
-    outputs, kinds = 3 if frame.aligned else 2, [types.UINT8, types.UINT8, types.FLOAT]
+    outputs = 3 if frame.aligned else 2
+    kinds = [types.UINT8, types.UINT8, types.FLOAT64 if on_host else types.FLOAT]
     several = {"num_outputs": outputs, "dtype": kinds[:outputs], "ndim": [1, 0, 2][:outputs]}
     return {"source": run, "batch": True, "no_copy": True, **several}
+
+
+def _brought(image, need, map_23, frame, on_host):
+    """The image aligned or fitted; one to be aligned on the host stays as it is."""
+    if need < ALIGN:
+        image = _fitted(image, need, frame)
+    elif not on_host:
+        image = _aligned(image, map_23, frame)
+    return image
 
 
 def _aligned(image, map_23, frame):

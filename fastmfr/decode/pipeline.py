@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from .batches import Runs
+from .dali_aligned import AligningPipeline
 from .pillow import PillowPipeline, Undecodable
 from .preprocess import Frame, upright_rgb
 
+OURS = (PillowPipeline, AligningPipeline)  # pipelines whose run() returns a tensor
 PILLOW = "pillow"  # the decoder that needs no DALI
 
 
@@ -48,8 +50,8 @@ def build_pipeline(
 
 
 def close_pipeline(pipeline: Any) -> None:
-    """Stop Pillow's threads; DALI's threads stop when the last reference to the pipeline is dropped."""
-    if isinstance(pipeline, PillowPipeline):
+    """Stop the threads of Pillow or of aligning; DALI's stop when the last reference to the pipeline is dropped."""
+    if isinstance(pipeline, OURS):
         pipeline.close()
 
 
@@ -90,7 +92,7 @@ class Vetting:
 
 def pixels(pipeline: Any) -> torch.Tensor:
     """Return the next run's images, uint8 (B, H, W, 3), in the pipeline's memory."""
-    if isinstance(pipeline, PillowPipeline):
+    if isinstance(pipeline, OURS):
         return pipeline.run()
     return torch.from_dlpack(pipeline.run()[0].as_tensor())
 
