@@ -25,9 +25,9 @@ def sizes_of_runs(monkeypatch):
 
     def watched(source, **options):
         def noted(call):
-            encoded, need = source(call)
+            encoded, *rest = source(call)
             sizes.append(0 if checked_size(encoded[0]) == (1, 1) else len(encoded))
-            return encoded, need
+            return encoded, *rest
 
         return build(noted, **options)
 

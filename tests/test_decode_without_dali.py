@@ -12,6 +12,7 @@ from helpers import command, on_ranks
 from fastmfr import synthetic
 from fastmfr.decode import DecodedCache, ImageStream, Preprocess, choose_decoder, decode_reference, mirror_flags
 from fastmfr.decode.pillow import PillowPipeline, Undecodable
+from fastmfr.decode.preprocess import Frame
 from fastmfr.domains import open_domain
 
 SENTENCE = (
@@ -85,9 +86,10 @@ def test_runs_come_in_order_begun_ahead_and_a_failed_one_is_only_itself(prefetch
         if call == 4:
             raise StopIteration
         asked.append(call)
-        return [np.frombuffer(flip_bits(SMALL_PNG) if call == 1 else level(call), np.uint8)] * 20, None
+        encoded = np.frombuffer(flip_bits(SMALL_PNG) if call == 1 else level(call), np.uint8)
+        return [encoded] * 20, np.zeros(20, np.uint8), np.zeros((20, 2, 3))
 
-    pipeline = PillowPipeline(source, 8, torch.device("cpu"), threads=2, prefetch=prefetch)
+    pipeline = PillowPipeline(source, Frame(8), torch.device("cpu"), threads=2, prefetch=prefetch)
     for call in range(4):
         if call == 1:
             with pytest.raises(Undecodable):
