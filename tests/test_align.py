@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from decode_fakes import EITHER, PLAIN, FakeDomain, encode, in_turn, picture
+from decode_fakes import EITHER, PLAIN, FakeDomain, encode, in_turn, needs_dali, picture
 from PIL import Image
 from test_warp import by_opencv, somewhere
 
@@ -78,3 +78,18 @@ def test_landmarks_name_points_of_the_upright_image():
     landmark_52 = somewhere(1, 60, seed=2)[0]
     got = decode_reference(stored, LOOK, False, landmark_52)
     assert np.array_equal(got, decode_reference(encode(upright, "PNG"), LOOK, False, landmark_52))
+
+
+@needs_dali
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="decodes on a CUDA device")
+@pytest.mark.parametrize("decoder", ["cpu", "mixed"])
+def test_a_gpu_gets_aligned_images(decoder):
+    """Out of PNG, which nvJPEG leaves to the CPU: what differs is the warp alone, DALI's for `mixed`."""
+    domain = a_domain()
+    options = {"batch_images": 4, "last": 1, "device": "cuda:0", "decoder": decoder}
+    ((_, image_B3HW),) = ImageStream([domain], in_turn(4, 4), LOOK, **options)
+    assert image_B3HW.device == torch.device("cuda:0")
+    for image in (0, 1, 3):
+        want_3HW = decode_reference(ENCODED[image], LOOK, False, domain.landmark_N52[image])
+        assert np.abs(image_B3HW[image].cpu().numpy() - want_3HW).max() <= 1
