@@ -250,14 +250,14 @@ def branching(self, x):
     ("function", "modules", "sentence"),
     [
         (
-            lambda self, x: self.conv(x).sigmoid(),
+            lambda self, x: self.conv(x).erf(),
             {},
-            "`sigmoid` at node sigmoid has no R-operator here; autograd takes",
+            "`erf` at node erf has no R-operator here; autograd takes",
         ),
-        (lambda self, x: self.act(self.conv(x)), {"act": nn.GELU()}, "`GELU` at node act"),
+        (lambda self, x: self.act(self.conv(x)), {"act": nn.ELU()}, "`ELU` at node act"),
         (lambda self, x: self.act(self.conv(x)), {"act": nn.Dropout(0.5)}, "`Dropout` at node act"),
         (lambda self, x: self.act(x), {"act": nn.Conv2d(3, 4, 3, padding_mode="circular", padding=1)}, "`Conv2d`"),
-        (lambda self, x: self.conv(x) + 1, {}, "`add` at node add"),
+        (lambda self, x: self.conv(x) + 1j, {}, "`add` at node add"),
         (lambda self, x: torch.add(self.conv(x), self.conv(x), alpha=2), {}, "`add` at node add"),
         (lambda self, x: self.conv(x).mean(), {}, "`mean` at node mean"),
         (overwritten, {"act": nn.ReLU(inplace=True)}, "node add reads what was changed in place before"),
@@ -293,3 +293,18 @@ def test_refuses_a_second_argument():
 
     with pytest.raises(NoROperator, match="second argument, y"):
         Program(Two(), ())
+
+
+def test_second_arguments_have_their_defaults():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, mask=None, double=False, factor=1.0):
+            x = self.conv(x)
+            if mask is not None or double or factor != 1.0:
+                x = x * 2
+            return x
+
+    assert max(compare(Optional(), 5, torch.float64)) < 1e-10

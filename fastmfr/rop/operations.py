@@ -48,7 +48,7 @@ class Sums:
 
 
 class Operation:
-    """One step of a network; it has one input, except for Add, which has two.
+    """One step of a network; most have one input. Gradients of several inputs are a tuple, None where there is none.
 
     forward(ctx, P, x) -> y               backward(ctx, P, dy, sums) -> dx
     tangent(ctx, P, V, x') -> y'          second_backward(ctx, P, V, dy', sums) -> dx'
@@ -57,9 +57,11 @@ class Operation:
         parameters: The names of the parameters that the step reads.
         input_varies: Whether the input depends on a trained parameter.
         casts: Whether parameters are read in the dtype of the passes; else they are read in the dtype they have.
+        is_view: Whether the network's own output may share memory with its first input.
     """
 
     input_varies = True
+    is_view = False
     casts = True
     parameters: tuple[str, ...] = ()
     forward: Callable[..., Tensor]
@@ -71,9 +73,9 @@ class Operation:
 class _Bilinear(Operation, ABC):
     """y = W x + bias, linear in W and in x: y' = W x' + W' x + bias', dx' = W^T dy' + W'^T dy, dW' alike."""
 
-    def __init__(self, module: Any, names: Names):
-        self.weight, self.bias = names[module.weight], names.get(module.bias)
-        self.parameters = tuple(name for name in (self.weight, self.bias) if name)
+    def __init__(self, weight: str, bias: Any):
+        self.weight, self.bias = weight, bias
+        self.parameters = tuple(name for name in (weight, bias) if name)
 
     @abstractmethod
     def _apply(self, x, weight, bias) -> Tensor:
@@ -116,11 +118,18 @@ class _Bilinear(Operation, ABC):
 
 
 class Convolution(_Bilinear):
-    """nn.Conv2d, padded with zeros."""
+    """A 2-D convolution, padded with zeros.
 
-    def __init__(self, module: Any, names: Names):
-        super().__init__(module, names)
-        self.geometry, self.groups = (module.stride, module.padding, module.dilation), module.groups
+    Args:
+        weight: The name of the weight.
+        bias: The name of the bias, or None.
+        geometry: Stride, padding and dilation, each a pair.
+        groups: Of channels.
+    """
+
+    def __init__(self, weight: str, bias: Any, geometry: tuple[Any, Any, Any], groups: int):
+        super().__init__(weight, bias)
+        self.geometry, self.groups = geometry, groups
 
     def _apply(self, x, weight, bias):
         return torch.conv2d(x, weight, bias, *self.geometry, self.groups)
@@ -132,7 +141,7 @@ class Convolution(_Bilinear):
 
 
 class Linear(_Bilinear):
-    """nn.Linear."""
+    """x W^T + bias over the last dimension."""
 
     def _apply(self, x, weight, bias):
         return F.linear(x, weight, bias)
@@ -147,7 +156,10 @@ class Linear(_Bilinear):
 
 
 class BatchNorm(Operation):
-    """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads its output, if there is one."""
+    """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads its output, if there is one.
+
+    A module of another class that has BatchNorm's attributes and computes the same will do.
+    """
 
     casts = False
 
@@ -205,11 +217,10 @@ class BatchNorm(Operation):
 
 
 class PReLU(Operation):
-    """nn.PReLU alone: for x <= 0, y' = a x' + a' x, with one slope a for each channel or for all."""
+    """PReLU alone: for x <= 0, y' = a x' + a' x, with one slope a for each channel or for all; `slope` is its name."""
 
-    def __init__(self, module: Any, names: Names):
-        self.slope = names[module.weight]
-        self.parameters = (self.slope,)
+    def __init__(self, slope: str):
+        self.slope, self.parameters = slope, (slope,)
 
     def _multiply(self, ctx, slope, values, above):
         """`values` times the slope where x <= 0, times `above` (0 or 1) elsewhere."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmfr.rop.operations import Operation, Sums, Values
 
 
-class _Fixed(Operation):
+class Fixed(Operation):
     """y = J x, with `_jvp` for J x' and `_vjp` for J^T dy."""
 
     _jvp: Callable[..., Tensor]
@@ -29,7 +29,7 @@ class _Fixed(Operation):
         return self._vjp(ctx, dyd)
 
 
-class ReLU(_Fixed):
+class ReLU(Fixed):
     """max(x, 0)."""
 
     def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ class ReLU(_Fixed):
         return torch.ops.aten.threshold_backward(dy, ctx.y, 0)
 
 
-class Mean(_Fixed):
-    """The mean over the dimensions `dim`, in ascending order and counted from 0."""
+class Mean(Fixed):
+    """The mean over the dimensions `dim`."""
 
     def __init__(self, dim: tuple[int, ...], keepdim: bool):
         self.dim, self.keepdim = dim, keepdim
@@ -57,13 +57,16 @@ class Mean(_Fixed):
         return xd.mean(self.dim, self.keepdim)
 
     def _vjp(self, ctx, dy):
-        for dim in () if self.keepdim else self.dim:
-            dy = dy.unsqueeze(dim)
+        if not self.keepdim:
+            for dim in sorted(dim % len(ctx.shape) for dim in self.dim):  # in another order, dims would be misplaced
+                dy = dy.unsqueeze(dim)
         return (dy / math.prod(ctx.shape[dim] for dim in self.dim)).expand(ctx.shape)
 
 
-class Flatten(_Fixed):
+class Flatten(Fixed):
     """All dimensions from `start` to `end` made one."""
+
+    is_view = True
 
     def __init__(self, start: int, end: int):
         self.start, self.end = start, end
@@ -79,8 +82,10 @@ class Flatten(_Fixed):
         return dy.reshape(ctx.shape)
 
 
-class Index(_Fixed):
+class Index(Fixed):
     """Part of a tensor: whole numbers, slices, None and ... in brackets, which name each value at most once."""
+
+    is_view = True
 
     def __init__(self, index: Any):
         self.index = index
@@ -99,7 +104,7 @@ class Index(_Fixed):
         return dx
 
 
-class Add(_Fixed):
+class Add(Fixed):
     """The sum of two tensors, of one shape or of shapes that broadcast."""
 
     def forward(self, ctx: Any, P: Values, x: Tensor, other: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from fastmfr.rop.operations import Sums, Values
-from fastmfr.rop.tracing import NoROperator, dropping, trace
+from fastmfr.rop.reading import steps_of
+from fastmfr.rop.tracing import NoROperator, dropping
 
 Statistics = Literal["batch", "tracked", "running"]
 
@@ -43,7 +44,7 @@ class Program:
     """
 
     def __init__(self, network: nn.Module, trained: Iterable[str]):
-        self.network, self.steps = network, trace(network)
+        self.network, self.steps = network, steps_of(network)
         self.trained, self.dropping = tuple(trained), dropping(network)
         self.fixed = tuple(name for name, _ in network.named_parameters() if name not in self.trained)
         self.cast = {name for step in self.steps if step.operation.casts for name in step.operation.parameters}
@@ -190,7 +191,7 @@ class Tape:
         return self._complete(sums)
 
     def _forward(self, step, values, statistics):
-        ctx = SimpleNamespace(statistics=statistics, group=self.group)
+        ctx = SimpleNamespace(statistics=statistics, dtype=self.dtype, group=self.group)
         operation = step.operation
         y = operation.forward(ctx, self.P[operation.casts], *(values[number] for number in step.inputs))
         varies = step.output in self.program.varying
@@ -217,8 +218,8 @@ class Tape:
                 continue
             dxs = go(step.operation, ctx, *dys)
             for place, value in enumerate(step.inputs):
-                if value in self.program.varying:
-                    mine = tuple(dx[place] if isinstance(dx, tuple) else dx for dx in dxs)
+                mine = tuple(dx[place] if isinstance(dx, tuple) else dx for dx in dxs)
+                if value in self.program.varying and mine[0] is not None:
                     others = pending.get(value)
                     pending[value] = tuple(map(torch.add, others, mine)) if others else mine
             if not keep:
