@@ -1,17 +1,19 @@
 """Backbones: the 28-layer network of Meta Face Recognition, and InsightFace's iResNets under InsightFace's names.
 
 Both are stacks of one residual block (BatchNorm, convolution, BatchNorm, PReLU, convolution, BatchNorm; arXiv
-1801.07698, section 2.2.1). Every operation has a double backward.
+1801.07698, section 2.2.1). Every operation has a double backward. Networks of others are built by external.py.
 Shape suffixes: B = batch, D = embedding, H W = image.
 """
 
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from fastmfr.config import Config
 from fastmfr.config.choices import Backbone
+from fastmfr.external import build_external, is_external
 
 NAMES = get_args(Backbone)
 IRESNET_BLOCKS = {
@@ -146,27 +148,46 @@ class IResNet(nn.Module):
 
 def build(
     name: str, embedding: int | None = None, *, width: float = 0.5, image_size: int = 112, dropout: float = 0.0
-) -> MfrNet | IResNet:
+) -> nn.Module:
     """Build a backbone with fresh weights; it maps image_B3HW, with values in about [-1, 1], to embedding_BD.
 
     Args:
-        name: One of NAMES: mfr28, iresnet18, iresnet34, iresnet50, iresnet100 or iresnet200.
-        embedding: Outputs D. None is 512 * width for mfr28, and 512 for an iResNet.
+        name: One of NAMES: mfr28, iresnet18, iresnet34, iresnet50, iresnet100 or iresnet200; or timm/NAME or
+            package.module:factory, as `fastmfr.external.build_external` takes them.
+        embedding: Outputs D. None is 512 * width for mfr28, 512 for an iResNet or a network of timm, and what a
+            factory makes of no number.
         width: Channels of mfr28, as a multiple of 64 to 512; the paper has 0.5.
-        image_size: Width and height of an iResNet's images in pixels, a multiple of 16.
-        dropout: Probability of a zero before the last layer of an iResNet.
+        image_size: Width and height of the images in pixels; mfr28 takes any, an iResNet multiples of 16.
+        dropout: Probability of a zero before the last layer of an iResNet or of a network of timm.
+
+    Returns:
+        The network, with D as its attribute `embedding`.
 
     Raises:
-        ValueError: If there is no backbone of this name, or if the image size is no multiple of 16.
+        ImportError: If timm is wanted and missing.
+        ValueError: If there is no backbone of this name, or if the backbone does not take the image size.
     """
+    if is_external(name):
+        return build_external(name, embedding, image_size, dropout)
     if name == "mfr28":
         return MfrNet(embedding, width)
     if name in IRESNET_BLOCKS:
         return IResNet(IRESNET_BLOCKS[name], embedding or 512, image_size, dropout)
-    raise ValueError(f"want a backbone out of {', '.join(NAMES)}, got {name!r}")
+    raise ValueError(f"want a backbone out of {', '.join(NAMES)}, timm/NAME or package.module:factory, got {name!r}")
 
 
-def build_backbone(config: Config) -> MfrNet | IResNet:
+def check_backbone(config: Config) -> None:
+    """Build a backbone of others once, so that what is wrong with it is told before any work; no random state changes.
+
+    Raises:
+        ImportError, ValueError: as `build` has them.
+    """
+    if is_external(config.model.name):
+        with torch.random.fork_rng([]):
+            build_backbone(config)
+
+
+def build_backbone(config: Config) -> nn.Module:
     """Build the backbone that a run's settings name, with fresh weights."""
     model = config.model
     return build(model.name, model.embedding, width=model.width, image_size=config.data.size, dropout=model.dropout)

@@ -24,6 +24,7 @@ from fastmfr.decode import Preprocess
 from fastmfr.decode.align import aligned, alignment_maps
 from fastmfr.decode.preprocess import fitted, upright_rgb
 from fastmfr.evaluate import embed
+from fastmfr.external import HEAD
 from fastmfr.run_folder import STEPS, settings_beside, weights_of
 from fastmfr.runtime import device_for, to_channels_last
 
@@ -51,11 +52,16 @@ def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) ->
         safetensors.torch.save_file(tensors, partial, {} if steps is None else {STEPS: str(steps)})
 
 
-def load_weights(network: nn.Module, path: Path | str) -> None:
+def load_weights(network: nn.Module, path: Path | str) -> str:
     """Fill the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's.
 
     A state dict may stand within a checkpoint, under one of the keys WRAPPERS, and its names may begin with "module."
     or "_orig_mod.", as DataParallel and torch.compile have them. Nothing that is pickled in the file is run.
+
+    A network of timm also takes weights that timm released: their classifier is left out.
+
+    Returns:
+        A sentence on what keeps its fresh weights, or "".
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,13 +76,25 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
                 f"{path} is a pointer of Git LFS, not the weights themselves; fetch them by `git lfs pull`"
             )
     try:
-        network.load_state_dict(_state_of(path))
+        state, note = _without_classifier(network, _state_of(path), path)
+        network.load_state_dict(state)
+        return note
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"the weights in {path} are not of this backbone; check model.name and its options: {reason[:MOST_SAID]}"
             f"{' ...' if len(reason) > MOST_SAID else ''}"
         ) from None
+
+
+def _without_classifier(network, state, path):
+    """(the state, a sentence or ""): a released network's without its classifier, if this network has another layer."""
+    head = getattr(network, HEAD, None)
+    if head is None or f"{head}.weight" not in state:
+        return state, ""
+    rest = {name: value for name, value in state.items() if name not in (f"{head}.weight", f"{head}.bias")}
+    own = {name: value for name, value in network.state_dict().items() if name.startswith(f"{head}.")}
+    return rest | own, f"the classifier in {path} was left out: the layer to the embedding begins with fresh weights"
 
 
 def _state_of(path) -> dict[str, Tensor]:
@@ -206,12 +224,14 @@ def open_model(
 
     Raises:
         FileNotFoundError: there are no weights.
+        ImportError: the backbone is of timm, and timm is missing.
         ValueError: no settings lie beside the weights, or the weights are of another backbone.
     """
     weights = weights_of(run_or_file)
     config = config or load_config(settings_beside(weights))
     where = device_for(device) if isinstance(device, str) else device
     backbone = build_backbone(config)
-    load_weights(backbone, weights)
+    if note := load_weights(backbone, weights):
+        raise ValueError(f"{note}; want weights that were trained with --model.name {config.model.name}")
     look = narrowed(config.data, Preprocess).plain()
     return Model(to_channels_last(backbone, where).eval(), look, config, weights, where)

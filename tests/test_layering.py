@@ -20,7 +20,7 @@ GROUND = {
     "watch",
 }
 DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
-MATHS = {"backbone", "cuda_graph", "flat", "fused", "head", "losses", "rop", "kernels"}
+MATHS = {"backbone", "cuda_graph", "external", "flat", "fused", "head", "losses", "rop", "kernels"}
 ABOVE = {"meta", "evaluate", "weights", "embedding"}
 MAY = {
     **{name: GROUND for name in GROUND},

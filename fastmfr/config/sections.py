@@ -5,14 +5,15 @@ Every class is one section; the docstrings of its fields are the `--help`. The d
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import yaml
 
 from fastmfr.config.checks import require, require_at_least, require_choice, require_kinds
-from fastmfr.config.choices import Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
+from fastmfr.config.choices import EXTERNAL, Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
 from fastmfr.config.choose_settings import Choose
 from fastmfr.config.images import Preprocess
 from fastmfr.config.margins import checked_values
@@ -115,20 +116,23 @@ class Model:
 
     prefix: ClassVar[str] = "model."
 
-    name: Backbone = "mfr28"
-    """the 28-layer network of the MFR paper, or one of InsightFace's iResNets"""
+    name: str = "mfr28"
+    """mfr28, the 28-layer network of the MFR paper; iresnet18, 34, 50, 100 or 200, InsightFace's; timm/NAME; or
+    package.module:factory, a callable of yours that takes `embedding` and `size`, or fewer, and returns a module"""
     embedding: int | None = None
     """outputs; null takes the network's own number"""
     width: float = 0.5
     """channels of mfr28, as a multiple of 64 to 512"""
     dropout: float = 0.0
-    """dropout before the last layer of an iResNet"""
+    """dropout before the last layer of an iResNet or of a network of timm"""
     weights: str | None = None
     """start from this file, .safetensors or a .pt/.pth state dict such as InsightFace's, or from a run folder"""
 
     def __post_init__(self):
         require_kinds(self)
-        require_choice("model.name", self.name, Backbone)
+        names = ", ".join(get_args(Backbone))
+        known = self.name in get_args(Backbone) or re.fullmatch(EXTERNAL, str(self.name))
+        require(bool(known), f"want model.name out of {names}, timm/NAME, package.module:factory, got {self.name!r}")
         require_at_least(self, 1, "embedding")
         require(1 / 64 <= self.width < math.inf, f"want model.width of at least 1/64, got {self.width}")
         require(0 <= self.dropout < 1, f"want model.dropout at least 0 and below 1, got {self.dropout}")

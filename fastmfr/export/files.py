@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmfr.atomic import replacing
+from fastmfr.external import TIMM, is_external
 
 from .facts import Facts, metadata_of
 from .graph import Graph
@@ -71,8 +72,16 @@ def export_model(facts: Facts, graph: Graph, path: Path) -> tuple[dict[str, str]
             f"{difference:.1e} of the embedding's length"
         )
     _write_weights(graph.backbone, path, metadata)
-    names = "InsightFace's names" if facts.model.config.model.name.startswith("iresnet") else "fastmfr's own names"
-    return metadata, f"the backbone's parameters and buffers, under {names}"
+    return metadata, f"the backbone's parameters and buffers, under {_names(facts.model.config.model.name)}"
+
+
+def _names(backbone):
+    """Whose names the parameters have."""
+    if backbone.startswith(TIMM):
+        return "timm's names, but for the layer to the embedding"
+    if is_external(backbone):
+        return "its own names"
+    return "InsightFace's names" if backbone.startswith("iresnet") else "fastmfr's own names"
 
 
 def _write_weights(backbone: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:

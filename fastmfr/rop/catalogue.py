@@ -130,10 +130,12 @@ def _conv2d(call):
     (weight, bias), padding = call.names() or (None, None), call.get("padding", 0)
     if not weight or isinstance(padding, str):
         return None
-    pairs = [(size, size) if isinstance(size, int) else size for size in (call.get("stride", 1), padding)]
-    dilation = call.get("dilation", 1)
-    geometry = (*pairs, (dilation, dilation) if isinstance(dilation, int) else dilation)
+    geometry = _pair(call.get("stride", 1)), _pair(padding), _pair(call.get("dilation", 1))
     return Convolution(weight, bias, geometry, call.get("groups", 1))
+
+
+def _pair(size):
+    return (size, size) if isinstance(size, int) else size
 
 
 def _layer_norm(call):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fastmfr.atomic import write_text
-from fastmfr.backbone import build_backbone
+from fastmfr.backbone import build_backbone, check_backbone
 from fastmfr.config import Config
 from fastmfr.decode import ImageStream, Preprocess, checked_decoder
 from fastmfr.distributed import ALONE, Ranks
@@ -151,8 +151,9 @@ class Run:
     def new_backbone(self) -> nn.Module:
         """A backbone as the settings say, on the run's device: fresh weights, or those of model.weights."""
         backbone = build_backbone(self.config)
-        if self.config.model.weights:
-            load_weights(backbone, weights_of(self.config.model.weights))
+        weights = self.config.model.weights
+        if weights and (note := load_weights(backbone, weights_of(weights))):
+            self.logbook.say(note)
         return to_channels_last(backbone, self.device)
 
     def embed(self, backbone: nn.Module, domain: Domain, image_N: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
@@ -249,7 +250,7 @@ def _check_shared(folder):
 
 
 def _check_before_data(config, device):
-    """Raises a sentence for a setting that cannot work here: by the device, the margin, or missing weights."""
+    """Raises a sentence for a setting that cannot work here: by the device, margin, missing weights or backbone."""
     for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
         check_precision(precision, device)
     make_margin(config.pretrain.margin, config.pretrain.margin_values)
@@ -257,3 +258,4 @@ def _check_before_data(config, device):
         checked_decoder(config.data.decode, device)
     if config.model.weights:
         weights_of(config.model.weights)
+    check_backbone(config)
