@@ -1,6 +1,6 @@
 """Networks of timm in a meta step: `python bench/backbones.py` prints engine, error of H v and time beside autograd.
 
-For each network, on 4 pairs of random images: which engine it gets; the error of H v in float32 against autograd used
+For each network, on 3 pairs of random images: which engine it gets; the error of H v in float32 against autograd used
 twice in float64; and the processor time of a gradient with its H v, as a multiple of what autograd used twice takes on
 the same images. The two are timed in turn, on one thread. The figures of each network are a line of JSON, and a table
 follows. `python bench/backbones.py FILE` makes the table of a file of such lines.
@@ -28,7 +28,7 @@ NETWORKS = (
     *("resnet18", "seresnet18", "regnety_002", "repvgg_a0", "mobilenetv2_050", "mobilenetv3_small_050"),
     *("efficientnet_b0", "ghostnet_050", "convnext_atto", "vit_tiny_patch16_224"),
 )
-SIZE, PAIRS, EMBEDDING, ROUNDS = 64, 4, 128, 5
+SIZE, PAIRS, EMBEDDING, ROUNDS = 64, 3, 128, 3
 LOSSES = MfrLosses(tau_p=1.0, tau_n=-1.0)  # every pair counts
 
 

@@ -210,7 +210,11 @@ def _picture(image) -> Image.Image:
 
 
 def open_model(
-    run_or_file: Path | str, config: Config | None = None, *, device: torch.device | Device = "auto"
+    run_or_file: Path | str,
+    config: Config | None = None,
+    *,
+    device: torch.device | Device = "auto",
+    code: bool = False,
 ) -> Model:
     """Open a trained model.
 
@@ -218,6 +222,7 @@ def open_model(
         run_or_file: a run folder, or a .safetensors, .pt or .pth file.
         config: the settings of the model; None reads the config.yaml beside the weights.
         device: "auto" takes a GPU if there is one.
+        code: whether a backbone package.module:factory that config.yaml names may be imported and called.
 
     Returns:
         The model, with `.backbone`, `.preprocess` and `.embed(images)`.
@@ -228,7 +233,7 @@ def open_model(
         ValueError: no settings lie beside the weights, or the weights are of another backbone.
     """
     weights = weights_of(run_or_file)
-    config = config or load_config(settings_beside(weights))
+    config = config or load_config(settings_beside(weights), code=code)
     where = device_for(device) if isinstance(device, str) else device
     backbone = build_backbone(config)
     if note := load_weights(backbone, weights):

@@ -8,6 +8,7 @@ import torch
 from small_runs import main, only_run
 from torch import nn
 
+from fastmfr.__main__ import main as fastmfr_main
 from fastmfr.backbone import build, check_backbone
 from fastmfr.config import load_config, parse
 from fastmfr.meta import MetaTrainer
@@ -63,7 +64,7 @@ def sized(size):
 
 def named():
     network = plain()
-    network.embedding = nn.Linear(1, 1)
+    network.embedding = 'text'
     return network
 
 
@@ -167,12 +168,28 @@ def test_a_network_of_the_user_is_trained_resumed_opened_and_exported(small, tmp
     trained(small, user("MobileFaceNet"))
     run = only_run(tmp_path)
     assert re.search(r"engine rop\s", capsys.readouterr().out)
-    assert main(["--resume", str(run), "--meta.steps=4"]) == 0
-    model = open_model(run, device="cpu")
+    assert main(["--resume", str(run), "--meta.steps=4", f"--model.name={user('MobileFaceNet')}"]) == 0
+    model = open_model(run, device="cpu", code=True)
     assert "body.0.0.weight" in model.backbone.state_dict()  # the network's own names
     assert model.embed([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()]).shape == (1, 32)
+    assert (
+        fastmfr_main(["export", str(run), f"--model.name={user('MobileFaceNet')}", f"--out={tmp_path / 'm.onnx'}"]) == 0
+    )
     again = [*small, f"--model.name={user('MobileFaceNet')}", "--model.embedding=16", f"--model.weights={run}"]
     assert main([*again, "--pretrain.steps=0", "--meta.steps=1"]) == 0
+
+
+def test_a_file_has_no_code_run(tmp_path, capsys):
+    """A factory is called if it is typed, and not because a run folder of a stranger names it."""
+    (tmp_path / "config.yaml").write_text(f"model: {{name: '{user('broken')}'}}")
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    sentence = f"has the backbone {user('broken')}, which is code .*type --model.name {user('broken')} too"
+    with pytest.raises(ValueError, match=sentence):
+        open_model(tmp_path)
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    with pytest.raises(ValueError, match="failed: KeyError: 'no such width'"):
+        open_model(tmp_path, code=True)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def parse(
     --data.pretrain.
 
     Args:
-        argv: the words after the command.
+        argv: the words after the command. Only here may model.name be package.module:factory, and not in a recipe.
         prog: the command, for --help.
         default: the recipe if there is no --config.
 
@@ -125,19 +125,23 @@ def parse(
     return config, resume
 
 
-def load_config(recipe: Path | str) -> Config:
+def load_config(recipe: Path | str, *, code: bool = False) -> Config:
     """Read the settings in a recipe: a name of the package's, or a .yaml file such as a run's config.yaml.
+
+    Args:
+        recipe: the name or the file.
+        code: whether model.name may be package.module:factory, which imports and calls code.
 
     Raises:
         ValueError: no such recipe, or a wrong name or value in it.
     """
     try:
-        return _read(["--config", str(recipe)], "", "")[0]
+        return _read(["--config", str(recipe)], "", "", code=code)[0]
     except WRONG as error:
         raise ValueError(f"{recipe}: {_sentence(error, [])}") from None
 
 
-def _read(argv, prog, default):
+def _read(argv, prog, default, *, code=False):
     """(Config, run folder to resume or None, a note or "")."""
     parser = copy.deepcopy(_parser(prog, default))
     with warnings.catch_warnings():
@@ -153,11 +157,22 @@ def _read(argv, prog, default):
         for side in DOMAINS:
             if any(word.startswith(f"--{side}.") for word in argv):
                 content["data"][side.removeprefix("data.")] = {}
+        if not code and _before(argv, "--model.name", None) is None:
+            _refuse_code(chosen, content["model"].get("name"))
         several = {name for name, kind in _options() if _takes_several(kind)}
         _wrap_numbers(content, several)
         parser.parse_object(content)  # defaults are not checked, an object is
         made, note = _made(parser, content, _with_brackets(argv, several))
     return Config(**{part.name: getattr(made, part.name) for part in fields(Config)}), resume, note
+
+
+def _refuse_code(recipe, name):
+    """Raise ValueError if a file names a factory, which is code: only the command line may."""
+    if isinstance(name, str) and ":" in name:
+        raise ValueError(
+            f"{recipe} has the backbone {name}, which is code to be imported and called, and no file may have that "
+            f"done; if you trust the code, type --model.name {name} too, or in Python give code=True"
+        )
 
 
 @cache

@@ -68,9 +68,9 @@ def meta_gradient(
         gamma: Weight of meta-train, in [0, 1].
         order: 2 is exact. 1 leaves out the Hessian but keeps theta'. 0 takes no look-ahead (alpha = 0), which leaves
             the weighted sum of both losses.
-        engine: "rop" is the R-operator, for backbones of convolutions, linear layers, BatchNorm, PReLU, ReLU, means and
-            sums. "autograd" serves any module whose operations have a double backward. "auto" is the R-operator if it
-            applies; the result says which engine was used and why.
+        engine: "rop" is the R-operator, for backbones of convolutions, linear layers, normalisation, activations,
+            pooling, sums, products and concatenation. "autograd" serves any module whose operations have a double
+            backward. "auto" is the R-operator if it applies; the result says which engine was used and why.
         losses: The losses of a split; None takes the paper's settings.
         **settings: `memory`, `batch_norm`, `sharing`, `precision` and `curvature`, as
             `fastmfr.config.meta_settings.GradientSettings` explains them. Losses are computed in full
