@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
+from fastmfr.rop.tracing import defaults_of
 
 AS_IT_IS = "BatchNorm and PReLU run as PyTorch has them"
 _NDIM = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}  # dimensions of the inputs that the kernels take
@@ -38,7 +39,7 @@ def fused(backbone: nn.Module, group: ProcessGroup | None = None) -> tuple[nn.Mo
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return backbone, f"{AS_IT_IS}, for module {name or 'itself'} has hooks, which would be left out"
     try:
-        network = fx.GraphModule(backbone, fx.Tracer().trace(backbone))
+        network = fx.GraphModule(backbone, fx.Tracer().trace(backbone, defaults_of(backbone)))
     except Exception as error:  # the network's code may raise anything when it gets a proxy
         return backbone, f"{AS_IT_IS}, for torch.fx cannot trace this backbone ({' '.join(str(error).split())})"
     norms, joined = _join(network, group)

@@ -215,6 +215,25 @@ class Branching(nn.Module):
         return self.bn(x) if x.sum() > 0 else x
 
 
+class WithMask(nn.Module):
+    """A second argument, which training leaves at its default."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x, mask=None, double=False):
+        x = self.norm(x)
+        return x if mask is None and not double else 2 * x
+
+
+def test_arguments_that_are_not_given_have_their_defaults():
+    backbone, image = WithMask().double(), images(0)
+    network, sentence = fused(backbone)
+    assert sentence.startswith("1 BatchNorms run as fused kernels")
+    torch.testing.assert_close(network(image), backbone(image))
+
+
 def test_what_cannot_be_traced_runs_as_it_is():
     network = Branching()
     same, reason = fused(network)

@@ -37,15 +37,18 @@ def traced(network: nn.Module) -> fx.Graph:
             )
     try:
         with _unchanged(network), torch.enable_grad():
-            return _without_checks(_Tracer().trace(network, _defaults(network)))
+            return _without_checks(_Tracer().trace(network, defaults_of(network)))
     except NoROperator:
         raise
     except Exception as error:  # the network's code may raise anything when it gets a proxy
         raise NoROperator(f"torch.fx cannot trace this backbone ({error}); autograd takes it") from error
 
 
-def _defaults(network) -> dict[str, Any]:
-    """The arguments of forward behind the image that have a default: {name: default}."""
+def defaults_of(network: nn.Module) -> dict[str, Any]:
+    """Return the arguments of forward behind the first that have a default, as {name: default}.
+
+    Traced without these, code such as `if mask is not None` would take the branch of a mask that is given.
+    """
     behind = list(inspect.signature(network.forward).parameters.values())[1:]
     return {one.name: one.default for one in behind if one.default is not inspect.Parameter.empty}
 
