@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastmfr.config import Config
 from fastmfr.config.choices import Backbone
-from fastmfr.external import build_external, is_external
+from fastmfr.external import STRIDED_FROM, build_external, check_on_cpu, is_external
 
 NAMES = get_args(Backbone)
 IRESNET_BLOCKS = {
@@ -23,9 +23,6 @@ IRESNET_BLOCKS = {
     "iresnet100": (3, 13, 30, 3),
     "iresnet200": (6, 26, 60, 6),
 }
-# From fewer input channels, oneDNN's weight gradient of a 1 x 1 convolution with a stride writes past its memory where
-# channels are last: below 8 with AVX2, below 16 with AVX-512 (uxlfoundation/oneDNN issue 6035).
-_STRIDED_FROM = 16
 
 
 class Block(nn.Module):
@@ -47,7 +44,7 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(width)
         self.downsample, self.skip = None, 1
         if stride != 1 or width_in != width:
-            if width_in < _STRIDED_FROM:
+            if width_in < STRIDED_FROM:
                 self.skip, stride = stride, 1
             self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
@@ -176,15 +173,17 @@ def build(
     raise ValueError(f"want a backbone out of {', '.join(NAMES)}, timm/NAME or package.module:factory, got {name!r}")
 
 
-def check_backbone(config: Config) -> None:
+def check_backbone(config: Config, device: torch.device) -> None:
     """Build a backbone of others once, so that what is wrong with it is told before any work; no random state changes.
 
     Raises:
-        ImportError, ValueError: as `build` has them.
+        ImportError, ValueError: as `build` has them; or the backbone cannot be trained on this device.
     """
     if is_external(config.model.name):
         with torch.random.fork_rng([]):
-            build_backbone(config)
+            network = build_backbone(config)
+        if device.type == "cpu":
+            check_on_cpu(network, config.model.name)
 
 
 def build_backbone(config: Config) -> nn.Module:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 TIMM = "timm/"
 EMBEDDING = 512  # of a network that leaves the number open
+# From fewer input channels, oneDNN's weight gradient of a 1 x 1 convolution with a stride writes past its memory where
+# channels are last: below 8 with AVX2, below 16 with AVX-512 (uxlfoundation/oneDNN issue 6035).
+STRIDED_FROM = 16
 HEAD = "replaced_head"  # the attribute of a network that names the layer in the place of its classifier
 
 
@@ -58,6 +61,19 @@ def build_external(name: str, embedding: int | None, image_size: int, dropout: f
         raise ValueError(f"{name} has an attribute `embedding` that is no whole number; want it under another name")
     network.__dict__["embedding"] = length  # as an assignment would, which type checkers take for a tensor's
     return network
+
+
+def check_on_cpu(network: nn.Module, name: str) -> None:
+    """Raise ValueError if training the network on a CPU would write past the memory of a gradient."""
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d) or module.in_channels >= STRIDED_FROM:
+            continue
+        if module.kernel_size == (1, 1) and max(module.stride) > 1 and module.groups == 1:
+            raise ValueError(
+                f"{name} cannot be trained on a CPU: the gradient of {path}, a 1 x 1 convolution of "
+                f"{module.in_channels} channels with a stride, writes past its memory there (uxlfoundation/oneDNN "
+                f"issue 6035); want a GPU, {STRIDED_FROM} channels or more, or x[:, :, ::2, ::2] before a stride of 1"
+            )
 
 
 def _timm() -> Any:

@@ -54,6 +54,10 @@ def plain():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def strided():
+    return nn.Sequential(nn.Conv2d(3, 16, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def colourful(embedding, colour):
     return plain()
 
@@ -139,9 +143,16 @@ def test_a_name_of_no_kind_is_answered_with_the_kinds(name, capsys):
 def test_checking_leaves_random_numbers_and_other_backbones_alone():
     config = parse([f"--model.name={user('plain')}"])[0]
     state = torch.get_rng_state()
-    check_backbone(config)
+    check_backbone(config, torch.device("cpu"))
     assert torch.equal(state, torch.get_rng_state())
-    check_backbone(load_config("mfr"))
+    check_backbone(load_config("mfr"), torch.device("cpu"))
+
+
+def test_a_convolution_whose_gradient_would_corrupt_memory_is_refused_on_a_cpu():
+    config = parse([f"--model.name={user('strided')}"])[0]
+    with pytest.raises(ValueError, match=r"cannot be trained on a CPU: the gradient of 0, .* of 3 channels with a"):
+        check_backbone(config, torch.device("cpu"))
+    check_backbone(config, torch.device("cuda"))
 
 
 def test_a_wrong_backbone_is_told_before_a_domain_is_opened(tmp_path, capsys):

@@ -258,4 +258,4 @@ def _check_before_data(config, device):
         checked_decoder(config.data.decode, device)
     if config.model.weights:
         weights_of(config.model.weights)
-    check_backbone(config)
+    check_backbone(config, device)
