@@ -1,9 +1,9 @@
 """Networks of timm in a meta step: `python bench/backbones.py` prints engine, error of H v and time beside autograd.
 
-For each network, on 3 pairs of random images: which engine it gets; the error of H v in float64 and in float32 against
-autograd used twice in float64; and the processor time of a gradient with its H v, as a multiple of what autograd used twice takes on
-the same images. The two are timed in turn, on one thread. The figures of each network are a line of JSON, and a table
-follows. `python bench/backbones.py FILE` makes the table of a file of such lines.
+For each network, on 3 pairs of random images: which engine it gets; the error of H v against autograd used twice in
+float64, of the R-operator in float64 and of both in float32; and the processor time of a gradient with its H v, where
+autograd used twice on the same images is 1. The two are timed in turn, on one thread. The figures of each network are a
+line of JSON, and a table follows. `python bench/backbones.py FILE` makes the table of a file of such lines.
 """
 
 import copy
