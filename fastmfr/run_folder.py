@@ -99,6 +99,6 @@ def settings_beside(weights: Path) -> Path:
     if not beside.is_file():
         raise ValueError(
             f"no config.yaml lies beside {weights}; name the model's settings by --config RECIPE, for "
-            "InsightFace's for instance --config mfr --model.name iresnet50 --data.size 112 --data.std 127.5"
+            "InsightFace's for instance --config finetune"
         )
     return beside

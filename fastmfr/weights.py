@@ -5,7 +5,7 @@ Shape suffixes: N images, D embedding.
 
 import pickle
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,27 +16,28 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fastmfr.architecture import check_fits, difference, read_off
 from fastmfr.atomic import replacing
 from fastmfr.backbone import build_backbone
 from fastmfr.config import Config, load_config, narrowed
-from fastmfr.config.choices import Device, Mirror
+from fastmfr.config.choices import AUTO, Device, Mirror
 from fastmfr.decode import Preprocess
 from fastmfr.decode.align import aligned, alignment_maps
 from fastmfr.decode.preprocess import fitted, upright_rgb
 from fastmfr.evaluate import embed
-from fastmfr.external import HEAD
+from fastmfr.external import HEAD, is_external
 from fastmfr.run_folder import STEPS, settings_beside, weights_of
 from fastmfr.runtime import device_for, to_channels_last
 
 EMBEDDED_AT_ONCE = 256  # images
-WRAPPERS = ("state_dict", "model", "backbone", "network", "model_state_dict")  # keys around a state dict
-PREFIXES = ("module.", "_orig_mod.", "module.")  # in front of every name
+WRAPPERS = ("state_dict", "model", "backbone", "network", "model_state_dict", "state_dict_backbone")  # keys around one
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "network.")  # in front of every name
+OF_BACKBONES = ("backbone.", "model.")  # in front of a backbone's names, where a classifier's stand beside them
 UNREADABLE = (  # what torch.load and safetensors raise for files that are none, OSError for seeking out of a cut one
     *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, TypeError, OSError),
     *(AttributeError, IndexError, OverflowError, AssertionError),
 )
 LFS = b"version https://git-lfs"
-MOST_SAID = 400  # characters of a reason: a wrong depth names hundreds of parameters
 
 
 def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) -> None:
@@ -53,10 +54,7 @@ def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) ->
 
 
 def load_weights(network: nn.Module, path: Path | str) -> str:
-    """Fill the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's.
-
-    A state dict may stand within a checkpoint, under one of the keys WRAPPERS, and its names may begin with "module."
-    or "_orig_mod.", as DataParallel and torch.compile have them. Nothing that is pickled in the file is run.
+    """Fill the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's, read by `read_state`.
 
     A network of timm also takes weights that timm released: their classifier is left out.
 
@@ -65,26 +63,11 @@ def load_weights(network: nn.Module, path: Path | str) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file's names or shapes are not the network's; the sentence lists them.
+        ValueError: the file's names or shapes are not the network's; the sentence says how they differ.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no weights at {path}; want a .safetensors, .pt or .pth file")
-    with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise ValueError(
-                f"{path} is a pointer of Git LFS, not the weights themselves; fetch them by `git lfs pull`"
-            )
-    try:
-        state, note = _without_classifier(network, _state_of(path), path)
-        network.load_state_dict(state)
-        return note
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"the weights in {path} are not of this backbone; check model.name and its options: {reason[:MOST_SAID]}"
-            f"{' ...' if len(reason) > MOST_SAID else ''}"
-        ) from None
+    state, note = _without_classifier(network, read_state(path), path)
+    _fill(network, state, path)
+    return note
 
 
 def _without_classifier(network, state, path):
@@ -97,8 +80,83 @@ def _without_classifier(network, state, path):
     return rest | own, f"the classifier in {path} was left out: the layer to the embedding begins with fresh weights"
 
 
-def _state_of(path) -> dict[str, Tensor]:
-    """The tensors of a file by name. Raises ValueError for a file that is none, and runs nothing in it."""
+def _fill(network, state, path):
+    if found := difference(state, network.state_dict()):
+        raise _not_of_this_backbone(path, found)
+    network.load_state_dict(state)
+
+
+def _not_of_this_backbone(path, sentence):
+    return ValueError(f"the weights in {path} are not of this backbone: {sentence}")
+
+
+def settled(config: Config, weights: Path | None) -> Config:
+    """Return the settings of a run that begins from these weights, once it is certain that they fit.
+
+    Where model.name is "auto", name, embedding and width are those of the weights.
+
+    Args:
+        config: the settings.
+        weights: the file; None for fresh weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the weights do not fit, or "auto" has no weights to be read off.
+    """
+    if weights is None:
+        if config.model.name == AUTO:
+            raise ValueError(
+                "model.name 'auto' is read off the weights to start from, and there are none; want --model.weights "
+                "FILE, or the name of a backbone as --model.name"
+            )
+        _refuse_holding_fresh_weights(config)
+        return config
+    state = read_state(weights)
+    if is_external(config.model.name):  # fits or not when the weights are loaded: names and shapes are not known here
+        return config
+    config = _named(config, state, weights)
+    try:
+        check_fits(state, config.model, config.data.size)
+    except ValueError as error:
+        raise _not_of_this_backbone(weights, error) from None
+    return config
+
+
+def _refuse_holding_fresh_weights(config):
+    """Raises ValueError if what was never trained would be held."""
+    freezes = config.pretrain.steps and config.pretrain.batch_norm == "frozen"
+    for setting, holds in (("model.freeze", config.model.freeze), ("pretrain.batch_norm 'frozen'", freezes)):
+        if holds:
+            raise ValueError(f"{setting} would hold what was never trained; want --model.weights FILE with it")
+
+
+def _named(config, state, weights) -> Config:
+    """The settings with a backbone that has a name."""
+    try:
+        return replace(config, model=read_off(config.model, state))
+    except ValueError as error:
+        raise ValueError(f"model.name 'auto' cannot be read off the weights in {weights}: {error}") from None
+
+
+def read_state(path: Path | str) -> dict[str, Tensor]:
+    """Read the tensors of a file by name. Nothing that is pickled in the file is run.
+
+    A state dict may stand within a checkpoint, under one of the keys WRAPPERS. Its names may begin with one of
+    PREFIXES, as DataParallel, torch.compile and Lightning have them. If some begin with one of OF_BACKBONES, the other
+    ones, such as a classifier's, are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights at {path}; want a .safetensors, .pt or .pth file")
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(
+                f"{path} is a pointer of Git LFS, not the weights themselves; fetch them by `git lfs pull`"
+            )
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -109,21 +167,33 @@ def _state_of(path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({type(error).__name__}): want .safetensors, or a .pt or .pth file that "
             "torch.save wrote of a state dict; a file that holds code or is cut short is not read"
         ) from None
-    state = _unwrapped(state)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"{path} holds {type(state).__name__}, no state dict; save the network's state_dict()")
-    return state
+    return _state_in(state, path)
 
 
-def _unwrapped(state):
-    """The state dict in what other trainers save around it, its names without what DataParallel and compile prepend."""
+def _state_in(content, path) -> dict[str, Tensor]:
+    """The state dict in the content of a file. Raises ValueError."""
+    state = content
     for _ in range(2):
         inner = [state[name] for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)]
         state = inner[0] if len(inner) == 1 else state
-    if isinstance(state, dict) and all(isinstance(name, str) for name in state):
-        for prefix in PREFIXES:
-            if state and all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path} holds {type(state).__name__}, no state dict; save the network's state_dict()")
+    if other := next((name for name, value in state.items() if not isinstance(value, Tensor)), None):
+        raise ValueError(
+            f"{path} holds no state dict: {other} is {type(state[other]).__name__}, no tensor; save the network's "
+            f"state_dict(), by itself or under one of the keys {', '.join(WRAPPERS)}"
+        )
+    return _without_prefixes(state)
+
+
+def _without_prefixes(state):
+    """The state dict by the names that the backbone has by itself."""
+    found = True
+    while found:
+        found = next((prefix for prefix in PREFIXES if state and all(name.startswith(prefix) for name in state)), None)
+        found = found or next((p for p in OF_BACKBONES if any(name.startswith(p) for name in state)), None)
+        if found:
+            state = {name.removeprefix(found): value for name, value in state.items() if name.startswith(found)}
     return state
 
 
@@ -220,7 +290,8 @@ def open_model(
 
     Args:
         run_or_file: a run folder, or a .safetensors, .pt or .pth file.
-        config: the settings of the model; None reads the config.yaml beside the weights.
+        config: the settings of the model; None reads the config.yaml beside the weights. Where model.name is "auto",
+            name, embedding and width are read off the weights.
         device: "auto" takes a GPU if there is one.
         code: whether a backbone package.module:factory that config.yaml names may be imported and called.
 
@@ -235,8 +306,12 @@ def open_model(
     weights = weights_of(run_or_file)
     config = config or load_config(settings_beside(weights), code=code)
     where = device_for(device) if isinstance(device, str) else device
+    state = read_state(weights)
+    config = _named(config, state, weights)
     backbone = build_backbone(config)
-    if note := load_weights(backbone, weights):
+    state, note = _without_classifier(backbone, state, weights)
+    if note:
         raise ValueError(f"{note}; want weights that were trained with --model.name {config.model.name}")
+    _fill(backbone, state, weights)
     look = narrowed(config.data, Preprocess).plain()
     return Model(to_channels_last(backbone, where).eval(), look, config, weights, where)

@@ -191,7 +191,7 @@ def test_the_weights_that_a_run_begins_with_are_a_candidate_and_can_be_handed_ou
     assert found.choice.candidates[0].key == found.choice.best.key == (PRETRAIN, 0, "last")
     assert str(found.choice.candidates[0]) == "the weights that the run began with"
     assert {candidate.of_stage for candidate in found.choice.candidates[1:]} == {META}
-    assert list(found.targets["nir"].models) == ["mfr", "chosen"]
+    assert list(found.targets["nir"].models) == ["base", "mfr", "chosen"]
 
 
 def keys(folder):

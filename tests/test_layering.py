@@ -20,7 +20,10 @@ GROUND = {
     "watch",
 }
 DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
-MATHS = {"backbone", "cuda_graph", "external", "flat", "fused", "head", "losses", "rop", "kernels"}
+MATHS = {
+    *("architecture", "backbone", "cuda_graph", "external", "flat", "freezing", "fused", "head", "losses", "rop"),
+    "kernels",
+}
 ABOVE = {"meta", "evaluate", "weights", "embedding"}
 MAY = {
     **{name: GROUND for name in GROUND},

@@ -201,7 +201,7 @@ def test_a_stage_can_be_left_out_and_weights_brought_along(small, tmp_path):
     assert main(again) == 0
     (second,) = (tmp_path / "second").iterdir()
     results = json.loads((second / "results.json").read_text())
-    assert list(results["targets"]["nir"]["models"]) == list(results["gap"]) == ["mfr"]
+    assert list(results["targets"]["nir"]["models"]) == list(results["gap"]) == ["base", "mfr"]
     assert results["targets"]["nir"]["hardest"]["model"] == "mfr"
 
 

@@ -7,7 +7,7 @@ from evaluation_fakes import face
 from small_runs import same, trained
 
 from fastmfr.backbone import build
-from fastmfr.config import Config, Data, Model
+from fastmfr.config import Config, Data, Model, load_config
 from fastmfr.weights import load_weights, open_model, save_weights
 
 
@@ -27,8 +27,12 @@ def test_weights_come_back(tmp_path, suffix):
 def test_weights_of_another_network_or_none_are_refused_with_a_sentence(tmp_path):
     network, _ = trained(0)
     save_weights(network, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="not of this backbone; check model"):
+    with pytest.raises(ValueError, match=r"not of this backbone: .* of width 0\.0625, model\.width asks for 0\.125"):
         load_weights(build("mfr28", width=0.125), tmp_path / "w.safetensors")
+    torch.save({"body.0.conv.weight": torch.zeros(3), "x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"not of this backbone: check model\.name and its options: \d+ of") as told:
+        load_weights(network, tmp_path / "other.pth")
+    assert len(str(told.value).replace(str(tmp_path), "")) < 400
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load_weights(network, tmp_path / "none.pth")
 
@@ -52,7 +56,7 @@ def test_a_file_that_holds_no_weights_is_refused_with_a_sentence(tmp_path, conte
         load_weights(trained(0)[0], tmp_path / f"w{suffix}")
 
 
-@pytest.mark.parametrize("content", [[1], 3, {1: torch.zeros(2)}])
+@pytest.mark.parametrize("content", [[1], 3, {1: torch.zeros(2)}, {"epoch": 3, "weight": torch.zeros(2)}])
 def test_what_is_no_state_dict_is_refused_with_a_sentence(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="no state dict"):
@@ -67,6 +71,13 @@ def test_what_is_no_state_dict_is_refused_with_a_sentence(tmp_path, content):
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"backbone": {f"module._orig_mod.{name}": value for name, value in state.items()}},
         lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict_backbone": state, "state_dict_softmax_fc": {"weight": torch.zeros(3)}, "epoch": 1},
+        lambda state: {
+            "state_dict": {"head.kernel": torch.zeros(3), **{f"model.{name}": value for name, value in state.items()}}
+        },
+        lambda state: (
+            {f"module.backbone.{name}": value for name, value in state.items()} | {"module.fc.w": torch.ones(2)}
+        ),
     ],
 )
 def test_what_other_trainers_put_around_weights_is_taken_off(tmp_path, wrapped):
@@ -75,6 +86,17 @@ def test_what_other_trainers_put_around_weights_is_taken_off(tmp_path, wrapped):
     other, _ = trained(0, seed=1)
     load_weights(other, tmp_path / "w.pth")
     assert same(network, other)
+
+
+def test_a_model_is_opened_by_a_recipe_that_names_no_network(tmp_path):
+    network = build("mfr28", width=0.0625, embedding=24)
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "w.pth")
+    model = open_model(tmp_path / "w.pth", load_config("finetune"), device="cpu")
+    assert (model.config.model.name, model.config.model.embedding, model.config.model.width) == ("mfr28", 24, 0.0625)
+    assert same(network, model.backbone)
+    torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"'auto' cannot be read off .*; they look like a classifier alone"):
+        open_model(tmp_path / "w.pth", load_config("finetune"), device="cpu")
 
 
 def test_a_pointer_of_git_lfs_is_told(tmp_path):

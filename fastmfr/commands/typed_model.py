@@ -9,7 +9,7 @@ from fastmfr.run_folder import settings_beside, weights_of
 
 SETTINGS = """\
 settings of the model come from config.yaml beside the weights, from --config RECIPE, and from options such as
---model.name iresnet50 --data.size 112 --data.std 127.5
+--data.size 112 --data.std 127.5; --config finetune reads the network off the weights
 """
 
 

@@ -4,6 +4,7 @@ sections.py        a class for each section of a recipe
 images.py, meta_settings.py, margins.py, choices.py   what components compute with, inherited by the sections
 checks.py          a failed check is one sentence
 yaml_file.py       files of strangers
+model_settings.py, choose_settings.py   two of these sections, in files of their own
 command.py         from a command line and a recipe to a Config
 """
 
@@ -11,7 +12,8 @@ from fastmfr.config.checks import narrowed
 from fastmfr.config.command import load_config, parse
 from fastmfr.config.images import Augment, Preprocess
 from fastmfr.config.meta_settings import GradientSettings, LossSettings, MetaSettings
-from fastmfr.config.sections import Config, Data, Evaluate, Meta, Model, Pretrain, Synthetic
+from fastmfr.config.model_settings import Model
+from fastmfr.config.sections import Config, Data, Evaluate, Meta, Pretrain, Synthetic
 from fastmfr.config.yaml_file import read_yaml
 
 __all__ = [

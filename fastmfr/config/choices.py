@@ -2,10 +2,13 @@
 
 from typing import Literal
 
+AUTO = "auto"  # a value that is found when a run begins, and said then
+Auto = Literal["auto"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Engine = Literal["auto", "autograd", "rop"]
 Memory = Literal["auto", "kept", "streaming"]
 BatchNormStatistics = Literal["batch", "frozen", "per_domain"]
+FreezableStatistics = Literal["batch", "frozen"]
 Sharing = Literal["none", "per_domain"]
 Mining = Literal["threshold", "share"]
 Device = Literal["auto", "cpu", "cuda"]

@@ -26,7 +26,14 @@ CHOICE = re.compile(r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) v
 # And of a value that is none of several types, and of a value for a section.
 UNION = re.compile(r"key [\"'](\S+?)[\"']: Does not validate .*?\[(.*?)\] Errors: .* Given value: (.*)$")
 SECTION = re.compile(r"key [\"'](\S+?)[\"']: Unable to load config ['\"](.*?)['\"]")
-KINDS = {"int": "a whole number", "NoneType": "null", "str": "text", "tuple[float, ...]": "numbers"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "auto": "'auto'",
+    "NoneType": "null",
+    "str": "text",
+    "tuple[float, ...]": "numbers",
+}
 INSTEAD = {"--meta.order": "--meta.method"}  # what the library calls otherwise than a recipe
 WRONG = (ArgumentError, ValueError, KeyError, TypeError)  # what a wrong name or value raises there
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -69,6 +76,7 @@ def _takes_several(kind) -> bool:
 def _sentence(error, argv):
     """jsonargparse's complaint in one sentence; for a wrong name, with the nearest option."""
     text = " ".join(str(error).split()).replace("<class '", "").replace("'>", "")
+    text = text.replace("typing.Literal['auto']", "auto")
     if not text.startswith("unrecognized arguments:"):
         if choice := CHOICE.search(text):
             name, wanted, got = choice.groups()

@@ -7,10 +7,10 @@ recipe inherits both classes, and the docstrings of the fields are its `--help`.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastmfr.config.checks import require, require_choice, require_kinds
-from fastmfr.config.choices import BatchNormStatistics, Engine, Memory, Mining, Precision, Sharing
+from fastmfr.config.choices import AUTO, BatchNormStatistics, Engine, Memory, Mining, Precision, Sharing
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class LossSettings:
     """Weights, thresholds and scale of the three losses of a split. Raises ValueError for a number out of range."""
 
     prefix: ClassVar[str] = ""  # what stands before a setting's name in an error: "meta." in the section of a recipe
+    may_be_auto: ClassVar[tuple[str, ...]] = ()  # weights that may be "auto" in the section of a recipe
 
     tau_p: float = 0.3
     """a genuine pair below this cosine is hard"""
@@ -46,7 +47,11 @@ class LossSettings:
             require(math.isfinite(getattr(self, name)), f"want {self.prefix}{name} finite, got {getattr(self, name)}")
         require(0 < self.scale < math.inf, f"want {self.prefix}scale > 0 and finite, got {self.scale}")
         for name in ("hard_pair", "soft_classification", "domain_alignment"):
-            weight = getattr(self, name)
+            if name in self.may_be_auto and getattr(self, name) == AUTO:
+                continue
+            weight: Any = getattr(self, name)
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            require(is_number, f"want the weight {self.prefix}{name} as a number, got {weight!r}")
             require(0 <= weight < math.inf, f"want the weight {self.prefix}{name} >= 0 and finite, got {weight}")
         require_choice(f"{self.prefix}mining", self.mining, Mining)
         for name in ("share_p", "share_n"):
@@ -116,7 +121,7 @@ class GradientSettings:
         require(
             self.sharing == "none" or not losses.domain_alignment,
             f"{at}sharing 'per_domain' computes each domain's loss apart, so it cannot align domains; want the weight "
-            f"{at}domain_alignment 0, got {losses.domain_alignment:g}, or {at}sharing 'none'",
+            f"{at}domain_alignment 0, got {losses.domain_alignment}, or {at}sharing 'none'",
         )
 
 

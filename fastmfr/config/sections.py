@@ -5,19 +5,29 @@ Every class is one section; the docstrings of its fields are the `--help`. The d
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import yaml
 
 from fastmfr.config.checks import require, require_at_least, require_choice, require_kinds
-from fastmfr.config.choices import EXTERNAL, Backbone, Cache, Decoder, Device, Margin, Method, Precision, Single
+from fastmfr.config.choices import (
+    Auto,
+    Cache,
+    Decoder,
+    Device,
+    FreezableStatistics,
+    Margin,
+    Method,
+    Precision,
+    Single,
+)
 from fastmfr.config.choose_settings import Choose
 from fastmfr.config.images import Preprocess
 from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
+from fastmfr.config.model_settings import Model
 from fastmfr.results import FAR
 
 DOMAINS = ("data.pretrain", "data.sources", "data.targets", "data.landmarks")  # settings whose names are the user's
@@ -111,34 +121,6 @@ class Data(Preprocess):
 
 
 @dataclass(frozen=True)
-class Model:
-    """The backbone."""
-
-    prefix: ClassVar[str] = "model."
-
-    name: str = "mfr28"
-    """mfr28, the 28-layer network of the MFR paper; iresnet18, 34, 50, 100 or 200, InsightFace's; timm/NAME; or
-    package.module:factory, a callable of yours that takes `embedding` and `size`, or fewer, and returns a module"""
-    embedding: int | None = None
-    """outputs; null takes the network's own number"""
-    width: float = 0.5
-    """channels of mfr28, as a multiple of 64 to 512"""
-    dropout: float = 0.0
-    """dropout before the last layer of an iResNet or of a network of timm"""
-    weights: str | None = None
-    """start from this file, .safetensors or a .pt/.pth state dict such as InsightFace's, or from a run folder"""
-
-    def __post_init__(self):
-        require_kinds(self)
-        names = ", ".join(get_args(Backbone))
-        known = self.name in get_args(Backbone) or re.fullmatch(EXTERNAL, str(self.name))
-        require(bool(known), f"want model.name out of {names}, timm/NAME, package.module:factory, got {self.name!r}")
-        require_at_least(self, 1, "embedding")
-        require(1 / 64 <= self.width < math.inf, f"want model.width of at least 1/64, got {self.width}")
-        require(0 <= self.dropout < 1, f"want model.dropout at least 0 and below 1, got {self.dropout}")
-
-
-@dataclass(frozen=True)
 class Pretrain:
     """Stage one: margin softmax over all identities of all sources."""
 
@@ -159,12 +141,16 @@ class Pretrain:
     """part of the identities in each step, the batch's own among them; below 1 as in PartialFC"""
     learning_rate: float = 0.1
     """peak of the learning rate, which falls along a cosine"""
+    backbone_multiplier: float = 1.0
+    """learning rate of the backbone as a multiple of learning_rate, which is the classifier's"""
     warmup: int = 500
     """steps to the peak"""
     momentum: float = 0.9
     """momentum of SGD"""
     weight_decay: float = 5e-4
     """weight decay of SGD"""
+    batch_norm: FreezableStatistics = "batch"
+    """BatchNorm uses the statistics of the 'batch', or the 'frozen' running ones, which then stay as they are"""
     precision: Precision = "fp32"
     """precision of convolutions and matrix products: on a GPU 'tf32' is faster than 'fp32', and 'bf16', as
     torch.autocast, faster still"""
@@ -184,7 +170,8 @@ class Pretrain:
         require(0 < self.scale < math.inf, f"want pretrain.scale > 0 and finite, got {self.scale}")
         require_choice("pretrain.precision", self.precision, Precision)
         require(0 < self.sample_rate <= 1, f"want pretrain.sample_rate above 0 and at most 1, got {self.sample_rate}")
-        _check_sgd(self, "learning_rate")
+        require_choice("pretrain.batch_norm", self.batch_norm, FreezableStatistics)
+        _check_sgd(self, "learning_rate", "backbone_multiplier")
 
 
 @dataclass(frozen=True)
@@ -193,8 +180,13 @@ class Meta(LossSettings, GradientSettings):
 
     prefix: ClassVar[str] = "meta."
 
+    may_be_auto: ClassVar[tuple[str, ...]] = ("domain_alignment",)
+
     steps: int = 4000
     """optimizer steps, one for each meta-batch; 0 skips the stage"""
+    domain_alignment: float | Auto = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]  a run makes it a number
+    """weight of the domain alignment loss; domains that lie far apart want about 1/4096; 'auto' measures the gradients
+    of the first meta-batch and takes the weight at which domain alignment supplies a tenth"""
     batch_identities: int = 128
     """people in each half of a split, two images of each, of all processes together"""
     per_domain: bool = False

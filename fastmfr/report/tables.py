@@ -83,10 +83,10 @@ def footnotes(results: Results) -> list[str]:
             for rate in scores.tar_at_far.values():
                 if rate.refused and name not in refused.setdefault(rate.refused, []):
                     refused[rate.refused].append(name)
-    notes = [
-        "In percent; beside a figure its gain over base, in points. TAR@f: share of genuine pairs accepted at "
-        "false accept rate f."
-    ]
+    several = [target.models for target in results.scored.values() if len(target.models) > 1]
+    bases = listed(sorted({base_of(models) for models in several}))
+    gains = f"; beside a figure its gain over {bases}, in points" if several else ""
+    notes = [f"In percent{gains}. TAR@f: share of genuine pairs accepted at false accept rate f."]
     held_out = [name for name, target in results.scored.items() if not target.unseen]
     if held_out:
         notes.append(f"Trained on, and scored on other people: {listed(held_out)}.")

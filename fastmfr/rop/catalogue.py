@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastmfr.freezing import HeldBatchNorm
 from fastmfr.rop import activations as act
 from fastmfr.rop.activations import Activation
 from fastmfr.rop.operations import BatchNorm, Convolution, Linear, Operation, PReLU
@@ -20,7 +21,7 @@ from fastmfr.rop.row_norms import GroupNorm, LayerNorm
 from fastmfr.rop.shapes import Pad, Permute, Squeeze, swapped
 
 HANDED_ON = "handed on"  # a module that returns its input, such as nn.Identity, makes no step
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, HeldBatchNorm)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmfr.freezing import HeldBatchNorm
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
 
 Values = Mapping[str, Tensor]  # by parameter name
@@ -156,7 +157,7 @@ class Linear(_Bilinear):
 
 
 class BatchNorm(Operation):
-    """nn.BatchNorm1d or 2d, together with the nn.PReLU that reads its output, if there is one.
+    """nn.BatchNorm1d or 2d, or a HeldBatchNorm, together with the nn.PReLU that reads its output, if there is one.
 
     A module of another class that has BatchNorm's attributes and computes the same will do.
     """
@@ -164,7 +165,7 @@ class BatchNorm(Operation):
     casts = False
 
     def __init__(self, module: Any, prelu: nn.PReLU | None, names: Names):
-        self.module = module
+        self.module, self.is_held = module, isinstance(module, HeldBatchNorm)
         self.weight, self.bias = names.get(module.weight), names.get(module.bias)
         self.slope = names[prelu.weight] if prelu else None
         self.parameters = tuple(name for name in (self.weight, self.bias, self.slope) if name)
@@ -182,9 +183,10 @@ class BatchNorm(Operation):
 
     def forward(self, ctx: Any, P: Values, x: Tensor) -> Tensor:
         module, momentum = self.module, 0.0
+        statistics = "running" if self.is_held else ctx.statistics
         running = module.running_mean, module.running_var
-        batch_statistics = ctx.statistics != "running" or running[0] is None
-        if ctx.statistics == "tracked" and running[0] is not None:
+        batch_statistics = statistics != "running" or running[0] is None
+        if statistics == "tracked" and running[0] is not None:
             module.num_batches_tracked.add_(1)
             momentum = 1 / module.num_batches_tracked.item() if module.momentum is None else module.momentum
         elif batch_statistics:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from fastmfr.freezing import HeldBatchNorm
 from fastmfr.rop.catalogue import DROPOUT, NORMS, drops, is_norm_act
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -71,6 +72,9 @@ class _Tracer(fx.Tracer):
     def __init__(self):
         super().__init__()
         self._autocast = _autocast()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) is HeldBatchNorm or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
         if not torch.is_grad_enabled() or _autocast() != self._autocast:

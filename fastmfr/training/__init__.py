@@ -8,6 +8,7 @@ meta.py        stage two
 after_step.py  after every step of both: states, scores on the way, signals
 checkpoint.py  states to resume from    resuming.py  what a run was made with, and what may change when it is resumed
 optim.py       SGD and schedules        logbook.py   what a run says and records
+balance.py     the weight of domain alignment where a run chooses it, and warnings of losses that drown the others
 diagnose.py    pictures and figures of the data and the models            errors.py    what ends a run
 """
 

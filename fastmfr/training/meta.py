@@ -14,11 +14,12 @@ from torch import nn
 
 from fastmfr.config import narrowed
 from fastmfr.distributed import ALONE
-from fastmfr.losses import LOSSES, MfrLosses
+from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
 from fastmfr.results import META
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
+from fastmfr.training.balance import AlignmentWeight, warn_of_curvature, warn_of_shares
 from fastmfr.training.choosing import Candidates, Choosing, first_batches
 from fastmfr.training.data import Splits, images_of, share_of, slots_of
 from fastmfr.training.errors import NonFiniteLoss
@@ -27,7 +28,7 @@ from fastmfr.training.run import Run
 
 SCHEDULED = ("alpha", "beta", "tau_p", "tau_n", "decay_every")
 ORDERS = {"mfr": 2, "mldg": 2, "first_order": 1, "no_meta": 0}  # of differentiability, by meta.method
-FIRST_STEPS = 5  # after which the balance of the losses is looked at
+FIRST_STEPS = 5  # over which the strength of the second order is looked at
 
 
 def mfr_trainer(run: Run, backbone: nn.Module, optimizer: torch.optim.SGD) -> MetaTrainer:
@@ -61,22 +62,26 @@ def meta_train(
     splits = Splits(data.sources, run.config)
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     candidates = Candidates(choosing, run, META, settings.steps, backbone)
-    networks = nn.ModuleDict({"backbone": backbone, "averages": candidates.averages})
+    alignment = AlignmentWeight(settings).to(run.device)
+    networks = nn.ModuleDict({"backbone": backbone, "averages": candidates.averages, "alignment": alignment})
     first = run.checkpoints(META).resume(networks, optimizer)
     requests = lambda i: images_of(*splits.pairs(i))  # noqa: E731
     stream = partial(data.images.open, requests)
     if first < candidates.steps:
         logbook.rewind(META, first)
         backbone.train()
+        if alignment.is_auto and not first:
+            whole = partial(stream, slot_B=slots_of(ALONE, *splits.pairs(0)))
+            alignment.choose(backbone, _first_train_batches(whole, splits), logbook)
         trainer = make_trainer(run, backbone, optimizer)
         after = AfterStep(run, META, first, settings.steps, backbone, networks, optimizer, candidates)
-        _train(run, trainer, splits, stream, after, first)
+        _train(run, trainer, splits, stream, after, first, alignment.value)
     frozen = settings.batch_norm == "frozen"
     stream = partial(stream, slot_B=slots_of(ALONE, *splits.pairs(0)))
     candidates.finish(None if frozen else partial(first_batches, stream, settings.steps * splits.of_a_step))
 
 
-def _train(run, trainer, splits, stream, after, first):
+def _train(run, trainer, splits, stream, after, first, weight):
     """Takes the steps from `first` on."""
     settings, logbook, of_a_step = run.config.meta, run.logbook, splits.of_a_step
     slot_B = slots_of(run.ranks, *splits.pairs(0))
@@ -86,7 +91,7 @@ def _train(run, trainer, splits, stream, after, first):
         after,
     ):
         images_of_a_step = len(slot_B) * run.ranks.world * of_a_step
-        told = _Records(run, splits, meter, images_of_splits, first, images_of_a_step)
+        told = _Records(run, splits, meter, images_of_splits, first, images_of_a_step, weight)
         images = iter(images_of_splits)
         for step in range(first, settings.steps):
             rates = meta_rates(step, **{name: getattr(settings, name) for name in SCHEDULED})
@@ -94,7 +99,7 @@ def _train(run, trainer, splits, stream, after, first):
                 (_split(image_B3HW, splits.pairs(i), run.ranks) for i, image_B3HW in islice(images, of_a_step)),
                 alpha=rates.alpha,
                 rate=rates.beta,
-                losses=_losses(settings, rates),
+                losses=narrowed(settings, MfrLosses, tau_p=rates.tau_p, tau_n=rates.tau_n, domain_alignment=weight),
             )
             told.add(step, result, rates)
             if after(step + 1):
@@ -102,9 +107,11 @@ def _train(run, trainer, splits, stream, after, first):
     logbook.say(f"meta: {trainer.graph}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
 
 
-def _losses(settings, rates) -> MfrLosses:
-    """The losses with the thresholds that the schedule has reached."""
-    return narrowed(settings, MfrLosses, tau_p=rates.tau_p, tau_n=rates.tau_n)
+def _first_train_batches(stream, splits):
+    """The meta-train batches of the first step."""
+    with stream(first=0, last=splits.of_a_step) as images:
+        for i, image_B3HW in images:
+            yield _split(image_B3HW, splits.pairs(i), ALONE)[0]
 
 
 def _split(image_B3HW, pairs, ranks):
@@ -124,10 +131,10 @@ def _channels_last(image_B3HW):
 class _Records:
     """Checks, records and shows every meta step."""
 
-    def __init__(self, run: Run, splits, meter, stream, first, images_of_a_step):
+    def __init__(self, run: Run, splits, meter, stream, first, images_of_a_step, weight):
         self._run, self._splits, self._meter, self._stream = run, splits, meter, stream
         self._first, self._images_of_a_step = first, images_of_a_step
-        self._balance = []
+        self._weight, self._ratios = weight, []
 
     def add(self, step, result, rates):
         """Record a step. Raises NonFiniteLoss."""
@@ -139,11 +146,20 @@ class _Records:
         loss, seen = values["total_test"], (step + 1 - self._first) * self._images_of_a_step
         speed, wait = self._meter.step(step + 1, seen, self._stream.wait_seconds, f"loss {loss:.3f}")
         rest = {"learning_rate": rates.beta, "images_per_second": speed, "data_wait": wait}
+        rest["alignment_weight"] = self._weight
         self._run.logbook.record(META, step, loss=loss, gradient_norm=gradient_norm, **values, **vars(rates), **rest)
-        if "alpha_hv_over_v" in values and len(self._balance) < FIRST_STEPS:
-            self._balance.append(values)
-            if len(self._balance) == FIRST_STEPS:
-                _warn_of_imbalance(self._balance, rates.alpha, self._run.config.meta, self._run.logbook)
+        if "alpha_hv_over_v" in values:
+            self._warn(step, values, rates)
+
+    def _warn(self, step, values, rates):
+        """Warn in the first steps that this process takes."""
+        done, logbook = step + 1 - self._first, self._run.logbook
+        if done == 1:
+            warn_of_shares(values, self._run.config, self._weight, logbook)
+        if done <= FIRST_STEPS:
+            self._ratios.append(values["alpha_hv_over_v"])
+        if done == FIRST_STEPS:
+            warn_of_curvature(float(np.mean(self._ratios)), rates.alpha, logbook)
 
 
 def _to_host(result):
@@ -162,20 +178,3 @@ def _refuse_non_finite(values_by_split, left_out, step):
                     f"{name} is not finite at meta step {step}, in the split that leaves out {domain}; the state "
                     "before is in checkpoints/. Lower meta.alpha and meta.beta, or the largest loss's weight"
                 )
-
-
-def _warn_of_imbalance(records, alpha, settings, logbook):
-    """Warn if one loss supplies nearly all of the gradient, or if alpha makes H v overwhelm v."""
-    for name in LOSSES:
-        part = float(np.mean([record[f"share_{name}"] for record in records]))
-        if part > 0.95:
-            logbook.warn(
-                f"{name} supplies {100 * part:.0f} % of the gradient, the other losses next to nothing; lower "
-                f"--meta.{name} (now {getattr(settings, name):g})"
-            )
-    ratio = float(np.mean([record["alpha_hv_over_v"] for record in records]))
-    if ratio > 1:
-        logbook.warn(
-            f"the second-order term is {ratio:.1f} times the first-order one, so the look-ahead is no small step; "
-            f"lower --meta.alpha (now {alpha:g}) until alpha |Hv| / |v| is about 0.1 to 0.3"
-        )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmfr.distributed import ALONE, gather_whole, over_ranks
+from fastmfr.freezing import hold_statistics
 from fastmfr.fused import AS_IT_IS, fused, has_batch_norm
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.results import PRETRAIN
@@ -55,8 +56,10 @@ def pretrain(run: Run, backbone: nn.Module, choosing: Choosing | None = None) ->
     stream = partial(data.images.open, lambda step: images_of(sampler.batch(step)))
     if first < settings.steps:
         _train(run, backbone, head, networks, optimizer, candidates, sampler, stream, first)
+    frozen = settings.batch_norm == "frozen"
     everything = slots_of(ALONE, sampler.batch(0))
-    candidates.finish(partial(first_batches, partial(stream, slot_B=everything), settings.steps))
+    whole = partial(stream, slot_B=everything)
+    candidates.finish(None if frozen else partial(first_batches, whole, settings.steps))
     return head
 
 
@@ -65,6 +68,8 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
     settings, sources, logbook = run.config.pretrain, run.data[PRETRAIN].sources, run.logbook
     logbook.rewind(PRETRAIN, first)
     networks.train()
+    if settings.batch_norm == "frozen":
+        hold_statistics(backbone)
     step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
     settle = lambda: losses.read()  # noqa: E731
     ranks = run.ranks
@@ -79,7 +84,7 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
             own = share_of(ranks, pairs)
             label_B = to_device(np.tile(sources.label(own.domain, own.identity), 2), run.device)
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
-            set_rate(optimizer, rate)
+            set_rate(optimizer, settings.backbone_multiplier * rate)
             loss_B = step_of(image_B3HW, label_B, step)
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
@@ -107,7 +112,8 @@ def _new_head(run, backbone):
 def _network(run, backbone):
     """What runs in place of the backbone and shares its parameters and buffers; on one CPU the backbone itself."""
     settings, group = run.config.pretrain, run.ranks.group
-    sync = group is not None and settings.sync_batch_norm and has_batch_norm(backbone)
+    sync = group is not None and settings.sync_batch_norm and settings.batch_norm == "batch"
+    sync = sync and has_batch_norm(backbone)
     network = backbone
     if run.device.type == "cuda" or sync:
         wanted = settings.fused or sync

@@ -23,6 +23,7 @@ from fastmfr.distributed import ALONE, Ranks
 from fastmfr.domains import Domain
 from fastmfr.evaluate import embed, embed_domain, score
 from fastmfr.evaluate.embed import in_order
+from fastmfr.freezing import hold_stages
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
 from fastmfr.results import META, PRETRAIN, Scores
@@ -33,7 +34,7 @@ from fastmfr.training.data import StageData, check_batches, choose_decoding, pre
 from fastmfr.training.logbook import Logbook
 from fastmfr.training.people import People, Target, open_people
 from fastmfr.training.resuming import MadeWith, check_steps
-from fastmfr.weights import load_weights
+from fastmfr.weights import load_weights, settled
 
 
 def make_new_folder(folder: Path) -> Path:
@@ -97,7 +98,7 @@ class Run:
         with ranks.alike():
             device = device_for(config.device)
             made_with = None if new else MadeWith(logbook.folder)
-            _check_before_data(config, device)
+            config = _check_before_data(config, device, logbook)
             if made_with:
                 config = made_with.as_before(config)
                 made_with.check_settings(config)
@@ -149,11 +150,12 @@ class Run:
         return Checkpoints(self.folder / "checkpoints", stage, self.logbook.warn, self.ranks)
 
     def new_backbone(self) -> nn.Module:
-        """A backbone as the settings say, on the run's device: fresh weights, or those of model.weights."""
+        """A backbone as the settings say, on the run's device, its stages held; fresh weights, or model.weights."""
         backbone = build_backbone(self.config)
         weights = self.config.model.weights
         if weights and (note := load_weights(backbone, weights_of(weights))):
             self.logbook.say(note)
+        hold_stages(backbone, self.config.model.freeze)
         return to_channels_last(backbone, self.device)
 
     def embed(self, backbone: nn.Module, domain: Domain, image_N: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
@@ -249,13 +251,19 @@ def _check_shared(folder):
         )
 
 
-def _check_before_data(config, device):
-    """Raises a sentence for a setting that cannot work here: by the device, margin, missing weights or backbone."""
+def _check_before_data(config, device, logbook) -> Config:
+    """The settings with a backbone that has a name; says which one was read off weights.
+
+    Raises a sentence for a setting that cannot work here: by the device, the margin, the backbone, or weights that do
+    not fit.
+    """
     for precision in (config.pretrain.precision, config.meta.precision, config.meta.curvature):
         check_precision(precision, device)
     make_margin(config.pretrain.margin, config.pretrain.margin_values)
     if config.data.decode != "auto":
         checked_decoder(config.data.decode, device)
-    if config.model.weights:
-        weights_of(config.model.weights)
-    check_backbone(config, device)
+    found = settled(config, weights_of(config.model.weights) if config.model.weights else None)
+    if found.model != config.model:
+        logbook.say(f"backbone  {found.model.name}, {found.model.embedding} outputs, read off {config.model.weights}")
+    check_backbone(found, device)
+    return found

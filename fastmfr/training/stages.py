@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from fastmfr.results import CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
+from fastmfr.config.model_settings import STAGES
+from fastmfr.results import BASE, CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
 from fastmfr.run_folder import steps_of_weights
 from fastmfr.training.choosing import Choosing
 from fastmfr.training.diagnose import Diagnosis
@@ -16,6 +17,8 @@ TRAIN = {PRETRAIN: pretrain, META: meta_train}
 
 def complete(run: Run) -> Results:
     """Take every stage that has steps, score its model, and write results.json.
+
+    The base is the model of stage one; if that stage has no steps, the base are the weights that the run starts from.
 
     A stage whose weights are in the run's folder was finished before the run was resumed: its weights are loaded. If
     more steps are wanted now, the stage goes on from its last state.
@@ -37,8 +40,12 @@ def complete(run: Run) -> Results:
         targets={name: TargetResult(unseen=target.unseen) for name, target in run.targets.items()},
     )
     backbone, choosing = run.new_backbone(), Choosing(run)
-    if choosing.is_on and not run.config.pretrain.steps:
+    _say_what_is_held(run, backbone)
+    begins_trained = bool(run.config.model.weights)
+    if choosing.is_on and (begins_trained or not run.config.pretrain.steps):
         choosing.consider(backbone, PRETRAIN, 0)
+    if begins_trained and not run.config.pretrain.steps:
+        _score(run, BASE, backbone, diagnosis, results)
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
             _train_or_load(run, stage, steps, backbone, choosing)
@@ -53,6 +60,16 @@ def complete(run: Run) -> Results:
     if first:
         results.save(run.folder / "results.json")
     return results
+
+
+def _say_what_is_held(run, backbone: nn.Module):
+    if stages := run.config.model.freeze:
+        every = sum(value.numel() for value in backbone.parameters())
+        trained = sum(value.numel() for value in backbone.parameters() if value.requires_grad)
+        run.logbook.say(
+            f"held      the stem and {stages} of {STAGES} stages; {trained / 1e6:,.2f} of {every / 1e6:,.2f} million "
+            "parameters are trained"
+        )
 
 
 def _train_or_load(run, stage, steps, backbone: nn.Module, choosing):
