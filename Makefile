@@ -40,7 +40,7 @@ sanitize: $(INSTALLED)  ## csrc under AddressSanitizer and UBSan in the tests th
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=tests/native FASTMFR_NATIVE=build/sanitize \
 	    $(VENV)/bin/python -m pytest -p built_elsewhere tests/test_recordio.py tests/test_recordio_damage.py tests/test_recordio_fuzz.py \
-	    tests/test_sampler.py tests/test_gather.py tests/test_warp.py
+	    tests/test_sampler.py tests/test_sampler_draws.py tests/test_gather.py tests/test_warp.py
 	$(CXX) $(SANITIZED) -fsanitize=thread -pthread -Icsrc tests/native/threads.cpp \
 	    $(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)) -o build/sanitize/threads
 	build/sanitize/threads

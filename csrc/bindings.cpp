@@ -71,13 +71,15 @@ py::list jpegs(const RecordFile& file, const Int64s& images) {
 
 std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& names, const std::vector<Int64s>& offsets,
                                       uint32_t share, uint64_t seed, uint32_t rank, uint32_t world, bool augment,
-                                      bool per_domain) {
+                                      bool per_domain, std::vector<std::vector<uint32_t>> people,
+                                      std::vector<uint32_t> turns) {
     if (names.size() != offsets.size()) throw std::invalid_argument("want one name for each array of offsets");
     std::vector<DomainImages> domains;  // copies: what the caller does to the arrays later changes no draw
     for (size_t i = 0; i < names.size(); ++i)
         domains.push_back({names[i], {offsets[i].data(), offsets[i].data() + offsets[i].size()}});
     py::gil_scoped_release release;
-    return std::make_unique<Sampler>(std::move(domains), share, seed, rank, world, augment, per_domain);
+    return std::make_unique<Sampler>(std::move(domains), share, seed, rank, world, augment, per_domain,
+                                     Draws{std::move(people), std::move(turns)});
 }
 
 /// One (4, share) array: domain, identity, gallery, probe.
@@ -178,7 +180,8 @@ PYBIND11_MODULE(_native, module) {
 
     py::class_<Sampler>(module, "Sampler")
         .def(py::init(&make_sampler), py::arg("names"), py::arg("offsets"), py::arg("share"), py::arg("seed"),
-             py::arg("rank"), py::arg("world"), py::arg("augment"), py::arg("per_domain"))
+             py::arg("rank"), py::arg("world"), py::arg("augment"), py::arg("per_domain"),
+             py::arg("people") = std::vector<std::vector<uint32_t>>(), py::arg("turns") = std::vector<uint32_t>())
         .def("dropped", &Sampler::dropped, py::arg("domain"))
         .def("batch", [](const Sampler& self, uint64_t step) { return draw(self, self.batch(), step); },
              py::arg("step"))

@@ -8,12 +8,18 @@
 //                 next, the new pass first serves those of its first m whom the step does not hold yet (at least
 //                 m - t of them, so they suffice), then the others. Every identity still comes once a pass.
 //   C >= m        every step takes a permutation of its own.
+//
+// Two things change that, for which m is the most that a step takes of the domain then:
+//   turns   the slots of batches take the domains in the order of `turns`, over and over, in place of t mod n.
+//   people  identities of several domains may be one person. Where a step holds a person twice, one of the two slots
+//           takes another identity of its domain (apart.hpp), by an order of the step's own.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "apart.hpp"
 #include "random.hpp"
 
 namespace fastmfr {
@@ -24,6 +30,12 @@ struct DomainImages {
     std::vector<int64_t> offsets;  // identities + 1
 
     int64_t identities() const { return int64_t(offsets.size()) - 1; }
+};
+
+/// How domains are drawn, beyond evenly and each on its own; both members may be empty.
+struct Draws {
+    std::vector<std::vector<uint32_t>> people;  // by domain, the number of the person of each identity
+    std::vector<uint32_t> turns;                // domains of batches, slot by slot of one round
 };
 
 /// Where the pairs of a batch go, `share` numbers each.
@@ -45,7 +57,7 @@ struct Stream {
 class Sampler {
 public:
     Sampler(std::vector<DomainImages> domains, uint32_t share, uint64_t seed, uint32_t rank, uint32_t world,
-            bool augment, bool per_domain);
+            bool augment, bool per_domain, Draws draws = {});
 
     uint32_t domains() const { return uint32_t(pools_.size()); }
     /// How many identities of a domain are never drawn; throws std::out_of_range for a domain there is not.
@@ -65,17 +77,31 @@ private:
         std::vector<uint32_t> usable;
         Grid grid;
         uint32_t dropped;
+
+        uint32_t identity(uint32_t number) const { return usable.empty() ? number : usable[number]; }
     };
-    enum Use : uint32_t { kPair, kPass = 2, kStep = 4 };  // a permutation takes two tags
+    enum Use : uint32_t { kPair, kPass = 2, kStep = 4, kApart = 6 };  // a permutation takes two tags
 
     static Pool make_pool(DomainImages domain, bool augment);
+    void set_turns();
+    void set_crowded();
+    bool has_enough_people(const Stream& stream) const;
     void require_split(uint32_t meta_test) const;
-    /// Identities that all ranks take together at a step, and at most from one domain.
+    /// Identities that all ranks take together at a step.
     uint64_t slots(const Stream& stream) const { return uint64_t{stream.share} * world_; }
-    uint32_t most(const Stream& stream) const {
+    /// Identities that a step takes at most of the stream's j-th domain.
+    uint32_t most(const Stream& stream, uint32_t j) const {
+        if (by_turns(stream)) return most_[j];
         return uint32_t((slots(stream) + stream.domains - 1) / stream.domains);
     }
+    bool by_turns(const Stream& stream) const { return stream.purpose == Stream::kBatch && !draws_.turns.empty(); }
+    uint64_t position_from(const Stream& stream, uint64_t slot, uint32_t j) const;
+    uint64_t slot_of(const Stream& stream, uint64_t position, uint32_t j) const;
     void require(const Stream& stream, uint64_t step) const;
+    void require_apart(const Stream& stream) const;
+    std::vector<uint32_t> picks(const Stream& stream, uint64_t first, uint32_t count) const;
+    void part(const Stream& stream, uint64_t step, std::vector<uint32_t>& pick) const;
+    std::vector<uint32_t> group_of_slots(const Stream& stream, uint64_t first, uint32_t count) const;
     void order(const Stream& stream, uint32_t j, uint64_t position, uint32_t count, uint32_t* out) const;
     std::vector<uint32_t> window(const Stream& stream, uint32_t j, uint64_t pass) const;
     void pair(const Pool& pool, uint32_t identity, Words bits, int64_t& gallery, int64_t& probe) const;
@@ -83,6 +109,10 @@ private:
     std::vector<Pool> pools_;
     uint32_t share_, rank_, world_;
     bool augment_, per_domain_;
+    Draws draws_;
+    std::vector<std::vector<uint32_t>> places_;  // by domain, the slots of one round of turns that take the domain
+    std::vector<uint32_t> most_;                 // by domain, how many slots of a step take the domain at most, by turns
+    std::vector<bool> crowded_;                  // whether people are too few: batches, then train and test of a split
     Philox random_;
 };
 

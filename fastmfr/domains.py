@@ -1,4 +1,4 @@
-"""Open a domain of face images, restrict the domain to some people, join several domains with identities kept apart.
+"""Open a domain of face images, restrict the domain to some people, join several domains under one set of labels.
 
 A domain is a class folder (`identity/image`) or an InsightFace RecordIO folder (train.rec, train.idx). Its images are
 numbered 0..images - 1, identity by identity: identity k has the images offsets[k] up to offsets[k + 1].
@@ -8,7 +8,7 @@ Shape suffixes: B = a batch of images.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -83,11 +83,20 @@ class Domain(ImageSet):
         offsets: int64 (identities + 1,), read-only. Identity k has the images offsets[k] up to offsets[k + 1] - 1, at
             least one.
         notes: sentences on what was passed over when the domain was opened.
+        person: int64 (identities,), the person of each identity: two identities, of this domain or of another one,
+            with one number are one person. None: every identity is a person of its own.
     """
 
-    def __init__(self, name: str, path: Path, source: _Folder | Records, chosen: np.ndarray | None = None):
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        source: _Folder | Records,
+        chosen: np.ndarray | None = None,
+        person: np.ndarray | None = None,
+    ):
         """Make a domain of the identities `chosen`, int64, of an opened source; None chooses all."""
-        self.name, self.path = name, path
+        self.name, self.path, self.person = name, path, person
         self._source, self._chosen, self.notes = source, chosen, source.notes
         self.offsets = source.offsets
         if chosen is not None:
@@ -132,6 +141,8 @@ class Domain(ImageSet):
             digest.update(self._chosen.tobytes())
         if self.landmark_N52 is not None:
             digest.update(self.landmark_N52.tobytes())
+        if self.person is not None:
+            digest.update(self.person.tobytes())
         self._source.add_to(digest)
         return digest.hexdigest()
 
@@ -153,12 +164,25 @@ class Domain(ImageSet):
                 f"{len(numbers)} from {numbers.min()} to {numbers.max()}, {len(np.unique(numbers))} of them different"
             )
         numbers = numbers.astype(np.int64)
-        chosen = Domain(self.name, self.path, self._source, numbers if self._chosen is None else self._chosen[numbers])
+        place = numbers if self._chosen is None else self._chosen[numbers]
+        person = None if self.person is None else self.person[numbers]
+        chosen = Domain(self.name, self.path, self._source, place, person)
         if self.landmark_N52 is not None:
             moved = self.offsets[numbers] - chosen.offsets[:-1]
             image_N = np.arange(chosen.images) + np.repeat(moved, np.diff(chosen.offsets))
             chosen.landmark_N52 = self.landmark_N52[image_N]
         return chosen
+
+    def with_persons(self, person: ArrayLike) -> "Domain":
+        """Return the domain with the person of each identity, whole numbers (identities,), as of `Domain.person`."""
+        person = np.asarray(person, np.int64)
+        if person.shape != (self.identities,):
+            raise ValueError(
+                f"want a person for each of the {self.identities:,} identities of '{self.name}', got {person.shape}"
+            )
+        named = Domain(self.name, self.path, self._source, self._chosen, person)
+        named.landmark_N52 = self.landmark_N52
+        return named
 
     def _in_source(self, images: ArrayLike) -> np.ndarray:
         """Image numbers of this domain as image numbers of the source."""
@@ -198,15 +222,29 @@ def open_domain(path: str | os.PathLike, name: str | None = None) -> Domain:
 
 @dataclass(frozen=True)
 class Joint:
-    """One label space for several domains: the identities of domain d are starts[d] .. starts[d + 1] - 1."""
+    """One label space for several domains: the identities of domain d are starts[d] .. starts[d + 1] - 1.
+
+    If identities are one person, `labels` holds the label of each of these numbers; labels are then numbered in the
+    order in which people are first met.
+    """
 
     domains: tuple[Domain, ...]
     starts: np.ndarray
+    labels: np.ndarray | None = None
 
     @property
     def identities(self) -> int:
-        """The number of identities of all domains together."""
-        return int(self.starts[-1])
+        """The number of labels: of the people of all domains together."""
+        return int(self.starts[-1] if self.labels is None else self.labels.max() + 1)
+
+    @property
+    def people(self) -> list[np.ndarray] | None:
+        """By domain the label of each identity, int64 (identities,); None if no two identities are one person."""
+        return None if self.labels is None else np.split(self.labels, self.starts[1:-1])
+
+    def who(self) -> list[tuple[str, str] | int]:
+        """Return the person of each label, in a way that other joined domains know: (domain, name), or the number."""
+        return list(dict.fromkeys(person for domain in self.domains for person in _who(domain)))
 
     def label(self, domain_B: ArrayLike, identity_B: ArrayLike) -> np.ndarray:
         """Number identities in the joint label space.
@@ -228,12 +266,37 @@ class Joint:
         label_B = self.starts[domain_B] + identity_B
         if ((identity_B < 0) | (label_B >= self.starts[domain_B + 1])).any():
             raise ValueError("an identity number is outside its domain; was the domain restricted after it was joined?")
-        return label_B
+        return label_B if self.labels is None else self.labels[label_B]
 
 
 def join(domains: Sequence[Domain]) -> Joint:
-    """Number the identities of all `domains` in order, so that no two identities have one label."""
+    """Number the identities of all `domains` in order, so that two have one label only if they are one person."""
     counts = [domain.identities for domain in domains]
     if not counts:
         raise ValueError("want at least one domain to join, got none")
-    return Joint(tuple(domains), np.fromiter(accumulate(counts, initial=0), np.int64, len(counts) + 1))
+    starts = np.fromiter(accumulate(counts, initial=0), np.int64, len(counts) + 1)
+    persons = [domain.person for domain in domains if domain.person is not None]
+    return Joint(tuple(domains), starts, _labels(np.concatenate(persons)) if len(persons) == len(counts) else None)
+
+
+def people_of(domains: Mapping[str, Domain]) -> dict[str, np.ndarray] | None:
+    """Return the person of each identity, int64 (identities,), by domain; None if nobody is in two domains."""
+    people = join(list(domains.values())).people
+    return None if people is None else dict(zip(domains, people, strict=True))
+
+
+def _who(domain: Domain) -> list:
+    """The person of each identity of a domain."""
+    if domain.person is not None:
+        return domain.person.tolist()
+    return [(domain.name, domain.identity_name(identity)) for identity in range(domain.identities)]
+
+
+def _labels(person: np.ndarray) -> np.ndarray | None:
+    """The number of each person in the order in which people are first met; None if all are different."""
+    distinct, first, number = np.unique(person, return_index=True, return_inverse=True)
+    if len(distinct) == len(person):
+        return None
+    rank = np.empty(len(distinct), np.int64)
+    rank[np.argsort(first)] = np.arange(len(distinct))
+    return rank[number]

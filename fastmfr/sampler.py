@@ -1,6 +1,6 @@
 """Which identities and images a batch holds: a pure function of (seed, step), the same on any number of ranks.
 
-`GroupedDomainSampler` is the face of csrc/sampler.hpp, which says how the draw works. `ReferenceSampler` computes the
+`GroupedDomainSampler` is the face of csrc/sampler.hpp, which says how the draw works. reference_sampler.py computes the
 same numbers in NumPy; the compiled sampler must equal the reference bit for bit.
 
 Shape suffixes: B = identities a rank draws at a step.
@@ -17,9 +17,7 @@ from numpy.typing import ArrayLike
 from fastmfr.config.choices import Single
 
 OffsetsByDomain = Mapping[str, np.ndarray] | Sequence[np.ndarray]
-ROUNDS, MULTIPLIERS, WEYL = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)  # Philox4x32-10, Salmon et al. 2011
-BATCH, TRAIN, TEST = range(3)  # the purpose of a stream of batches
-PAIR, PASS, STEP = 0, 2, 4  # the purpose of a random number
+ROUND, LEAST_TURNS = 1024, 16  # slots of a round by weights, and at least so many for each domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,8 @@ class GroupedDomainSampler:
     """Draws identities evenly over domains, and a gallery and a probe image of each; all differ within a step.
 
     A domain serves each identity once before any identity comes again, unless a step takes more than half of them.
+    With `people`, no step of any rank holds a person twice: in place of the second identity another one of the same
+    domain is drawn, so that people of several domains come a little less often in each.
     The only state is (seed, step), so any step of a run can be drawn again at any time.
 
     Attributes:
@@ -60,6 +60,8 @@ class GroupedDomainSampler:
         *,
         single: Single = "drop",
         per_domain: bool = False,
+        people: Sequence[ArrayLike] | None = None,
+        weights: Sequence[float] | None = None,
     ):
         """Prepare to draw for one rank.
 
@@ -73,6 +75,10 @@ class GroupedDomainSampler:
             single: what happens to identities with one image. "drop" never draws them; "augment" takes the image as
                 gallery and as probe.
             per_domain: whether `split` trains on `batch_identities` of every meta-train domain, not of all together.
+            people: by domain, the number of the person of each identity, whole numbers (identities,). Identities with
+                one number are one person, whatever their domains. None: no two identities are.
+            weights: by domain, a number above 0: `batch` draws domains in proportion, to a part in a thousand. None
+                draws them equally often. `split` always does.
 
         Raises:
             ValueError: an argument is out of range, or a domain has too few identities.
@@ -80,11 +86,22 @@ class GroupedDomainSampler:
         """
         from fastmfr.native import Sampler
 
-        self.names, offsets = _domains(offsets_by_domain)
+        self.names, offsets = domains_of(offsets_by_domain)
         _check(batch_identities, seed, rank, world, single)
         _check_pairs(self.names, offsets, single)
         names = [os.fsencode(name) for name in self.names]  # that of a folder may hold bytes that are not UTF-8
-        self._native = Sampler(names, offsets, batch_identities, seed, rank, world, single == "augment", per_domain)
+        self._native = Sampler(
+            names,
+            offsets,
+            batch_identities,
+            seed,
+            rank,
+            world,
+            single == "augment",
+            per_domain,
+            shared_people(offsets, people),
+            turns_of(self.names, weights),
+        )
         self.dropped = {name: self._native.dropped(d) for d, name in enumerate(self.names)}
 
     def batch(self, step: int) -> Pairs:
@@ -98,12 +115,63 @@ class GroupedDomainSampler:
             step: the number of the step.
             meta_test: the number or name of the meta-test domain; all other domains are meta-train domains.
         """
-        train, test = self._native.split(_whole("step", step), _number(self.names, meta_test))
+        train, test = self._native.split(_whole("step", step), number_of(self.names, meta_test))
         return Pairs(*train), Pairs(*test)
 
 
-def _domains(offsets_by_domain: OffsetsByDomain) -> tuple[list[str], list[np.ndarray]]:
-    """Names and contiguous int64 offsets, from either form."""
+def shared_people(offsets: Sequence[np.ndarray], people: Sequence[ArrayLike] | None) -> list[np.ndarray]:
+    """Number people 0, 1, ...; empty if no two identities are one person.
+
+    Args:
+        offsets: as of the domains, int64 (identities + 1,) each.
+        people: as GroupedDomainSampler takes them.
+
+    Returns:
+        uint32 (identities,) of each domain.
+
+    Raises:
+        ValueError: there is not one whole number for each identity.
+    """
+    if people is None:
+        return []
+    people = [np.asarray(numbers) for numbers in people]
+    if [numbers.shape for numbers in people] != [(len(ends) - 1,) for ends in offsets] or any(
+        numbers.dtype.kind not in "iu" for numbers in people
+    ):
+        raise ValueError(
+            f"want people as one whole number for each of the {', '.join(str(len(ends) - 1) for ends in offsets)} "
+            f"identities of the domains, got {', '.join(f'{numbers.dtype} {numbers.shape}' for numbers in people)}"
+        )
+    distinct, number = np.unique(np.concatenate(people), return_inverse=True)
+    if len(distinct) == len(number):
+        return []
+    return np.split(number.astype(np.uint32), np.cumsum([len(numbers) for numbers in people])[:-1])
+
+
+def turns_of(names: Sequence[str], weights: Sequence[float] | None) -> np.ndarray:
+    """Spread domains over the slots of one round, each in proportion to its weight, as evenly as that goes.
+
+    Returns:
+        uint32, the number of the domain at each slot; empty if all weights are equal, or none are given.
+
+    Raises:
+        ValueError: there is not one finite number above 0 for each domain.
+    """
+    if weights is None:
+        return np.empty(0, np.uint32)
+    weight = np.asarray(weights, np.float64)
+    if weight.shape != (len(names),) or not (np.isfinite(weight) & (weight > 0)).all():
+        raise ValueError(f"want a weight above 0 for each of the domains {', '.join(names)}, got {list(weights)}")
+    if (weight == weight[0]).all():
+        return np.empty(0, np.uint32)
+    exact = weight / weight.sum() * max(ROUND, LEAST_TURNS * len(names))
+    times = np.maximum(1, np.round(exact).astype(np.int64))
+    at = np.concatenate([(np.arange(many) + 0.5) / many for many in times])
+    return np.repeat(np.arange(len(names)), times)[np.argsort(at, kind="stable")].astype(np.uint32)
+
+
+def domains_of(offsets_by_domain: OffsetsByDomain) -> tuple[list[str], list[np.ndarray]]:
+    """Return names and contiguous int64 offsets, from either form; ValueError for what are no offsets."""
     if not isinstance(offsets_by_domain, Mapping):
         offsets_by_domain = {str(d): offsets for d, offsets in enumerate(offsets_by_domain)}
     offsets_by_name = {}
@@ -144,127 +212,10 @@ def _check_pairs(names, offsets, single):
             )
 
 
-def _number(names, meta_test):
+def number_of(names: Sequence[str], meta_test: int | str) -> int:
+    """Return the number of the domain `meta_test`, a name or a number; ValueError if there is none."""
     if isinstance(meta_test, str):
         if meta_test not in names:
             raise ValueError(f"there is no domain '{meta_test}' to test on; the domains are {', '.join(names)}")
         return names.index(meta_test)
     return _whole("meta_test", meta_test, 0, len(names))
-
-
-class ReferenceSampler:
-    """The reference of GroupedDomainSampler, slot by slot in NumPy: the same arguments and numbers, without checks."""
-
-    def __init__(
-        self,
-        offsets_by_domain: OffsetsByDomain,
-        batch_identities: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        single: Single = "drop",
-        per_domain: bool = False,
-    ):
-        self.names, self.offsets = _domains(offsets_by_domain)
-        self.usable = [np.flatnonzero(np.diff(offsets) >= 1 + (single == "drop")) for offsets in self.offsets]
-        self.batch_identities, self.per_domain = batch_identities, per_domain
-        self.seed, self.rank, self.world = seed, rank, world
-
-    def batch(self, step: int) -> Pairs:
-        """Draw what GroupedDomainSampler.batch draws."""
-        return self._draw(BATCH, 0, range(len(self.names)), self.batch_identities, step)
-
-    def split(self, step: int, meta_test: int | str) -> tuple[Pairs, Pairs]:
-        """Draw what GroupedDomainSampler.split draws."""
-        key = _number(self.names, meta_test)
-        others = [d for d in range(len(self.names)) if d != key]
-        trained = self.batch_identities * (len(others) if self.per_domain else 1)
-        return self._draw(TRAIN, key, others, trained, step), self._draw(TEST, key, [key], self.batch_identities, step)
-
-    def _draw(self, purpose: int, key: int, domains: Sequence[int], per_rank: int, step: int) -> Pairs:
-        """The `per_rank` identities of this rank, out of those that all ranks draw together at `step`."""
-        n, slots, tag = len(domains), per_rank * self.world, purpose << 24 | key
-        t = step * slots + np.arange(slots)
-        pairs_4B = np.empty((4, slots), np.int64)
-        pairs_4B[0] = np.asarray(domains)[t % n]
-        for j, domain in enumerate(domains):
-            mine = t % n == j
-            numbers = self._identities(domain, t[mine] // n, slots, n, j, step, tag)
-            pairs_4B[1, mine] = self.usable[domain][numbers]
-            start, end = self.offsets[domain][pairs_4B[1, mine]], self.offsets[domain][pairs_4B[1, mine] + 1]
-            bits = philox(self.seed, step, np.flatnonzero(mine), PAIR << 28 | tag)
-            one, other = below(bits[0], end - start), below(bits[1], np.maximum(end - start - 1, 1))
-            pairs_4B[2, mine] = start + one
-            pairs_4B[3, mine] = start + np.where(end - start > 1, other + (other >= one), one)
-        return Pairs(*pairs_4B[:, self.rank * per_rank : (self.rank + 1) * per_rank])
-
-    def _identities(self, domain, positions, slots, n, j, step, tag):
-        """Numbers, among the usable identities, at `positions`: all that the ranks take of the domain at `step`."""
-        size, most = len(self.usable[domain]), -(-slots // n)
-        if size < 2 * most - 1:
-            return permutation(size, self.seed, step, domain, STEP << 28 | tag)[: len(positions)]
-        chosen = []
-        for number in np.unique(positions // size):
-            order = permutation(size, self.seed, number, domain, PASS << 28 | tag)
-            begin = int(number) * size
-            held = begin - -(-((begin * n + j) // slots * slots - j) // n)  # of the pass before, in the crossing step
-            if begin and held:
-                tail = permutation(size, self.seed, number - 1, domain, PASS << 28 | tag)[size - held :]
-                late = np.isin(order[:most], tail)
-                order[:most] = np.concatenate([order[:most][~late], order[:most][late]])
-            chosen.append(order[positions[positions // size == number] % size])
-        return np.concatenate(chosen) if chosen else positions
-
-
-def philox(seed: int, count: ArrayLike, index: ArrayLike, tag: ArrayLike) -> tuple[np.ndarray, ...]:
-    """Compute Philox4x32-10 (Salmon et al. 2011).
-
-    Args:
-        seed: 64 bits.
-        count: 64 bits of the counter, broadcast with `index` and `tag`.
-        index: 32 bits of the counter.
-        tag: 32 bits of the counter.
-
-    Returns:
-        Four uint64 arrays of 32 random bits each, of the shape of the counters.
-    """
-    low = np.uint64(0xFFFFFFFF)
-    count, index, tag = np.broadcast_arrays(*(np.asarray(value, np.uint64) for value in (count, index, tag)))
-    c0, c1, c2, c3 = count & low, count >> np.uint64(32), index, tag
-    for round in range(ROUNDS):
-        k0, k1 = (np.uint64(((seed >> 32 * half) + round * WEYL[half]) % 2**32) for half in range(2))
-        even, odd = np.uint64(MULTIPLIERS[0]) * c0, np.uint64(MULTIPLIERS[1]) * c2
-        c0, c1, c2, c3 = odd >> np.uint64(32) ^ c1 ^ k0, odd & low, even >> np.uint64(32) ^ c3 ^ k1, even & low
-    return c0, c1, c2, c3
-
-
-def below(bits: np.ndarray, bound: ArrayLike) -> np.ndarray:
-    """Turn 32 random bits each, uint64, into whole numbers in [0, bound), int64."""
-    return (bits * np.asarray(bound).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
-
-
-def _mix(x):
-    x = (x ^ x >> np.uint64(16)) * np.uint64(0x7FEB352D) & np.uint64(0xFFFFFFFF)
-    x = (x ^ x >> np.uint64(15)) * np.uint64(0x846CA68B) & np.uint64(0xFFFFFFFF)
-    return x ^ x >> np.uint64(16)
-
-
-def permutation(size: int, seed: int, count: ArrayLike, index: int, tag: int) -> np.ndarray:
-    """Compute the permutation of [0, size), int64, that csrc/random.hpp computes point by point.
-
-    The other arguments are those of `philox`.
-    """
-    keys = [*philox(seed, count, index, tag), *philox(seed, count, index, tag + 1)]
-    columns = int(np.ceil(np.sqrt(size)))
-    rows = -(-size // columns)
-    cell = np.arange(size)
-    walking = np.full(size, True)
-    while walking.any():
-        row, column = cell[walking] // columns, cell[walking] % columns
-        for round in range(0, len(keys), 2):
-            row = (row + below(_mix(column.astype(np.uint64) ^ keys[round]), rows)) % rows
-            column = (column + below(_mix(row.astype(np.uint64) ^ keys[round + 1]), columns)) % columns
-        cell[walking] = row * columns + column
-        walking = cell >= size
-    return cell

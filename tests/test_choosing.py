@@ -94,7 +94,7 @@ def test_of_candidates_with_equal_scores_the_last_is_the_best():
 
 def fake_run(tmp_path, scores, **settings):
     """A run whose networks, one after the other, have these scores on the people kept for validation."""
-    domain = SimpleNamespace(identities=6, offsets=np.arange(0, 13, 2))
+    domain = SimpleNamespace(identities=6, offsets=np.arange(0, 13, 2), person=None)
     left = iter(scores)
 
     def embed(network, domain, drawn):
@@ -179,7 +179,7 @@ def test_the_weights_that_a_run_begins_with_are_a_candidate_and_can_be_handed_ou
     config = parse([*small])[0]
     save_weights(build_backbone(config), tmp_path / "begun.safetensors")
     left = iter([0.9, 0.5, 0.4, 0.3])  # they, stage two and its averages
-    scored = lambda embedded: Validated(next(left), 0.5, {"studio": 0.5})  # noqa: E731
+    scored = lambda *_: Validated(next(left), 0.5, {"studio": 0.5})  # noqa: E731
     monkeypatch.setattr("fastmfr.training.choosing.validate", scored)
     begun = f"--model.weights={tmp_path / 'begun.safetensors'}"
     assert main([*small, begun, "--pretrain.steps=0", "--data.validation=0.25"]) == 0
@@ -225,9 +225,7 @@ def test_a_run_hands_out_its_best_candidate_and_goes_on_to_the_same_choice(small
 
 def test_a_run_whose_second_stage_gets_no_better_ends_it_early_and_stays_ended(small, tmp_path, monkeypatch, capsys):
     left = iter([0.9, 0.8, 0.8, 0.5, 0.4, 0.3, 0.3])  # base and its averages, two steps of stage two and its averages
-    monkeypatch.setattr(
-        "fastmfr.training.choosing.validate", lambda embedded: Validated(next(left), 0.5, {"studio": 0.5})
-    )
+    monkeypatch.setattr("fastmfr.training.choosing.validate", lambda *_: Validated(next(left), 0.5, {"studio": 0.5}))
     argv = ["--data.validation=0.25", "--choose.patience=2", "--choose.every=1", "--pretrain.steps=1"]
     assert main([*small, *argv, "--meta.steps=4"]) == 0
     folder = only_run(tmp_path)

@@ -22,7 +22,7 @@ def sentence(capsys, *argv):
 
 def test_the_defaults_are_the_papers():
     config, meta = Config(), Meta()
-    assert (meta.alpha, meta.beta, meta.gamma, meta.batch_identities, meta.scale) == (4e-4, 4e-4, 0.5, 128, 64.0)
+    assert (meta.alpha, meta.beta, meta.gamma, meta.people, meta.scale) == (4e-4, 4e-4, 0.5, 128, 64.0)
     assert (meta.tau_p, meta.tau_n, meta.decay_every, meta.method, meta.mining) == (0.3, 0.04, 1000, "mfr", "threshold")
     assert (meta.hard_pair, meta.soft_classification, meta.domain_alignment) == (1.0, 1.0, 1.0)
     assert (meta.momentum, meta.weight_decay, meta.batch_norm) == (0.9, 5e-4, "batch")

@@ -4,6 +4,7 @@ The site itself is built by `make docs`, with warnings as errors; what can be ch
 """
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from evaluation_fakes import class_folder, face, lfw_bin
+from pack_fakes import tar
 from test_readme import docs_module
 
 from fastmfr.__main__ import MODULES
@@ -64,6 +66,30 @@ ALL = sorted({command for page in PAGES for command in commands(page)} | set(com
 ALL += [command for command in re.findall(r"```sh\n(.*?)\n```", generate.recipes_page()) if command not in ALL]
 
 
+def other_sources(place):
+    """What the commands of pack name: sources with names of their own, and a list of pairs."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    people = [(person, face(person, image)) for person in range(3) for image in range(2)]
+    table = {"crop": [image for _, image in people], "person_name": [f"p{person}" for person, _ in people]}
+    parquet.write_table(pyarrow.table(table), place / "crops.parquet")
+    for number in range(2):
+        samples = [
+            (f"{number}{k}.{end}", content)
+            for k, (person, image) in enumerate(people)
+            for end, content in (("jpg", image), ("json", json.dumps({"person": f"p{person}"}).encode()))
+        ]
+        tar(place / f"shard-{number}.tar", samples)
+    tar(place / "flat.tar", [(f"cam/{person}_c{k}.jpg", image) for k, (person, image) in enumerate(people)])
+    images = sorted(path.relative_to(place / "faces/asia") for path in (place / "faces/asia").rglob("*.jpg"))
+    (place / "train.lst").write_text("".join(f"{k}\t{k % 2}.000000\t{image}\n" for k, image in enumerate(images)))
+    for person, image in {(person, k % 2) for k, (person, _) in enumerate(people)}:
+        (place / f"lfw/aligned/p{person}").mkdir(parents=True, exist_ok=True)
+        (place / f"lfw/aligned/p{person}/p{person}_{image + 1:04d}.jpg").write_bytes(face(person, image))
+    (place / "lfw/pairs.txt").write_text("p0\t1\t2\np0\t1\tp1\t1\n")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder in which the commands of the docs find what they name, at toy size, with a run that one of them made."""
@@ -75,6 +101,7 @@ def place(tmp_path_factory):
     shutil.copytree(ROOT / "bench" / "proof", place / "bench" / "proof")
     (place / "bins").mkdir()
     lfw_bin(place / "bins/lfw.bin")
+    other_sources(place)
     (place / "sets.yaml").write_text("lfw: bins/lfw.bin\n")
     points = "6,8,11,8,8,11,6,13,10,13"
     listed = [path.relative_to(place) for path in sorted((place / "faces/asia").rglob("*.jpg"))]

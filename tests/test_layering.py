@@ -19,7 +19,10 @@ GROUND = {
     "text",
     "watch",
 }
-DATA = {"domains", "image_set", "sampler", "decode", "synthetic", "pack", "protocols", "native", "_native"}
+DATA = {
+    *("domains", "image_set", "sampler", "reference_sampler", "decode", "synthetic", "pack", "protocols"),
+    *("native", "_native"),
+}
 MATHS = {
     *("architecture", "backbone", "cuda_graph", "external", "flat", "freezing", "fused", "head", "losses", "rop"),
     "kernels",

@@ -8,7 +8,8 @@ import pytest
 
 import fastmfr
 from fastmfr import _native
-from fastmfr.sampler import GroupedDomainSampler, Pairs, ReferenceSampler, permutation, philox
+from fastmfr.reference_sampler import ReferenceSampler, permutation, philox
+from fastmfr.sampler import GroupedDomainSampler, Pairs
 
 
 def csr(counts):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from small_runs import DOMAINS, IMAGES, PEOPLE, interrupted, main, only_run, rec
 from fastmfr import synthetic
 from fastmfr.config import parse
 from fastmfr.decode.pipeline import Vetting
-from fastmfr.domains import open_domain
+from fastmfr.domains import join, open_domain
 from fastmfr.training import NonFiniteLoss
 from fastmfr.training.data import Splits
 
@@ -27,7 +26,7 @@ def test_the_methods_are_one_switch(method, splits, curved, small, faces, tmp_pa
     steps = records(only_run(tmp_path), "meta")
     assert len(steps) == 3
     assert all((step["alpha_hv_over_v"] > 0) == curved for step in steps)
-    sources = SimpleNamespace(domains=[open_domain(faces[name]) for name in DOMAINS[:2]])
+    sources = join([open_domain(faces[name]) for name in DOMAINS[:2]])
     drawn = Splits(sources, parse([*small, "--meta.method", method])[0])
     assert drawn.of_a_step == splits
     assert {drawn.left_out(i) for i in range(20)} == {0, 1}
@@ -38,7 +37,7 @@ def test_domains_share_their_gradients(small, faces, tmp_path):
     sharing = ["--meta.sharing=per_domain", "--meta.batch_norm=per_domain", "--meta.domain_alignment=0"]
     assert main([*small, "--pretrain.steps=0", *sharing]) == 0
     assert all(step["alpha_hv_over_v"] > 0 for step in records(only_run(tmp_path), "meta"))
-    sources = SimpleNamespace(domains=[open_domain(faces[name]) for name in DOMAINS[:2]])
+    sources = join([open_domain(faces[name]) for name in DOMAINS[:2]])
     splits = Splits(sources, parse([*small, *sharing])[0])
     for i in range(6):
         train, test = splits.pairs(i)

@@ -1,9 +1,15 @@
-"""python -m fastmfr pack SOURCE... OUT: class folders, lists, tar and Parquet files into one RecordIO folder."""
+"""python -m fastmfr pack SOURCE... OUT: class folders, lists, tar and Parquet files into one RecordIO folder.
+
+With --pairs, a list of pairs and its images become one InsightFace .bin.
+"""
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 from fastmfr.pack.build import pack
+from fastmfr.pack.pairs import pack_pairs
+from fastmfr.pack.source import Reading
 from fastmfr.progress import new_console, progress_of
 from fastmfr.text import printable
 
@@ -13,6 +19,8 @@ sources (several at once; the same name in two of them is one person)
   file.tar      WebDataset: key.jpg, key.png, ... with key.cls, or with key.json that holds "label"; or a class folder
   file.parquet  columns image (bytes, a path, or as Hugging Face writes it) and label; needs pyarrow
   list.txt      a line `path<TAB>label` an image, or as mxnet's .lst; paths relative to the list
+pairs: pack --pairs pairs.txt FOLDER lfw.bin writes the pairs of a list, as of LFW, and their images out of FOLDER into
+one InsightFace .bin
 """
 
 
@@ -25,6 +33,10 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     console = new_console()
+    if options.pairs:
+        return _pack_pairs(options, console)
+    root = Path(options.root) if options.root else None
+    reading = Reading(root, options.image, options.label, options.label_pattern)
     console.print(f"listing {len(options.sources):,} source(s)")
     try:
         with progress_of("pack", console) as progress:
@@ -37,12 +49,41 @@ def main(arguments: list[str]) -> int:
                 landmarks=options.landmarks,
                 workers=options.workers,
                 progress=progress,
+                reading=reading,
             )
     except KeyboardInterrupt as stopped:
         stopped.add_note(f"{options.out} holds no train.rec")
         raise
     for line in _summary(packed, options.min_images):
         console.print(printable(line))
+    return 0
+
+
+def _pack_pairs(options, console):
+    if len(options.sources) != 1:
+        raise ValueError(
+            "want one folder and one file behind --pairs, `pack --pairs pairs.txt FOLDER OUT.bin`, got "
+            f"{' '.join([*options.sources, options.out])}"
+        )
+    if options.min_images != 1:
+        raise ValueError("want no --min-images with --pairs: pairs are packed as they are listed")
+    settings = {"resize": options.resize, "decode": options.decode, "workers": options.workers}
+    try:
+        with progress_of("pack", console) as progress:
+            packed = pack_pairs(options.pairs, options.sources[0], options.out, **settings, progress=progress)
+    except KeyboardInterrupt as stopped:
+        stopped.add_note(f"{options.out} was not written")
+        raise
+    size, sizes = packed.path.stat().st_size, packed.sizes.most_common(1)[0][0]
+    alike = f"all of {sizes[0]} x {sizes[1]} pixels" if len(packed.sizes) == 1 else f"of {len(packed.sizes)} sizes"
+    console.print(
+        printable(
+            f"packed {packed.pairs:,} pairs, {packed.mates:,} of one person each, into {packed.path} "
+            f"({size / 1e6:,.1f} MB); images {alike}"
+        )
+    )
+    for note in packed.notes:
+        console.print(printable(note))
     return 0
 
 
@@ -55,6 +96,15 @@ def _parser():
     )
     parser.add_argument("sources", metavar="SOURCE", nargs="+")
     parser.add_argument("out", metavar="OUT", help="folder for train.rec, train.idx, property and identities.txt")
+    parser.add_argument("--root", metavar="FOLDER", help="the folder that paths in lists are relative to")
+    parser.add_argument("--image", metavar="NAME", help="column of images in Parquet; suffix of images in a tar")
+    parser.add_argument(
+        "--label", metavar="NAME", help="column of labels in Parquet; suffix of labels in a tar, json:KEY for a key"
+    )
+    parser.add_argument(
+        "--label-pattern", metavar="REGEX", help="of names in a tar or a list: the first group found is the label"
+    )
+    parser.add_argument("--pairs", metavar="LIST", help="write the pairs of this list, of images in SOURCE, to OUT.bin")
     parser.add_argument("--resize", type=int, metavar="N", help="make the shorter side N pixels, as JPEG of quality 95")
     parser.add_argument(
         "--landmarks",

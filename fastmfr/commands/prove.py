@@ -109,7 +109,12 @@ def _config(settings) -> Config:
             f"want three domains or more as --data.sources.NAME PATH: one is left out, and MFR needs two to train on; "
             f"got {', '.join(sources) or 'none'}"
         )
-    return replace(config, data=replace(config.data, targets=targets))
+    return replace(  # whichever domain is left out, batches have one size
+        config,
+        data=replace(config.data, targets=targets),
+        pretrain=replace(config.pretrain, batch_identities=config.pretrain.people),
+        meta=replace(config.meta, batch_identities=config.meta.people),
+    )
 
 
 def _left_out(wanted, config):

@@ -30,7 +30,10 @@ from fastmfr.config.meta_settings import GradientSettings, LossSettings
 from fastmfr.config.model_settings import Model
 from fastmfr.results import FAR
 
-DOMAINS = ("data.pretrain", "data.sources", "data.targets", "data.landmarks")  # settings whose names are the user's
+DOMAINS = (  # settings whose names are the user's
+    *("data.pretrain", "data.sources", "data.targets", "data.landmarks", "data.weights"),
+)
+PEOPLE = 128  # in a batch, and in each half of a split, where the domains allow as many
 
 
 def _check_sgd(section, *rates):
@@ -93,8 +96,16 @@ class Data(Preprocess):
     validation: float = 0.1
     """part of each source's people that are kept out of training, to choose the model that is handed out; of a source
     where these are fewer than five nobody is kept"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """how often stage one draws from its domains, NAME: NUMBER, in proportion; domains without a number have 1"""
+    temperature: float | None = None
+    """stage one draws from each domain in proportion to its people, to the power of 1 / temperature: 1 draws all people
+    equally often, 5 leans towards small domains; null draws from all domains equally often"""
     single: Single = "drop"
     """people with one image: 'drop' leaves these people out, 'augment' pairs the image with itself"""
+    shared_identities: str = "none"
+    """people of several domains: 'none' takes all people of different domains for different people, 'by_name' takes
+    people of one folder name for one person; or a list, a file of lines `identity,domain/folder,domain/folder`"""
     decode: Decoder = "auto"
     """decode on the 'cpu', 'mixed' (nvJPEG, on the GPU), or by 'pillow'; 'auto' measures DALI's two and takes the
     faster one"""
@@ -114,6 +125,13 @@ class Data(Preprocess):
         require(0 < self.holdout < 1, f"want data.holdout above 0 and below 1, got {self.holdout}")
         require(0 <= self.new_people < 1, f"want data.new_people at least 0 and below 1, got {self.new_people}")
         require(0 <= self.validation < 1, f"want data.validation at least 0 and below 1, got {self.validation}")
+        for name, weight in self.weights.items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+            require(number, f"want data.weights.{name} above 0 and finite, got {weight!r}")
+        warm = self.temperature is None or 0 < self.temperature < math.inf
+        require(warm, f"want data.temperature above 0 and finite, or null, got {self.temperature}")
+        both = bool(self.weights) and self.temperature is not None
+        require(not both, "want data.weights or data.temperature, got both: each says how often domains are drawn")
         require_choice("data.single", self.single, Single)
         require_choice("data.decode", self.decode, Decoder)
         require_choice("data.cache", self.cache, Cache)
@@ -128,8 +146,9 @@ class Pretrain:
 
     steps: int = 20_000
     """optimizer steps; 0 skips the stage"""
-    batch_identities: int = 128
-    """people in a batch of all processes together, two images of each"""
+    batch_identities: int | None = None
+    """people in a batch of all processes together, two images of each; null takes 128, or fewer where a domain is too
+    small"""
     margin: Margin = "cosface"
     """cosface (m), arcface (m), combined (m1, m2, m3), adaface (m, h), magface (low, high, least, most, weight), or
     arcface_insightface, combined_insightface: the same with InsightFace's gradient"""
@@ -173,6 +192,11 @@ class Pretrain:
         require_choice("pretrain.batch_norm", self.batch_norm, FreezableStatistics)
         _check_sgd(self, "learning_rate", "backbone_multiplier")
 
+    @property
+    def people(self) -> int:
+        """People in a batch: batch_identities, or PEOPLE if no number is given."""
+        return PEOPLE if self.batch_identities is None else self.batch_identities
+
 
 @dataclass(frozen=True)
 class Meta(LossSettings, GradientSettings):
@@ -187,8 +211,9 @@ class Meta(LossSettings, GradientSettings):
     domain_alignment: float | Auto = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]  a run makes it a number
     """weight of the domain alignment loss; domains that lie far apart want about 1/4096; 'auto' measures the gradients
     of the first meta-batch and takes the weight at which domain alignment supplies a tenth"""
-    batch_identities: int = 128
-    """people in each half of a split, two images of each, of all processes together"""
+    batch_identities: int | None = None
+    """people in each half of a split, two images of each, of all processes together; null takes 128, or fewer where a
+    domain is too small"""
     per_domain: bool = False
     """take batch_identities from each meta-train domain instead of from their union"""
     method: Method = "mfr"
@@ -224,6 +249,11 @@ class Meta(LossSettings, GradientSettings):
             value = getattr(self, name)
             require(-1 <= value <= 1, f"want the cosine meta.{name} in [-1, 1], got {value}")
         _check_sgd(self, "alpha", "beta")
+
+    @property
+    def people(self) -> int:
+        """People in each half of a split: batch_identities, or PEOPLE if no number is given."""
+        return PEOPLE if self.batch_identities is None else self.batch_identities
 
 
 @dataclass(frozen=True)

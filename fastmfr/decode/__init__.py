@@ -2,6 +2,7 @@
 
     encoded.py     whether bytes are a whole JPEG or PNG, and its size; nothing is decoded
     preprocess.py  the steps from bytes to the input of the backbone, and their reference in Pillow
+    formats.py     which domains hold images that are turned into PNG first
     augment.py     which images are changed at random, and how: drawn by (seed, batch number, slot)
     source.py      batch number -> encoded images; bad images replaced
     verdicts.py    which images are good and which are bad, found out once for all streams
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .augment import Changes, changes, mirror_flags
     from .backend import checked_decoder, choose_decoder
     from .cache import CachedStream, DecodedCache, choose_cache, open_stream
+    from .formats import other_formats
     from .pipeline import dali_installed
     from .preprocess import decode_reference
     from .stream import ImageStream
@@ -51,6 +53,7 @@ _HOMES = {  # public name: the module that defines it
     "decode_reference": "preprocess",
     "mirror_flags": "augment",
     "open_stream": "cache",
+    "other_formats": "formats",
 }
 
 __all__ = [
@@ -69,6 +72,7 @@ __all__ = [
     "decode_reference",
     "mirror_flags",
     "open_stream",
+    "other_formats",
 ]
 
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from fastmfr.domains import SIZED, open_domain
 from fastmfr.image_set import ImageSet
-from fastmfr.protocols.class_folder import SUFFIXES
-from fastmfr.protocols.files import entry_path, refuse_unless_regular
+from fastmfr.protocols.files import refuse_unless_regular
 from fastmfr.protocols.images import ImageFiles, find_image
-from fastmfr.protocols.lists import image_root, lines
+from fastmfr.protocols.lists import image_root, lines, path_and_identity
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Source:
 def open_source(path: str | os.PathLike) -> Source:
     """Open a class folder, a RecordIO folder or its .rec file, or a list of paths.
 
-    A line of a list is `path<TAB>identity`, `path identity`, or a path alone, whose folder is then the identity. Paths
+    A line of a list is as of `path_and_identity`: `path<TAB>identity`, a path alone, or a line of mxnet's .lst. Paths
     are relative to the list's folder, or to a folder above. An image that is listed twice is embedded twice.
 
     Raises:
@@ -57,7 +56,7 @@ def open_source(path: str | os.PathLike) -> Source:
 
 def _open_list(path):
     refuse_unless_regular(path)
-    rows = [_path_and_identity(line) for _, line in lines(path)]
+    rows = [path_and_identity(line) for _, line in lines(path)]
     if not rows:
         raise ValueError(f"{path} names no image; want a line `path` or `path<TAB>identity` an image")
     entries = [entry for entry, _ in rows]
@@ -66,15 +65,6 @@ def _open_list(path):
     root = image_root(path, entries)
     person = np.array([number[identity] for _, identity in rows])
     return Source(ImageFiles(path.stem, root, entries), names, person, path.resolve(), _fingerprint(root, rows))
-
-
-def _path_and_identity(line):
-    """A blank parts path and identity, unless what stands behind it ends as a path does: blanks occur in names."""
-    entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
-    if not entry.strip() or ("\t" not in line and label.lower().endswith(SUFFIXES)):
-        entry, label = line, ""
-    entry = entry_path(entry)
-    return entry, label.strip() or Path(entry).parent.name
 
 
 def _fingerprint(root, rows):

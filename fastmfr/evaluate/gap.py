@@ -39,7 +39,10 @@ def draw_evenly(offsets: np.ndarray, most: int = MOST, seed: int = 0) -> np.ndar
 
 
 def domain_gap(
-    embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]], far: float = 1e-3, unseen: Collection[str] = ()
+    embeddings: Mapping[str, tuple[torch.Tensor, np.ndarray]],
+    far: float = 1e-3,
+    unseen: Collection[str] = (),
+    people: Mapping[str, np.ndarray] | None = None,
 ) -> DomainGap:
     """Measure the gap between N domains as one model embeds them; `DomainGap` says what each figure is.
 
@@ -47,9 +50,11 @@ def domain_gap(
 
     Args:
         embeddings: By domain the rows (B, D) of its images, of any length, and the person in each, int (B,), numbered
-            within the domain: people of two domains are different people.
+            within the domain: people of two domains are different people, unless `people` says otherwise.
         far: A false accept rate in (0, 1), over the impostor pairs of all domains together.
         unseen: The names of the domains that the model was not trained on.
+        people: By domain the number, over all domains, of each of its people; two images of one number are no impostor
+            pair. None if nobody is in two domains.
 
     Raises:
         ValueError: there are fewer than two domains, fewer than two people in one domain, or embeddings that are not
@@ -60,23 +65,26 @@ def domain_gap(
         raise ValueError(f"want a false accept rate above 0 and below 1, got {far}")
     unit_BD = torch.cat([unit_rows(rows, False, f"embeddings of {name!r}") for name, (rows, _) in embeddings.items()])
     people_of = [np.unique(person_B, return_inverse=True)[1] for _, person_B in embeddings.values()]
-    people = [int(own_B.max()) + 1 for own_B in people_of]
-    starts = np.cumsum([0, *people[:-1]])
+    counts = [int(own_B.max()) + 1 for own_B in people_of]
+    starts = np.cumsum([0, *counts[:-1]])
     person_B = torch.from_numpy(np.concatenate([start + own_B for start, own_B in zip(starts, people_of, strict=True)]))
-    domain_C = torch.from_numpy(np.repeat(np.arange(len(people)), people)).to(unit_BD.device)
-    person_B = person_B.to(unit_BD.device)
+    domain_C = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(unit_BD.device)
+    person_B = who_B = person_B.to(unit_BD.device)
+    if people is not None:
+        numbers = np.concatenate([people[name][own_B] for name, (_, own_B) in embeddings.items()])
+        who_B = torch.from_numpy(numbers).to(unit_BD.device)
     person_CD = _means(unit_BD.double(), person_B, len(domain_C))
     distance_NN, by_chance_NN = _distances(person_CD, domain_C)
-    accepts = _false_accepts(unit_BD, person_B, domain_C[person_B], far)
+    accepts = _false_accepts(unit_BD, who_B, domain_C[person_B], far)
     impostors, accepted = int(accepts.impostors_NN.sum()), int(accepts.accepted_NN.sum())
     return DomainGap(
         domains=list(embeddings),
-        people=people,
+        people=counts,
         images=[len(own_B) for own_B in people_of],
         distance=distance_NN.tolist(),
         distance_by_chance=by_chance_NN.tolist(),
         told=_told(unit_BD, person_CD, person_B, domain_C),
-        told_by_chance=1 / len(people),
+        told_by_chance=1 / len(counts),
         far=accepted / impostors,
         threshold=accepts.threshold,
         impostors=impostors,

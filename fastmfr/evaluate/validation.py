@@ -21,7 +21,8 @@ class Validated:
 
     Attributes:
         score: the mean of `together` and of the mean over `within`.
-        together: the mean over FAR 1e-2 and 1e-3 of TAR over all pairs, those of two domains among the impostor pairs.
+        together: the mean over FAR 1e-2 and 1e-3 of TAR over all pairs, those of two domains among the impostor pairs;
+            of one person in two domains among the genuine pairs.
         within: the same over the pairs of one domain, by domain.
     """
 
@@ -30,7 +31,9 @@ class Validated:
     within: dict[str, float]
 
 
-def validate(embedded: Mapping[str, tuple[torch.Tensor, np.ndarray]]) -> Validated:
+def validate(
+    embedded: Mapping[str, tuple[torch.Tensor, np.ndarray]], people: Mapping[str, np.ndarray] | None = None
+) -> Validated:
     """Score every pair of images.
 
     A threshold that works within every domain can fail across them, and the other way round: both count as much.
@@ -38,6 +41,7 @@ def validate(embedded: Mapping[str, tuple[torch.Tensor, np.ndarray]]) -> Validat
     Args:
         embedded: By domain the rows (N, D) of its images, of any length, and the person in each, int (N,), numbered
             within the domain. A few thousand images in all: every pair's score is held.
+        people: By domain the number, over all domains, of each of its people; None if nobody is in two domains.
 
     Raises:
         ValueError: a row is not finite, or a domain has no genuine or no impostor pair.
@@ -49,7 +53,11 @@ def validate(embedded: Mapping[str, tuple[torch.Tensor, np.ndarray]]) -> Validat
     first_K, second_K = np.triu_indices(len(unit_ND), 1)
     cos_K = (unit_ND @ unit_ND.T).cpu().numpy()[first_K, second_K]
     is_within_K = domain_N[first_K] == domain_N[second_K]
-    is_mate_K = is_within_K & (person_N[first_K] == person_N[second_K])
+    if people is None:
+        is_mate_K = is_within_K & (person_N[first_K] == person_N[second_K])
+    else:
+        who_N = np.concatenate([people[name][own_N] for name, (_, own_N) in embedded.items()])
+        is_mate_K = who_N[first_K] == who_N[second_K]
     within = {}
     for number, name in enumerate(embedded):
         mine_K = is_within_K & (domain_N[first_K] == number)

@@ -23,6 +23,7 @@ class Overlap:
         people: {((domain, identity), (domain, identity)): how many different images both hold}, also within a domain.
         placeholders: how many groups have more than MOST_PEOPLE people, so that they say nothing about any two.
         names: pairs ((domain, identity), (domain, identity)) with one name, in two domains. Bare numbers are no names.
+        numbers: {(domain, domain): how many folders both have whose names are bare numbers}.
     """
 
     repeated: list[int]
@@ -31,6 +32,7 @@ class Overlap:
     people: Counter = field(default_factory=Counter)
     placeholders: int = 0
     names: list[tuple] = field(default_factory=list)
+    numbers: Counter = field(default_factory=Counter)
 
 
 def overlap(surveys: Sequence[Survey]) -> Overlap:
@@ -49,6 +51,13 @@ def overlap(surveys: Sequence[Survey]) -> Overlap:
             found.placeholders += 1
     found.groups.sort()
     found.names = sorted(_same_name(surveys))
+    bare = [
+        set() if survey.domain.has_records else {name for name in survey.names if name.isdecimal()}
+        for survey in surveys
+    ]
+    for one, other in combinations(range(len(surveys)), 2):
+        if both := bare[one] & bare[other]:
+            found.numbers[one, other] = len(both)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from fastmfr.decode.encoded import START, checked_size, format_of
 from fastmfr.domains import Domain
 from fastmfr.pack.images import ordered_map
-from fastmfr.pack.names import known_names
+from fastmfr.protocols.shared_people import names_of
 
 CHUNK = 256  # images handed to a thread at once
 DIGEST_BYTES = 8  # two of 50 million different images have one digest with a probability of 7e-5
@@ -71,7 +71,7 @@ def survey(
     if workers is not None and workers < 1:
         raise ValueError(f"want workers of at least 1, got {workers}")
     image_N = _sample(domain, most)
-    found = Survey(domain, _names(domain), image_N, np.zeros(len(image_N), np.uint64))
+    found = Survey(domain, names_of(domain), image_N, np.zeros(len(image_N), np.uint64))
     chunks = (image_N[at : at + CHUNK] for at in range(0, len(image_N), CHUNK))
     done = 0
     if progress:
@@ -116,10 +116,3 @@ def _read(domain: Domain, images: np.ndarray) -> list[tuple]:
         except ValueError as error:
             results.append((digest, None, None, str(error)))
     return results
-
-
-def _names(domain: Domain) -> list[str]:
-    """The names of the people: those in identities.txt if the domain was packed with it, else the domain's."""
-    known = known_names(domain.path)
-    labels = (str(domain.identity_name(identity)) for identity in range(domain.identities))
-    return [known.get(label, label) for label in labels]

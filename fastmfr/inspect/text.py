@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fastmfr.config.choices import Fit
 from fastmfr.decode.shapes import fit_line
+from fastmfr.protocols.shared_people import hint
 from fastmfr.text import printable
 
 from .overlap import MOST_PEOPLE, Overlap
@@ -83,10 +84,25 @@ def of_overlap(surveys: Sequence[Survey], common: Overlap) -> Iterator[str]:
     if common.names:
         yield f"names in two domains, likely the same person: {_number(common.names)}"
         yield from (f"  {_pair(surveys, pair)}" for pair in common.names[:FIRST])
+        yield from map(printable, _hints(surveys, common))
     if len(surveys) > 1 and not (common.images or common.names):
         yield "no image and no name was found in two domains"
     if len(surveys) > 1:
         yield "names that are bare numbers were not compared: they mean someone else in each data set"
+    for (one, other), count in sorted(common.numbers.items()):
+        names = (surveys[domain].domain.name for domain in (one, other))
+        yield printable(
+            f"{' and '.join(names)} have {count:,} folder names in common that are bare numbers; if these are the same "
+            "people here, train with --data.shared_identities by_name"
+        )
+
+
+def _hints(surveys: Sequence[Survey], common: Overlap) -> Iterator[str]:
+    """Yield what to do about the names in common of every two domains."""
+    counts = Counter((one[0], other[0]) for one, other in common.names)
+    first = {(one[0], other[0]): surveys[one[0]].names[one[1]] for one, other in reversed(common.names)}
+    for (one, other), count in sorted(counts.items()):
+        yield hint(surveys[one].domain.name, surveys[other].domain.name, count, first[one, other])
 
 
 def lists(surveys: Sequence[Survey], common: Overlap) -> dict[str, list[str]]:

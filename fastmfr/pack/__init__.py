@@ -9,6 +9,7 @@ parquet.py  Parquet files as a source
 images.py   one image: checked, resized or aligned if asked
 aligner.py  landmarks of the images of all sources
 build.py    list the sources, order the images by person, write
+pairs.py    a list of pairs and its images as one InsightFace .bin
 """
 
 from .writer import MAGIC, RecordWriter

@@ -21,7 +21,7 @@ from fastmfr.image_set import part_of
 from .aligner import Aligner
 from .images import align, ordered_map, prepare
 from .names import NAMES, alike, escaped, printable
-from .source import Identities, Source
+from .source import Identities, Reading, Source
 from .sources import open_source
 from .writer import RecordWriter
 
@@ -63,6 +63,7 @@ def pack(
     landmarks: Sequence[str | os.PathLike] = (),
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    reading: Reading | None = None,
 ) -> Packed:
     """Pack images of people into the RecordIO folder `out`, whose train.rec appears only when complete.
 
@@ -79,6 +80,7 @@ def pack(
             image without landmarks is refused.
         workers: the number of threads; by default one a core.
         progress: called with (images done, images in all), first with 0 done.
+        reading: names of columns and members that are not the usual ones.
 
     Raises:
         FileExistsError: `out` holds a train.rec.
@@ -90,7 +92,7 @@ def pack(
     _check(sources, out, resize=resize, min_images=min_images, workers=workers)
     aligner = Aligner(landmarks, len(sources), resize) if landmarks else None
     with RecordWriter(out) as writer, TemporaryFile(dir=out) as spill:
-        listed, names, rank_N = _listed(sources, packed, spill)
+        listed, names, rank_N = _listed(sources, packed, spill, reading)
         job = partial(_prepared, listed, rank_N, partial(prepare, short=resize, decode=decode), aligner)
         order_N = np.argsort(rank_N, kind="stable")
         good = _good(job, order_N, packed, workers or os.cpu_count() or 1, progress)
@@ -100,11 +102,11 @@ def pack(
 
 
 def _listed(
-    sources: Sequence[str | os.PathLike], packed: Packed, spill: BinaryIO
+    sources: Sequence[str | os.PathLike], packed: Packed, spill: BinaryIO, reading: Reading | None
 ) -> tuple[list[Source], list[str], np.ndarray]:
     """The sources, the names of all people in order, and the place in that order of each image's person, (N,)."""
     identities = Identities()
-    listed = [open_source(path, identities, spill) for path in sources]
+    listed = [open_source(path, identities, spill, reading) for path in sources]
     packed.refused += chain.from_iterable(source.refused for source in listed)
     packed.notes += chain.from_iterable(source.notes for source in listed)
     if similar := alike(identities.names()):

@@ -1,7 +1,7 @@
 """Parquet files as a source: columns `image` (bytes, or a struct with `bytes`, as Hugging Face writes) and `label`.
 
-The columns may have another common name, see IMAGES and LABELS. An image that is a path is read from that file, which
-must lie in the folder of the Parquet file.
+The columns may have another common name, see IMAGES and LABELS, or those that `Reading` gives. An image that is a path
+is read from that file, which must lie in the folder of the Parquet file.
 
 A row of a Parquet file can only be reached by decompressing its whole row group, and rows rarely come person by person.
 So the images are copied once, in the order of the file, to a temporary file, and read from there: twice the disk space
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from fastmfr.protocols.files import entry_path, regular_bytes
 
-from .source import Identities, Source
+from .source import Identities, Reading, Source
 
 ROWS = 256  # read together
 # names of columns, the first that is there is taken
@@ -47,7 +47,7 @@ class _Spilled(Source):
         return os.pread(self._spill.fileno(), self._lengths[image], self._offsets[image])
 
 
-def list_parquet(path: Path, identities: Identities, spill: BinaryIO) -> Source:
+def list_parquet(path: Path, identities: Identities, spill: BinaryIO, reading: Reading) -> Source:
     """List the rows of the file at `path`, with people numbered by `identities`; copy the images to the file `spill`.
 
     Raises:
@@ -60,7 +60,7 @@ def list_parquet(path: Path, identities: Identities, spill: BinaryIO) -> Source:
         raise ImportError(f"{path} is a Parquet file; to read it, run `pip install pyarrow`") from error
     source = _Spilled(path, spill)
     for row, (image, label) in enumerate(
-        _rows(source, parquet.ParquetFile, (ArrowException, OSError, UnicodeDecodeError))
+        _rows(source, reading, parquet.ParquetFile, (ArrowException, OSError, UnicodeDecodeError))
     ):
         try:
             source.append(row, identities.number(_whole(label)), _bytes(path, image))
@@ -89,13 +89,15 @@ def _whole(label: Any) -> Any:
     return int(label) if isinstance(label, float) and label.is_integer() else label
 
 
-def _rows(source: Source, open_file: Any, errors: tuple[type[Exception], ...]) -> Iterator[tuple[Any, Any]]:
+def _rows(
+    source: Source, reading: Reading, open_file: Any, errors: tuple[type[Exception], ...]
+) -> Iterator[tuple[Any, Any]]:
     """(image, label) of every row, as Python values; a label that Hugging Face's description names becomes its name."""
     path = source.path
     try:
         with open_file(path, pre_buffer=False) as table:  # else the whole file gathers in memory
-            columns = _columns(path, table.schema_arrow.names)
-            if columns != ["image", "label"]:
+            columns = _columns(path, table.schema_arrow.names, reading)
+            if columns != [reading.image or "image", reading.label or "label"]:
                 source.notes.append(
                     f"{path}: its column {columns[0]!r} was taken for images, {columns[1]!r} for labels"
                 )
@@ -108,14 +110,15 @@ def _rows(source: Source, open_file: Any, errors: tuple[type[Exception], ...]) -
         raise ValueError(f"{path} cannot be read as Parquet ({error}); fetch it again") from error
 
 
-def _columns(path: Path, found: list[str]) -> list[str]:
+def _columns(path: Path, found: list[str], reading: Reading) -> list[str]:
     """The columns of images and labels."""
-    columns = [next((name for name in names if name in found), None) for names in (IMAGES, LABELS)]
-    missing = [names[0] for names, column in zip((IMAGES, LABELS), columns, strict=True) if column is None]
+    wanted = [(reading.image,) if reading.image else IMAGES, (reading.label,) if reading.label else LABELS]
+    columns = [next((name for name in names if name in found), None) for names in wanted]
+    missing = [names[0] for names, column in zip(wanted, columns, strict=True) if column is None]
     if missing:
         raise ValueError(
             f"{path} has no column {' nor '.join(missing)}; want `image` and `label`, found "
-            f"{', '.join(found)}: rename them first"
+            f"{', '.join(found)}: rename them first, or name them by --image and --label"
         )
     return [column for column in columns if column]
 

@@ -2,9 +2,47 @@
 
 import re
 from array import array
+from dataclasses import dataclass
 from pathlib import Path
 
 _BELOW_0 = re.compile(r"-[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read whose names are not the usual ones.
+
+    Attributes:
+        root: the folder that paths in a list are relative to; None finds the folder.
+        image: the column of images of a Parquet file; in a tar, the suffix of a sample's image. None takes a usual one.
+        label: the column of labels of a Parquet file; in a tar, the suffix of a sample's label, "json:KEY" for a key of
+            a .json. None takes a usual one.
+        pattern: a regular expression, whose first group found in the name of a tar's member, or in a list's path, is
+            the label. None takes labels as they stand there.
+
+    Raises:
+        ValueError: the pattern is no regular expression, or has no group.
+    """
+
+    root: Path | None = None
+    image: str | None = None
+    label: str | None = None
+    pattern: str | None = None
+
+    def __post_init__(self):
+        try:
+            groups = 1 if self.pattern is None else re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"want the label pattern as a regular expression, got {self.pattern!r}: {error}") from None
+        if not groups:
+            raise ValueError(f"want a group in parentheses, the label, in the label pattern, got {self.pattern!r}")
+
+    def label_in(self, name: str) -> int | str:
+        """Return the label that the pattern finds in a name; ValueError if it finds none."""
+        found = re.search(self.pattern or "", name)
+        if not found or not found[1]:
+            raise ValueError(f"the label pattern {self.pattern!r} finds no label in its name")
+        return label_in_text(found[1])
 
 
 class Identities:

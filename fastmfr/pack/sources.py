@@ -1,7 +1,6 @@
 """List class folders, RecordIO folders and lists of files as sources; open any source by what its path is."""
 
 import os
-import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,14 +9,15 @@ import numpy as np
 from fastmfr.domains import open_domain
 from fastmfr.protocols.class_folder import PassedOver, list_people
 from fastmfr.protocols.files import entry_path, list_text, refuse_unless_regular, regular_bytes
+from fastmfr.protocols.lists import image_root, path_and_label
 from fastmfr.protocols.records import find_records
 
 from .names import NAMES, kept_apart, known_names
 from .parquet import list_parquet
-from .source import Identities, Source, label_in_text
+from .source import Identities, Reading, Source, label_in_text
 from .tar import list_tar
 
-_NUMBER = re.compile(r"(-?[0-9]+)(?:\.0*)?")  # whole
+FIRST = 10  # files of a list by which its folder is found
 
 
 class _Files(Source):
@@ -26,6 +26,10 @@ class _Files(Source):
     def __init__(self, path: Path, root: Path):
         super().__init__(path)
         self._root, self._files = root, []
+
+    def find_root(self, listing: Path, root: Path | None) -> None:
+        """Take the folder `root`, or the one that the files of a list are relative to."""
+        self._root = root or image_root(listing, self._files[:FIRST])
 
     def append(self, file: str, identity: int) -> None:
         self._files.append(file)
@@ -77,11 +81,10 @@ def _list_folder(path: Path, identities: Identities) -> Source:
     return source
 
 
-def _list_list(path: Path, identities: Identities) -> Source:
-    """A text file of lines `path<TAB>label`, or `path label` in a line without a tab; paths are relative to the file.
+def _list_list(path: Path, identities: Identities, reading: Reading) -> Source:
+    """A text file of lines as of `path_and_label`.
 
-    Also mxnet's two: `number<TAB>label<TAB>path` and `1<TAB>path<TAB>label`, with what follows left out. Folders are
-    separated by / or \\. Empty lines and lines that begin with # are skipped.
+    Folders are separated by / or \\. Empty lines and lines that begin with # are skipped.
     """
     source = _Files(path, path.parent)
     try:
@@ -94,42 +97,35 @@ def _list_list(path: Path, identities: Identities) -> Source:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        file, label = _file_and_label(line)
-        if not entry_path(file) or not label.strip():
+        file, label = path_and_label(line)
+        if not entry_path(file) or not (label.strip() or reading.pattern):
             raise ValueError(f"line {number} of {path} is not a path, a tab or space, and a label: {line[:100]!r}")
         try:
-            source.append(entry_path(file), identities.number(label_in_text(label)))
+            found = reading.label_in(entry_path(file)) if reading.pattern else label_in_text(label)
+            source.append(entry_path(file), identities.number(found))
         except ValueError as reason:
             source.refused.append((entry_path(file), str(reason)))
+    source.find_root(path, reading.root)
     return source
 
 
-def _file_and_label(line: str) -> tuple[str, str]:
-    """The path and the label of a line, as text."""
-    columns = line.split("\t")
-    if len(columns) > 2 and columns[0].strip().isdecimal():  # mxnet's: a label there may be written as 3.000000
-        first, is_label = columns[1], _NUMBER.fullmatch(columns[1].strip())
-        file, label = (columns[-1], first) if is_label else (first, columns[2])
-        whole = _NUMBER.fullmatch(label.strip())
-        return file, whole[1] if whole else label
-    file, _, label = line.rpartition("\t") if "\t" in line else line.rstrip().rpartition(" ")
-    return file, label
-
-
-def open_source(path: str | os.PathLike, identities: Identities, spill: BinaryIO) -> Source:
+def open_source(
+    path: str | os.PathLike, identities: Identities, spill: BinaryIO, reading: Reading | None = None
+) -> Source:
     """List the source at `path`: a class folder, RecordIO folder, .tar or .parquet file, or a list of files.
 
     Args:
         path: the file or folder.
         identities: the numbers of people met so far; people new to them are added.
         spill: a binary file that takes the image bytes of formats without access to single images.
+        reading: names that are not the usual ones.
 
     Raises:
         FileNotFoundError: nothing is at `path`.
         ValueError: `path` is no source, or is damaged.
         ImportError: the file is Parquet, and pyarrow is missing.
     """
-    path = Path(path)
+    path, reading = Path(path), reading or Reading()
     if find_records(path):
         return _Records(path, identities)
     if path.is_dir():
@@ -138,9 +134,9 @@ def open_source(path: str | os.PathLike, identities: Identities, spill: BinaryIO
         raise FileNotFoundError(f"there is no {path}; a source is a class folder, a .tar or .parquet file, or a list")
     refuse_unless_regular(path)
     if path.suffix.lower() == ".tar":
-        return list_tar(path, identities)
+        return list_tar(path, identities, reading)
     if path.suffix.lower() == ".parquet":
-        return list_parquet(path, identities, spill)
+        return list_parquet(path, identities, spill, reading)
     if path.name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
         raise ValueError(f"{path} is compressed, so that its images cannot be reached one by one; unpack it to a .tar")
-    return _list_list(path, identities)
+    return _list_list(path, identities, reading)

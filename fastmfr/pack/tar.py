@@ -2,6 +2,7 @@
 
 A sample is an image, `key.jpg`, `key.png` or the like, with `key.cls` (the label as text) or `key.json` (with "label"
 in it). In a tar without any label the folder of an image is its label, as in a class folder that was put into a tar.
+`Reading` says which member is the image and which the label, or what of a name is the label, if these are others.
 Members are found once and read in place; none is unpacked, so no name in a tar ever becomes a path. Every member that
 is not taken is reported: it is refused, or counted if the rest of its sample is taken.
 """
@@ -13,12 +14,13 @@ import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastmfr.decode.encoded import START, format_of
 from fastmfr.protocols.class_folder import SUFFIXES
 
-from .source import Identities, Source, label_in_text
+from .source import Identities, Reading, Source, label_in_text
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 USUAL = 3  # the first of IMAGES, which are taken if a sample has a second image of another format
@@ -71,24 +73,40 @@ class _Tar(Source):
             os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class _Suffixes:
+    """The suffixes of images and of labels, none if names hold the labels, and the key of the label in a .json."""
+
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    key: str
+
+    @classmethod
+    def of(cls, reading: Reading) -> "_Suffixes":
+        label, _, key = (reading.label or "").partition(":")
+        images = (reading.image.lower().lstrip("."),) if reading.image else IMAGES
+        labels = () if reading.pattern else (label.lower().lstrip("."),) if label else LABELS
+        return cls(images, labels, key or "label")
+
+
 class _Sample:
     """Members of one key: one at most of each suffix of an image or label, and what lies beside them."""
 
-    def __init__(self, key: str):
-        self.key, self.beside = key, list[tarfile.TarInfo]()
+    def __init__(self, key: str, suffixes: _Suffixes):
+        self.key, self.beside, self._suffixes = key, list[tarfile.TarInfo](), suffixes
         self.members: dict[str, tarfile.TarInfo] = {}
 
     @property
     def labelled(self) -> bool:
-        return any(suffix in self.members for suffix in LABELS)
+        return any(suffix in self.members for suffix in self._suffixes.labels)
 
     @property
     def whole(self) -> bool:
-        return self.labelled and any(suffix in self.members for suffix in IMAGES)
+        return self.labelled and any(suffix in self.members for suffix in self._suffixes.images)
 
     def add(self, key: str, suffix: str, member: tarfile.TarInfo) -> bool:
         """Take a member if it belongs to this sample; tell whether it does."""
-        known, extends = suffix in IMAGES + LABELS, key.startswith(f"{self.key}.")
+        known, extends = suffix in self._suffixes.images + self._suffixes.labels, key.startswith(f"{self.key}.")
         if key == self.key and known and suffix not in self.members:
             self.members[suffix] = member
         elif (not known and (key == self.key or extends)) or (extends and not self.whole):
@@ -101,8 +119,8 @@ class _Sample:
 class _Listing:
     """The source that a tar's samples become."""
 
-    def __init__(self, path: Path, identities: Identities):
-        self.source = _Tar(path)
+    def __init__(self, path: Path, identities: Identities, reading: Reading):
+        self.source, self.suffixes, self._reading = _Tar(path), _Suffixes.of(reading), reading
         self._identities, self._labelled, self._passed = identities, False, Counter()
         self._unlabelled, self._folders = _Tar(path), Identities()  # images without a label, and their folders
 
@@ -110,15 +128,18 @@ class _Listing:
         self.source.refused.append((f"{self.source.path.name}:{name}", str(reason)))
 
     def take(self, tar: tarfile.TarFile, sample: _Sample) -> None:
+        if self._reading.pattern:
+            self._take_by_name(sample)
+            return
         if not sample.labelled:
             for member in (*sample.members.values(), *sample.beside):
                 self._hold_image(member)
             return
         self._labelled = True
-        images = [member for suffix, member in sample.members.items() if suffix in IMAGES]
+        images = [member for suffix, member in sample.members.items() if suffix in self.suffixes.images]
         try:
-            image = _image(sample.members)
-            self.source.append(image, self._identities.number(_label(tar, sample.members)))
+            image = _image(sample.members, self.suffixes)
+            self.source.append(image, self._identities.number(_label(tar, sample.members, self.suffixes)))
         except ValueError as reason:
             self.refuse(sample.key, reason)
             for member in sample.beside:
@@ -126,10 +147,19 @@ class _Listing:
             return
         self._passed.update(PurePosixPath(one.name).suffix for one in (*images, *sample.beside) if one is not image)
 
+    def _take_by_name(self, sample: _Sample) -> None:
+        """Take the images of a sample under the label in their names."""
+        for member in sample.members.values():
+            try:
+                self.source.append(member, self._identities.number(self._reading.label_in(member.name)))
+            except ValueError as reason:
+                self.refuse(member.name, reason)
+        self._passed.update(PurePosixPath(one.name).suffix for one in sample.beside)
+
     def _hold_image(self, member: tarfile.TarInfo) -> None:
         """Keep an image without a label until it is known whether the tar has labels at all."""
         path = PurePosixPath(member.name)
-        if path.suffix and path.suffix[1:].lower() not in IMAGES:
+        if path.suffix and path.suffix[1:].lower() not in self.suffixes.images:
             self._passed[path.suffix] += 1
         else:
             self._unlabelled.append(member, self._folders.number(path.parent.name or "."))
@@ -139,7 +169,8 @@ class _Listing:
         folders = self._folders.names()
         for image, folder in enumerate(self._unlabelled.identity):
             if self._labelled or folders[folder] == ".":
-                reason = "no label: want .cls or .json beside the image, or no label in the tar and folders of people"
+                beside = " or ".join(f".{suffix}" for suffix in self.suffixes.labels)
+                reason = f"no label: want {beside} beside the image, or no label in the tar and folders of people"
                 self.source.refused.append((self._unlabelled.key(image), reason))
             else:
                 self.source.take_over(self._unlabelled, image, self._identities.number(folders[folder]))
@@ -149,7 +180,7 @@ class _Listing:
         return self.source
 
 
-def list_tar(path: Path, identities: Identities) -> Source:
+def list_tar(path: Path, identities: Identities, reading: Reading) -> Source:
     """List the samples of the shard at `path`, with people numbered by `identities`.
 
     A sample without one image and one label is refused, with the reason.
@@ -157,10 +188,10 @@ def list_tar(path: Path, identities: Identities) -> Source:
     Raises:
         ValueError: the file is damaged or compressed.
     """
-    listing = _Listing(path, identities)
+    listing = _Listing(path, identities, reading)
     try:
         with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for sample in _samples(tar, listing.source.starts_image, listing.refuse):
+            for sample in _samples(tar, listing.suffixes, listing.source.starts_image, listing.refuse):
                 listing.take(tar, sample)
             return listing.done()
     except DAMAGE as error:
@@ -168,7 +199,10 @@ def list_tar(path: Path, identities: Identities) -> Source:
 
 
 def _samples(
-    tar: tarfile.TarFile, starts_image: Callable[[tarfile.TarInfo], bool], refuse: Callable[[str, str], None]
+    tar: tarfile.TarFile,
+    suffixes: _Suffixes,
+    starts_image: Callable[[tarfile.TarInfo], bool],
+    refuse: Callable[[str, str], None],
 ) -> Iterator[_Sample]:
     """Every sample with an image or a label; what belongs to none is refused."""
     current = None
@@ -184,44 +218,43 @@ def _samples(
         name = _NAME.fullmatch(member.name)
         key, suffix = (name[1], name[2].lower()) if name else (member.name, "")
         if not name and starts_image(member):
-            suffix = IMAGES[0]
+            suffix = suffixes.images[0]
         if current and current.add(key, suffix, member):
             continue
-        if suffix not in IMAGES + LABELS:
+        if suffix not in suffixes.images + suffixes.labels:
             refuse(member.name, _NEITHER)
             continue
         if current:
             yield current
-        current = _Sample(key)
+        current = _Sample(key, suffixes)
         current.add(key, suffix, member)
     if current:
         yield current
 
 
-def _image(members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:
-    found = [members[suffix] for suffix in IMAGES[:USUAL] if suffix in members]
-    found = found or [members[suffix] for suffix in IMAGES[USUAL:] if suffix in members]
+def _image(members: dict[str, tarfile.TarInfo], suffixes: _Suffixes) -> tarfile.TarInfo:
+    found = [members[suffix] for suffix in suffixes.images[:USUAL] if suffix in members]
+    found = found or [members[suffix] for suffix in suffixes.images[USUAL:] if suffix in members]
     if len(found) != 1:
         raise ValueError("more than one image of this key" if found else "no image beside the label")
     return found[0]
 
 
-def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> object:
-    """The label in the sample's .cls or .json, of any type that JSON has."""
-    member = members.get("cls") or members.get("json")
-    if member is None:
-        raise ValueError("no label: want .cls or .json beside the image")
+def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], suffixes: _Suffixes) -> object:
+    """The label in the sample's member of a label, of any type that JSON has if that is a .json."""
+    suffix = next(suffix for suffix in suffixes.labels if suffix in members)
+    member = members[suffix]
     if member.size > LABEL_BYTES:
         raise ValueError(f"its label has {member.size:,} bytes; want a number or a name")
     file = tar.extractfile(member)
     assert file is not None  # it is a regular member
     content = file.read()
-    if member is members.get("cls"):
+    if suffix != "json":
         return label_in_text(content.decode("utf-8", "backslashreplace"))
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError("its .json is not JSON") from error
-    if not isinstance(found, dict) or "label" not in found:
-        raise ValueError('its .json holds no "label"')
-    return found["label"]
+    if not isinstance(found, dict) or suffixes.key not in found:
+        raise ValueError(f'its .json holds no "{suffixes.key}"')
+    return found[suffixes.key]

@@ -1,6 +1,6 @@
 """Text files that say what is compared: gallery and probe lists, and lists of pairs. Lines with # are comments.
 
-    gallery.txt, probe.txt       path<TAB>identity, or path alone, whose folder is then the identity
+    gallery.txt, probe.txt       path<TAB>identity, or path alone, whose folder is then the identity; or mxnet's .lst
     gallery_1.txt, probe_1.txt   the same in folds; also vis_gallery_1.txt with nir_probe_1.txt (CASIA NIR-VIS 2.0)
     pairs.txt, *_pairs.txt       path path 0|1 [fold]; or name number number, and name number name number (LFW, RFW)
 
@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .class_folder import SUFFIXES
 from .files import entry_path, list_text
 from .gallery import GalleryProbe
 from .images import ImageFiles, find_image
+
+_NUMBER = re.compile(r"(-?[0-9]+)(?:\.0*)?")  # whole
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,7 @@ def _read_listed(path: Path, people: Numbers, images: Numbers) -> tuple[np.ndarr
     """(image numbers, identity numbers), int64, of a list of `path [identity]`."""
     rows = []
     for number, line in lines(path):
-        entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
-        entry, label = (entry.strip(), label.strip()) if entry.strip() else (line, "")
-        entry = entry_path(entry)
-        label = label or Path(entry).parent.name
+        entry, label = path_and_identity(line)
         if not label:
             raise ValueError(
                 f"line {number} of {path} names no identity: want path<TAB>identity, or a path in the "
@@ -138,6 +138,32 @@ def _read_listed(path: Path, people: Numbers, images: Numbers) -> tuple[np.ndarr
         raise ValueError(f"{path} names no image")
     image, identity = np.array(rows, np.int64).T
     return image, identity
+
+
+def path_and_label(line: str) -> tuple[str, str]:
+    """Return the path and the label of a line of a list as they stand there; "" if there is no label.
+
+    A line is `path<TAB>label`, `path label` or a path alone; or one of mxnet's, `number<TAB>label<TAB>path` and
+    `1<TAB>path<TAB>label`, with what follows left out. A blank parts path and label, unless what stands behind the
+    blank ends as the name of an image does: blanks occur in names.
+    """
+    columns = line.split("\t")
+    if len(columns) > 2 and columns[0].strip().isdecimal():  # mxnet's: a label there may be written as 3.000000
+        first, is_label = columns[1], _NUMBER.fullmatch(columns[1].strip())
+        path, label = (columns[-1], first) if is_label else (first, columns[2])
+        whole = _NUMBER.fullmatch(label.strip())
+        return path, whole[1] if whole else label
+    path, _, label = line.rpartition("\t") if len(columns) > 1 else line.rstrip().rpartition(" ")
+    if not path.strip() or (len(columns) == 1 and label.lower().endswith(SUFFIXES)):
+        return line, ""
+    return path, label
+
+
+def path_and_identity(line: str) -> tuple[str, str]:
+    """Return the path and the identity of a line, as of `path_and_label`; without a label it is the path's folder."""
+    path, label = path_and_label(line)
+    path = entry_path(path)
+    return path, label.strip() or Path(path).parent.name
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

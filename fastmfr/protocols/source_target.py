@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,21 @@ def leave_each_out(domains: dict[str, str]) -> dict[str, Protocol]:
     return {name: leave_one_out(domains, name) for name in domains}
 
 
-def hold_out(identities: int, fraction: float, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    identities: int,
+    fraction: float,
+    seed: int | Sequence[int],
+    scored: ArrayLike = (),
+    trained: ArrayLike = (),
+) -> tuple[np.ndarray, np.ndarray]:
     """Divide the people 0 .. identities - 1 at random into those trained on and those scored.
 
     Args:
         identities: the number of people.
         fraction: of the people to score, in (0, 1).
         seed: of the draw.
+        scored: numbers of people who are scored in any case, because they are in another domain.
+        trained: numbers of people who are trained on in any case.
 
     Returns:
         (numbers trained on, numbers scored), int64, each sorted.
@@ -105,11 +114,14 @@ def hold_out(identities: int, fraction: float, seed: int | Sequence[int]) -> tup
     """
     if not 0 < fraction < 1:
         raise ValueError(f"want the fraction of people held out above 0 and below 1, got {fraction}")
-    scored = round(identities * fraction)
-    if min(scored, identities - scored) < 2:
-        raise ValueError(
-            f"holding out {fraction:g} of {identities} people trains on {identities - scored} and scores "
-            f"{scored}; each side needs at least 2: change the fraction or give a larger domain"
-        )
+    scored, trained = np.asarray(scored, np.int64), np.asarray(trained, np.int64)
     order = np.random.default_rng(seed).permutation(identities)
-    return np.sort(order[scored:]), np.sort(order[:scored])
+    free = order[~np.isin(order, np.concatenate([scored, trained]))]
+    more = min(len(free), max(0, round(identities * fraction) - len(scored)))
+    mine, others = np.concatenate([scored, free[:more]]), np.concatenate([trained, free[more:]])
+    if min(len(mine), len(others)) < 2:
+        raise ValueError(
+            f"holding out {fraction:g} of {identities} people trains on {len(others)} and scores "
+            f"{len(mine)}; each side needs at least 2: change the fraction or give a larger domain"
+        )
+    return np.sort(others), np.sort(mine)

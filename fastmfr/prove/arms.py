@@ -165,7 +165,7 @@ def config_of(name: str, arm: Arm, config: Config) -> Config:
     except (ValueError, TypeError) as error:
         raise ValueError(f"arm {name!r}: {error}") from None
     if meta.method == "mldg":
-        meta = replace(meta, batch_identities=meta.batch_identities * len(config.data.sources))
+        meta = replace(meta, batch_identities=meta.people * len(config.data.sources))
     if arm.kind == "cosface" and "beta" not in arm.meta:
         meta = replace(meta, beta=rate_of_more(config))
     return replace(config, meta=meta, choose=replace(config.choose, patience=0))

@@ -10,7 +10,7 @@ from fastmfr.prove.arms import Arm, config_of
 from fastmfr.prove.cell import leaving_out
 from fastmfr.results import CHOSEN
 from fastmfr.training import Logbook
-from fastmfr.training.data import check_batches
+from fastmfr.training.batch_sizes import check_batches
 from fastmfr.training.people import Target, open_people
 from fastmfr.training.resuming import Held, data_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastmfr.domains import Joint, join
+from fastmfr.domains import join
 from fastmfr.evaluate import draw_evenly
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import MfrLosses
@@ -116,7 +116,7 @@ def with_all_people_in_stage_one(run: Run) -> Run:
     """
     everybody, before = join(list(run.people.trained.values())), run.data[PRETRAIN].sources
     settings = run.config.pretrain
-    images = 2 * settings.batch_identities
+    images = 2 * settings.people
     steps = round(settings.steps * everybody.identities / before.identities)
     steps += round(images_of_meta(run.config, run.data[META].sources) / images)
     config = replace(run.config, pretrain=replace(settings, steps=steps))
@@ -136,8 +136,8 @@ def grown(head: MarginHead | None, run: Run, backbone: nn.Module) -> MarginHead:
     if head is None:
         raise ValueError("more of stage one needs the classifier of a base that was trained; want --pretrain.steps > 0")
     before, now = run.data[PRETRAIN].sources, run.data[META].sources
-    known = {person: row for row, person in enumerate(_names(before))}
-    wanted = list(dict.fromkeys([*_names(now), *known]))
+    known = {person: row for row, person in enumerate(before.who())}
+    wanted = list(dict.fromkeys([*now.who(), *known]))
     if wanted == list(known):
         nn.init.zeros_(head.get_buffer("momentum_CD"))  # the classifier begins without momentum, as the backbone does
         return head
@@ -160,21 +160,15 @@ def grown(head: MarginHead | None, run: Run, backbone: nn.Module) -> MarginHead:
     return larger
 
 
-def _names(sources: Joint) -> list[tuple[str, str]]:
-    """(domain, person) by label."""
-    return [
-        (domain.name, domain.identity_name(person)) for domain in sources.domains for person in range(domain.identities)
-    ]
-
-
 def _imprinted(run, backbone, sources, length):
     """(C, D) rows of `length`, the means of the backbone's unit embeddings of each person."""
-    means = []
-    for domain in sources.domains:
+    rows, label_N = [], []
+    for number, domain in enumerate(sources.domains):
         image_N = draw_evenly(domain.offsets, IMPRINTED * domain.identities, run.config.seed)
         both_N2D, person_N = run.embed(backbone, domain, image_N)
-        embedding_ND = nn.functional.normalize(both_N2D.chunk(2, dim=1)[0])  # without the mirror image
-        mean_CD = embedding_ND.new_zeros(domain.identities, embedding_ND.shape[1])
-        mean_CD.index_add_(0, torch.from_numpy(person_N).to(mean_CD.device), embedding_ND)
-        means.append(mean_CD)
-    return length * nn.functional.normalize(torch.cat(means))
+        rows.append(nn.functional.normalize(both_N2D.chunk(2, dim=1)[0]))  # without the mirror image
+        label_N.append(sources.label(np.full(len(person_N), number), person_N))
+    embedding_ND = torch.cat(rows)
+    mean_CD = embedding_ND.new_zeros(sources.identities, embedding_ND.shape[1])
+    mean_CD.index_add_(0, torch.from_numpy(np.concatenate(label_N)).to(mean_CD.device), embedding_ND)
+    return length * nn.functional.normalize(mean_CD)

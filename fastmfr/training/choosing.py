@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastmfr.atomic import write_text
+from fastmfr.domains import people_of
 from fastmfr.evaluate import draw_evenly
 from fastmfr.evaluate.validation import validate
 from fastmfr.results import CHOSEN, LAST, META, MODEL_OF_STAGE, Candidate, Choice, from_json, to_json
@@ -86,8 +87,9 @@ class Choosing:
                 name: self._run.embed(network, self._run.people.validation[name], drawn)
                 for name, drawn in self._drawn.items()
             }
-            ranks, several = self._run.ranks, {n: rows for n, rows in embedded.items() if len(np.unique(rows[1])) > 1}
-            found = ranks.by_first(partial(validate, several))
+            told_apart = {name: rows for name, rows in embedded.items() if len(np.unique(rows[1])) > 1}
+            ranks, people = self._run.ranks, people_of(self._run.people.validation)
+            found = ranks.by_first(partial(validate, told_apart, people))
             candidate = Candidate(of_stage=stage, steps=steps, weights=weights, **vars(found))
             self.choice.candidates.append(candidate)
             with ranks.alike():

@@ -4,7 +4,7 @@ Shape suffix: B = images of a batch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,8 +12,16 @@ import numpy as np
 import torch
 
 from fastmfr.config import Config, narrowed
-from fastmfr.decode import DecodedCache, Preprocess, Verdicts, choose_cache, choose_decoder, open_stream
-from fastmfr.distributed import ALONE, Ranks
+from fastmfr.decode import (
+    DecodedCache,
+    Preprocess,
+    Verdicts,
+    choose_cache,
+    choose_decoder,
+    open_stream,
+    other_formats,
+)
+from fastmfr.distributed import Ranks
 from fastmfr.domains import Domain, Joint
 from fastmfr.results import META, PRETRAIN
 from fastmfr.sampler import GroupedDomainSampler, Pairs
@@ -38,6 +46,8 @@ def choose_decoding(
     look = preprocess(data)
     decoder, sentence = ranks.by_first(partial(choose_decoder, data.decode, domains, look, device, data.threads))
     logbook.say(sentence)
+    for sentence in dict.fromkeys(other_formats(domains)):  # people of one domain may be in several
+        logbook.say(sentence)
     verdicts = Verdicts(report=logbook.note_bad)
     return decoder, {"decoder": decoder, "threads": data.threads, "vet": data.vet, "verdicts": verdicts}
 
@@ -140,7 +150,7 @@ def stage_data(sources: Mapping[str, Joint], config: Config, *rest: Any) -> dict
         rest: device, decoding and logbook, as TrainingImages takes them.
     """
     images_drawn = {
-        PRETRAIN: config.pretrain.steps * config.pretrain.batch_identities * 2,
+        PRETRAIN: config.pretrain.steps * config.pretrain.people * 2,
         META: images_of_meta(config, sources[META]),
     }
     if sources[PRETRAIN] is sources[META]:
@@ -154,7 +164,7 @@ def stage_data(sources: Mapping[str, Joint], config: Config, *rest: Any) -> dict
 
 def images_of_meta(config: Config, sources: Joint) -> int:
     """How many images stage two draws from its sources in all."""
-    return config.meta.steps * config.meta.batch_identities * 4 * len(sources.domains)
+    return config.meta.steps * config.meta.people * 4 * len(sources.domains)
 
 
 def batch_sampler(sources: Joint, config: Config, batch_identities: int, **options: Any) -> GroupedDomainSampler:
@@ -164,69 +174,29 @@ def batch_sampler(sources: Joint, config: Config, batch_identities: int, **optio
         ValueError: a domain has too few people for a batch.
     """
     offsets = {domain.name: domain.offsets for domain in sources.domains}
-    return GroupedDomainSampler(offsets, batch_identities, config.seed, single=config.data.single, **options)
+    options |= {"single": config.data.single, "people": sources.people}
+    return GroupedDomainSampler(offsets, batch_identities, config.seed, **options)
 
 
-def check_batches(sources: Mapping[str, Joint], config: Config, ranks: Ranks = ALONE) -> None:
-    """Check that every stage with steps can draw its batches from its sources, and that the ranks can share them.
+def sampler_of_stage_one(sources: Joint, config: Config, batch_identities: int) -> GroupedDomainSampler:
+    """The sampler of pretraining, whose domains come as often as data.weights or data.temperature say."""
+    return batch_sampler(sources, config, batch_identities, weights=weights_of(sources, config))
+
+
+def weights_of(sources: Joint, config: Config) -> list[float] | None:
+    """How often each domain is drawn in pretraining, in proportion; None for equally often.
 
     Raises:
-        ValueError: a domain is too small for a batch, there is one source domain for meta-training, or the number of
-            ranks does not divide the people of a batch.
+        ValueError: a weight of no domain of stage one.
     """
-    for stage in (config.pretrain, config.meta):
-        if stage.steps and stage.batch_identities % ranks.world:
-            raise ValueError(
-                f"{ranks.world} processes share the people of a batch equally; want {stage.prefix}batch_identities as "
-                f"a multiple of {ranks.world}, got {stage.batch_identities}"
-            )
-    domains, meta = sources[META].domains, config.meta
-    if config.pretrain.steps:
-        draw = lambda identities: batch_sampler(sources[PRETRAIN], config, identities)  # noqa: E731
-        _check_batch("pretrain.batch_identities", config.pretrain.batch_identities, draw)
-    if meta.steps and len(domains) == 1:
-        raise ValueError(
-            "meta-training leaves out one source domain at a time, so it needs two or more; there is one, "
-            f"{domains[0].name}. Add sources, or set meta.steps to 0"
-        )
-    if meta.steps:
-        _check_batch(
-            "meta.batch_identities",
-            meta.batch_identities,
-            lambda identities: _draw_splits(
-                sources[META], replace(config, meta=replace(meta, batch_identities=identities))
-            ),
-        )
-
-
-def _draw_splits(sources, config):
-    """Draws every split of one meta-batch."""
-    splits = Splits(sources, config)
-    for i in range(splits.of_a_step):
-        splits.pairs(i)
-
-
-def _check_batch(setting: str, value: int, draw: Callable[[int], object]) -> None:
-    """Draw a batch of as many people; raises ValueError with the setting's name, and the largest number that fits."""
-    try:
-        draw(value)
-    except ValueError as error:
-        largest = _largest(draw, value)
-        fits = f"; the largest that fits is {largest}" if largest else ""
-        raise ValueError(f"{setting} {value}: {error}{fits}") from None
-
-
-def _largest(draw: Callable[[int], object], below: int) -> int | None:
-    """The largest number from 2 up to, not including, `below` for which `draw` raises no ValueError."""
-    found, least = None, 2
-    while least < below:
-        middle = (least + below) // 2
-        try:
-            draw(middle)
-            found, least = middle, middle + 1
-        except ValueError:
-            below = middle
-    return found
+    data, names = config.data, [domain.name for domain in sources.domains]
+    if strange := [name for name in data.weights if name not in names]:
+        raise ValueError(f"want data.weights of {', '.join(names)}, got one of {', '.join(strange)}")
+    if data.weights:
+        return [float(data.weights.get(name, 1.0)) for name in names]
+    if data.temperature is None:
+        return None
+    return [domain.identities ** (1 / data.temperature) for domain in sources.domains]
 
 
 def images_of(*pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +233,7 @@ class Splits:
         settings, self._domains, self._seed = config.meta, len(sources.domains), config.seed
         self._one = settings.method == "mldg"
         self.of_a_step = 1 if self._one else self._domains
-        identities = settings.batch_identities
+        identities = settings.people
         self._sampler = batch_sampler(sources, config, identities, per_domain=settings.per_domain)
         self._everyone = None
         if settings.sharing == "per_domain":

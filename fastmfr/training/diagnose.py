@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastmfr.domains import people_of
 from fastmfr.evaluate import domain_gap, draw_evenly, hardest_pairs
 from fastmfr.evaluate.gap import MOST, MOST_IN_ALL
 from fastmfr.report import contact_sheet, hardest_sheet
@@ -63,7 +64,8 @@ class Diagnosis:
         if len(embedded) < 2:
             return None
         unseen = [name for name, target in self._run.targets.items() if target.unseen]
-        return self._run.ranks.by_first(partial(domain_gap, embedded, unseen=unseen))
+        gap = partial(domain_gap, embedded, unseen=unseen, people=people_of(self._domains))
+        return self._run.ranks.by_first(gap)
 
     def draw_hardest(self, scored: Mapping[str, TargetResult], path: Path) -> None:
         """Draw the hardest pairs of each target that has some."""

@@ -4,20 +4,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fastmfr import synthetic
 from fastmfr.config import Config
 from fastmfr.decode.shapes import shapes_of
 from fastmfr.domains import Domain, Joint, join, open_domain
-from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe, hold_out
+from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe
 from fastmfr.protocols.landmarks import UNUSED, attach, read_landmarks
 from fastmfr.protocols.shared_images import shared_images
+from fastmfr.protocols.shared_people import NONE, check_sharing, names_in_common, share_people
 from fastmfr.results import META, PRETRAIN
+from fastmfr.training.dividing import Division
 from fastmfr.training.logbook import Logbook
 
 SYNTHETIC = "synthetic:"
-LEAST = 5  # people of a domain that are kept for validation; fewer say nothing
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ def open_people(config: Config, logbook: Logbook) -> People:
 
     Of a domain that is learned from and scored, data.holdout says how many people are scored. Of the others in a
     domain of stage two, data.validation says how many are kept out of training. Of the rest of a domain of both stages,
-    data.new_people says how many are kept for stage two.
+    data.new_people says how many are kept for stage two. A person of several domains, as data.shared_identities says,
+    is in the same part of all of them.
 
     Raises:
         FileNotFoundError: a path is no folder.
@@ -63,27 +63,30 @@ def open_people(config: Config, logbook: Logbook) -> People:
     """
     data = config.data
     protocol = Protocol(data.sources, data.targets, data.pretrain)
+    check_sharing(data.shared_identities)
     opened = _open(protocol.learned_from | protocol.targets, config, logbook)
+    opened, shared = share_people(opened, data.shared_identities)
     _align(opened, config, logbook)
-    trained, scored = {name: opened[name] for name in protocol.learned_from}, dict(opened)
-    for name in protocol.held_out:
-        trained[name], scored[name] = _divide(opened[name], "data.holdout", data.holdout, config.seed)
-    validation = {}
-    for name in protocol.sources if data.validation else ():
-        trained[name], kept = _keep_some(trained[name], data.validation, config.seed)
-        validation |= {name: kept} if kept else {}
+    trained, scored = _hold_out(opened, protocol, config)
+    trained, validation = _keep_for_validation(trained, protocol, config)
     stages = {PRETRAIN: dict(trained), META: dict(trained)}
-    if data.new_people:
-        for name in protocol.in_both_stages:
-            divided = _divide(trained[name], "data.new_people", data.new_people, (config.seed, 1))
-            stages[PRETRAIN][name], stages[META][name] = divided
     names = {PRETRAIN: protocol.pretrain or protocol.sources, META: protocol.sources}
+    if data.new_people:
+        division = Division()
+        for name in protocol.in_both_stages:
+            divided = division.share_out(trained[name], "data.new_people", data.new_people, (config.seed, 1))
+            stages[PRETRAIN][name], stages[META][name] = divided
+        stages[PRETRAIN] = dict(division.without_taken({name: stages[PRETRAIN][name] for name in names[PRETRAIN]}))
     sources = {stage: join([stages[stage][name] for name in names[stage]]) for stage in names}
     if not protocol.pretrain and not data.new_people:
         sources[PRETRAIN] = sources[META]  # one object: the stages share their images
     targets = {name: _target(scored[name], config, unseen=name not in trained) for name in protocol.targets}
     people = People(sources, trained, validation, targets)
-    _say(people, data.single, logbook)
+    _say(people, data.single, shared, logbook)
+    if data.shared_identities == NONE:
+        unseen = [target.domain for target in targets.values() if target.unseen]
+        for sentence in names_in_common(list(trained.values()), unseen):
+            logbook.warn(sentence)
     return people
 
 
@@ -105,39 +108,46 @@ def _align(opened: Mapping[str, Domain], config: Config, logbook: Logbook) -> No
             logbook.warn(f"{name}: {shapes.outside}")
 
 
+def _hold_out(opened: dict[str, Domain], protocol: Protocol, config: Config) -> tuple[dict, dict]:
+    """The domains that are trained on and those that are scored, by name; no person is in both."""
+    trained, scored = {name: opened[name] for name in protocol.learned_from}, dict(opened)
+    division, share = Division(), config.data.holdout
+    for name in protocol.held_out:
+        trained[name], scored[name] = division.share_out(opened[name], "data.holdout", share, config.seed)
+    for name in protocol.targets:
+        if name not in trained:
+            scored[name] = division.divide_shared(opened[name], trained, share, config.seed)
+    return dict(division.without_taken(trained)), scored
+
+
+def _keep_for_validation(trained: dict[str, Domain], protocol: Protocol, config: Config) -> tuple[dict, dict]:
+    """The domains without the people kept for validation, and these people, by domain."""
+    division, rest, validation = Division(), dict(trained), {}
+    for name in protocol.sources if config.data.validation else ():
+        rest[name], kept = division.keep_some(trained[name], config.data.validation, config.seed)
+        validation |= {name: kept} if kept else {}
+    return dict(division.without_taken(rest)), validation
+
+
 def _target(domain: Domain, config: Config, *, unseen: bool) -> Target:
     most = config.evaluate.probes_per_identity
     return Target(domain, gallery_probe(domain.offsets, seed=config.seed, probes_per_identity=most), unseen)
 
 
-def _divide(domain: Domain, setting: str, share: float, seed: int | tuple[int, ...]) -> tuple[Domain, Domain]:
-    """(the other people of a domain, those of the share). Raises ValueError if one of the two has too few."""
-    try:
-        others, mine = hold_out(domain.identities, share, seed)
-    except ValueError as error:
-        raise ValueError(f"{setting} of the domain {domain.name!r}: {error}") from None
-    return domain.people(others), domain.people(mine)
-
-
-def _keep_some(domain: Domain, share: float, seed: int) -> tuple[Domain, Domain | None]:
-    """(the other people, those kept for validation or None), the latter out of those with two images or more."""
-    number = round(share * domain.identities)
-    several = np.flatnonzero(np.diff(domain.offsets) > 1)
-    if number < LEAST or len(several) < number or domain.identities - number < 2:
-        return domain, None
-    kept = np.sort(np.random.default_rng((seed, 2)).permutation(several)[:number])
-    return domain.people(np.setdiff1d(np.arange(domain.identities), kept)), domain.people(kept)
-
-
-def _say(people: People, single: str, logbook: Logbook) -> None:
+def _say(people: People, single: str, shared: list[str], logbook: Logbook) -> None:
     """Says who is trained on and who is scored, and warns of what was passed over or is in two domains."""
     sources = people.sources
+    for sentence in shared:
+        logbook.say(f"shared    {sentence}")
     one = sources[PRETRAIN] is sources[META]
     for stage, verb in ((PRETRAIN, "train on" if one else "stage one"), *([] if one else [(META, "stage two")])):
         for domain in sources[stage].domains:
             alone = domain.single if single == "drop" else 0
             drawn = f"; people with one image, never drawn: {alone:,} (data.single drop)" if alone else ""
             logbook.say(f"{verb:<9} {domain.name}: {domain.identities:,} people, {domain.images:,} images{drawn}")
+        if sources[stage].labels is not None:
+            number = sum(domain.identities for domain in sources[stage].domains)
+            logbook.say(f"{verb:<9} {sources[stage].identities:,} people in all, under {number:,} labels of domains")
     for name, domain in people.validation.items():
         logbook.say(f"choose by {name}: {domain.identities:,} people, {domain.images:,} images, in no stage")
     for name, target in people.targets.items():

@@ -20,7 +20,7 @@ from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
 from fastmfr.training.choosing import Candidates, Choosing, first_batches
-from fastmfr.training.data import batch_sampler, images_of, share_of, slots_of
+from fastmfr.training.data import images_of, sampler_of_stage_one, share_of, slots_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep, to_host
@@ -47,7 +47,7 @@ def pretrain(run: Run, backbone: nn.Module, choosing: Choosing | None = None) ->
         KeyboardInterrupt: a signal asked the process to end; the state is kept.
     """
     settings, data = run.config.pretrain, run.data[PRETRAIN]
-    sampler = batch_sampler(data.sources, run.config, settings.batch_identities)
+    sampler = sampler_of_stage_one(data.sources, run.config, settings.people)
     head = _new_head(run, backbone)
     candidates = Candidates(choosing, run, PRETRAIN, settings.steps, backbone)
     networks = nn.ModuleDict({"backbone": backbone, "head": head, "averages": candidates.averages})

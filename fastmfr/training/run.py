@@ -29,8 +29,9 @@ from fastmfr.precision import check_precision
 from fastmfr.results import META, PRETRAIN, Scores
 from fastmfr.run_folder import weights_of
 from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
+from fastmfr.training.batch_sizes import check_batches, fit_batches
 from fastmfr.training.checkpoint import Checkpoints
-from fastmfr.training.data import StageData, check_batches, choose_decoding, preprocess, stage_data
+from fastmfr.training.data import StageData, choose_decoding, preprocess, stage_data
 from fastmfr.training.logbook import Logbook
 from fastmfr.training.people import People, Target, open_people
 from fastmfr.training.resuming import MadeWith, check_steps
@@ -110,7 +111,10 @@ class Run:
             with ranks.alike():
                 if made_with:
                     made_with.check_data(people.trained)
-                check_batches(people.sources, config, ranks)
+                config, said = fit_batches(people.sources, config, ranks.world)
+                check_batches(people.sources, config, ranks.world)
+            for sentence in said:
+                logbook.say(sentence)
             scored = [target.domain for target in people.targets.values()]
             domains = [*people.trained.values(), *people.validation.values(), *scored]
             decoder, decoding = choose_decoding(config, domains, device, logbook, ranks)
