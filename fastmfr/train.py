@@ -15,6 +15,7 @@ from typing import Any
 from fastmfr.commands.frame import is_rank, status_of
 from fastmfr.config import Config, parse
 from fastmfr.run_folder import begun_before, in_use, note_begun
+from fastmfr.stopping import status_of_stop
 
 
 def main(arguments: list[str]) -> int:
@@ -41,10 +42,10 @@ def main(arguments: list[str]) -> int:
         with joined_ranks() as group:
             ranks = Ranks(group)
             _train(*_restarted(*parse(arguments)), ranks)
-    except OnAllRanks:
+    except (OnAllRanks, KeyboardInterrupt) as error:
         if ranks.is_first:
             raise
-        return 1
+        return status_of_stop(error) if isinstance(error, KeyboardInterrupt) else 1
     except RuntimeError as error:
         raise lost_rank(error, ranks) or error from None
     except Exception as error:

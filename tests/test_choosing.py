@@ -13,6 +13,7 @@ from small_runs import interrupted, only_run
 
 from fastmfr.backbone import build_backbone
 from fastmfr.config import parse
+from fastmfr.distributed import ALONE
 from fastmfr.evaluate.validation import Validated, validate
 from fastmfr.results import META, PRETRAIN, Candidate, Choice, Results
 from fastmfr.run_folder import steps_of_weights, weights_of
@@ -107,6 +108,7 @@ def fake_run(tmp_path, scores, **settings):
         folder=tmp_path,
         config=SimpleNamespace(seed=0, save_every=1, choose=choose),
         people=SimpleNamespace(validation={"a": domain}),
+        ranks=ALONE,
         logbook=SimpleNamespace(record=lambda *place, **values: recorded.append((place, values))),
         timed=lambda part: nullcontext(),
         embed=embed,

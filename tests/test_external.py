@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_runs import main, only_run
 from torch import nn
 
@@ -193,7 +194,7 @@ def test_a_network_of_the_user_is_trained_resumed_opened_and_exported(small, tmp
 def test_a_file_has_no_code_run(tmp_path, capsys):
     """A factory is called if it is typed, and not because a run folder of a stranger names it."""
     (tmp_path / "config.yaml").write_text(f"model: {{name: '{user('broken')}'}}")
-    (tmp_path / "base.safetensors").write_bytes(b"")
+    save_file({"a": torch.zeros(1)}, tmp_path / "base.safetensors")
     sentence = f"has the backbone {user('broken')}, which is code .*type --model.name {user('broken')} too"
     with pytest.raises(ValueError, match=sentence):
         open_model(tmp_path)

@@ -11,6 +11,7 @@ from helpers import DEVICE, assert_as_accurate
 from torch import nn
 
 from fastmfr.backbone import IResNet, build
+from fastmfr.distributed import ALONE
 from fastmfr.fused import BatchNormPReLU, fused
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.precision import autocast, matmul_precision
@@ -291,7 +292,8 @@ def test_through_the_kernels(dtype, monkeypatch):
         assert_as_accurate(mine, theirs, truth, (1e-5 if dtype == torch.float32 else 1e-2) * truth.abs().max().item())
 
 
-def kernels_forward(ctx, *arguments, **options):
+def kernels_forward(ctx, *arguments, group, **options):
+    assert group is None
     ctx.path = batchnorm_prelu.fused
     return ctx.path.forward(ctx, *arguments, **options)
 
@@ -313,8 +315,8 @@ def test_the_stage_takes_it_on_a_gpu_alone_and_says_so():
     said, backbone = [], make("mfr28")
     logbook = SimpleNamespace(say=said.append)
     for wanted, device, is_plain in ((True, "cpu", True), (False, "cuda", True), (True, "cuda", False)):
-        config = SimpleNamespace(pretrain=SimpleNamespace(fused=wanted))
-        run = SimpleNamespace(config=config, device=torch.device(device), logbook=logbook)
+        config = SimpleNamespace(pretrain=SimpleNamespace(fused=wanted, sync_batch_norm=True, batch_norm="batch"))
+        run = SimpleNamespace(config=config, device=torch.device(device), logbook=logbook, ranks=ALONE)
         network = _network(run, backbone)
         assert (network is backbone) == is_plain
     assert said == [

@@ -12,6 +12,7 @@ from torch import nn
 from fastmfr import cuda_graph
 from fastmfr.backbone import build
 from fastmfr.config import parse
+from fastmfr.distributed import ALONE
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.precision import autocast, matmul_precision
 from fastmfr.training import pretrain, pretraining_step
@@ -196,24 +197,26 @@ def tiny_run(tmp_path, *argv):
     )[0]
     offsets = np.arange(0, 4 * 9, 4)
     domains = [SimpleNamespace(name=name, offsets=offsets) for name in ("studio", "street")]
-    sources = SimpleNamespace(domains=domains, identities=16, label=lambda domain, identity: domain * 8 + identity)
+    sources = SimpleNamespace(domains=domains, identities=16, people=None)
+    sources.label = lambda domain, identity: domain * 8 + identity
 
     @contextlib.contextmanager
-    def open_images(requests, *, batch_images, first, last):
+    def open_images(requests, *, slot_B, first, last):
         class Stream:
             wait_seconds = 0.0
 
             def __iter__(self):
                 for step in range(first, last):
-                    assert len(requests(step)[0]) == batch_images
-                    yield step, torch.randn(batch_images, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+                    assert len(requests(step)[0]) == len(slot_B)
+                    yield step, torch.randn(len(slot_B), 3, 16, 16, generator=torch.Generator().manual_seed(step))
 
         yield Stream()
 
     recorded, saved = [], []
     logbook = Logbook(tmp_path)
     logbook.record = lambda stage, step, **values: recorded.append((step, values["loss"], values["learning_rate"]))
-    checkpoints = SimpleNamespace(resume=lambda *_: 0, save=lambda step, *_: saved.append((step, len(recorded))))
+    keep = lambda step, *_, aside=False: saved.append((step, len(recorded)))  # noqa: E731
+    checkpoints = SimpleNamespace(resume=lambda *_: 0, save=keep, wait=lambda: None)
     torch.manual_seed(0)
     backbone = build("mfr28", embedding=5, width=0.0625).to(memory_format=torch.channels_last)
     run = SimpleNamespace(
@@ -222,6 +225,7 @@ def tiny_run(tmp_path, *argv):
         logbook=logbook,
         data={"pretrain": SimpleNamespace(sources=sources, images=SimpleNamespace(open=open_images))},
         checkpoints=lambda stage: checkpoints,
+        ranks=ALONE,
         score_on_the_way=lambda stage, backbone, steps: None,
     )
     return run, backbone, recorded, saved

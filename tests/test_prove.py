@@ -107,7 +107,8 @@ def test_models_are_judged_at_the_lowest_rate_that_the_pairs_are_enough_for(impo
 def test_every_arm_is_matched_in_steps_and_images():
     config = leaving_out(load_config(POOLS / "reported.yaml"), "nir", 101)
     offsets = np.arange(0, 2001, 10)
-    sources = SimpleNamespace(domains=[SimpleNamespace(name=name, offsets=offsets) for name in config.data.sources])
+    domains = [SimpleNamespace(name=name, offsets=offsets) for name in config.data.sources]
+    sources = SimpleNamespace(domains=domains, people=None)
     for name, arm in ARMS.items():
         settings = config_of(name, arm, config)
         if arm.kind == "together":
