@@ -348,7 +348,8 @@ def test_a_run_of_two_processes_is_stopped_resumed_by_one_and_ends_as_a_run_of_o
         losses = [[line["loss"] for line in records(run, stage)] for run in (one, two)]
         assert len(losses[1]) == len(losses[0])
     losses = [[line["loss"] for line in records(run, "pretrain")][:3] for run in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-3)  # later, rounding has grown, as with another number of threads
+    # Later, rounding has grown, as with another number of threads.
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
     results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
     assert results[1]["targets"]["nir"]["models"].keys() == results[0]["targets"]["nir"]["models"].keys()
     assert results[1]["choice"]["people"] == results[0]["choice"]["people"] == 10

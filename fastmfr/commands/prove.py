@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from fastmfr.commands.typed_model import refuse_ranks
 from fastmfr.config import Config, parse
 from fastmfr.run_folder import in_use
 from fastmfr.text import printable
@@ -27,6 +28,7 @@ def main(arguments: list[str]) -> int:
         KeyboardInterrupt: stopped; a note says how to go on.
     """
     options, settings = _parser().parse_known_args(arguments)
+    refuse_ranks("python -m fastmfr prove")
     config = _config(settings)
     out = Path(options.out)
     left_out = _left_out(options.leave_out, config)
