@@ -1,7 +1,8 @@
 """Whether a run over processes survives a kill of one of them: `python bench/kill_ranks.py` kills small ones.
 
 torchrun starts two processes and starts them again after each kill -9 of a random one at a random moment. The run must
-end with the very weights of a run over as many processes that was left in peace. It takes about five minutes on two cores.
+end with the very weights of a run over as many processes that was left in peace. It takes about ten minutes on two
+cores.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def trained(place: Path, faces: dict, kills: int, rng: np.random.Generator, seco
     """(checksums of the weights of both models, processes killed) of a run that one torchrun brings to its end."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)),
-        *("--max-restarts", str(kills), "-m", "fastmfr.train", f"--folder={place}"),
+        *("--max-restarts", str(3 * kills), "-m", "fastmfr.train", f"--folder={place}"),
         *(f"--data.sources.{name}={faces[name]}" for name in DOMAINS[:2]),
         f"--data.targets.nir={faces['nir']}",
         *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.125"),
@@ -73,6 +74,8 @@ def trained(place: Path, faces: dict, kills: int, rng: np.random.Generator, seco
         sys.exit(
             f"torchrun ended with {torchrun.returncode}, {len(runs)} runs:\n{(place / 'said.txt').read_text()[-3000:]}"
         )
+    starts = (place / "said.txt").read_text().count("run folder")
+    print(f"{killed} kills, training began {starts} times", flush=True)
     files = [runs[0] / f"{model}.safetensors" for model in ("base", "mfr")]
     return [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files], killed
 
