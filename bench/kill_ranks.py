@@ -21,6 +21,7 @@ from fastmfr import synthetic
 
 DOMAINS = ("studio", "street", "nir")
 WORLD = 2
+STEPS = 60 + 30  # of both stages
 
 
 def main() -> int:
@@ -34,20 +35,20 @@ def main() -> int:
         place = Path(folder)
         faces = synthetic.make(place / "faces", domains=DOMAINS, identities=24, images=4, size=32, workers=1)
         begin = time.monotonic()
-        wanted, _ = trained(place / "peace", faces, 0, rng, 0.0)
-        seconds = time.monotonic() - begin
-        print(f"left in peace: {seconds:.0f} s", flush=True)
-        found, kills = trained(place / "killed", faces, options.kills, rng, seconds)
+        wanted = trained(place / "peace", faces, [], rng)
+        print(f"left in peace: {time.monotonic() - begin:.0f} s", flush=True)
+        moments = sorted(rng.choice(np.arange(1, STEPS), options.kills, replace=False).tolist())
+        found = trained(place / "killed", faces, moments, rng)
     held = found == wanted
-    print(f"{'held' if held else 'FAILED'}: {kills} kills; weights {' '.join(found)}, wanted {' '.join(wanted)}")
+    print(f"{'held' if held else 'FAILED'}: weights {' '.join(found)}, wanted {' '.join(wanted)}")
     return 0 if held else 1
 
 
-def trained(place: Path, faces: dict, kills: int, rng: np.random.Generator, seconds: float) -> tuple[list[str], int]:
-    """(checksums of the weights of both models, processes killed) of a run that one torchrun brings to its end."""
+def trained(place: Path, faces: dict, moments: list[int], rng: np.random.Generator) -> list[str]:
+    """Checksums of both models of a run that one torchrun brings to its end, with a kill after each of `moments` steps."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)),
-        *("--max-restarts", str(3 * kills), "-m", "fastmfr.train", f"--folder={place}"),
+        *("--max-restarts", str(3 * len(moments)), "-m", "fastmfr.train", f"--folder={place}"),
         *(f"--data.sources.{name}={faces[name]}" for name in DOMAINS[:2]),
         f"--data.targets.nir={faces['nir']}",
         *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.125"),
@@ -60,12 +61,13 @@ def trained(place: Path, faces: dict, kills: int, rng: np.random.Generator, seco
         torchrun = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
         try:
             while torchrun.poll() is None:
-                time.sleep(0.2 if killed == kills else seconds * rng.uniform(0.2, 0.6))
+                time.sleep(rng.uniform(0.05, 0.3))
                 ranks = _processes_of(torchrun.pid)
-                if killed < kills and len(ranks) == WORLD:
+                if killed < len(moments) and len(ranks) == WORLD and _records(place) >= moments[killed]:
                     os.kill(ranks[rng.integers(WORLD)], signal.SIGKILL)
                     killed += 1
                     print(f"killed {killed}", flush=True)
+                    time.sleep(2)  # until torchrun has noticed
         finally:
             if torchrun.poll() is None:
                 os.killpg(torchrun.pid, signal.SIGKILL)
@@ -77,7 +79,12 @@ def trained(place: Path, faces: dict, kills: int, rng: np.random.Generator, seco
     starts = (place / "said.txt").read_text().count("run folder")
     print(f"{killed} kills, training began {starts} times", flush=True)
     files = [runs[0] / f"{model}.safetensors" for model in ("base", "mfr")]
-    return [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files], killed
+    return [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files]
+
+
+def _records(place: Path) -> int:
+    """How many steps the run in a folder has recorded."""
+    return sum(file.read_bytes().count(b"\n") for file in place.glob("quickstart-*/metrics.jsonl"))
 
 
 def _processes_of(parent: int) -> list[int]:
