@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def trained(place: Path, faces: dict, moments: list[int], rng: np.random.Generator) -> list[str]:
-    """Checksums of both models of a run that one torchrun brings to its end, with a kill after each of `moments` steps."""
+    """Checksums of both models of a run that one torchrun brings to its end; it is killed after `moments` steps."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)),
         *("--max-restarts", str(3 * len(moments)), "-m", "fastmfr.train", f"--folder={place}"),
