@@ -5,7 +5,10 @@ import json
 import torch
 from helpers import command
 
+from fastmfr.backbone import build_backbone
+from fastmfr.config import parse
 from fastmfr.training import Logbook
+from fastmfr.weights import save_weights
 
 DOMAINS = ("studio", "street", "nir")
 PEOPLE, IMAGES = 24, 4  # of each domain
@@ -77,3 +80,22 @@ def trained(steps, seed=0):
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def untrained_run(folder, *settings):
+    """The folder of a run whose small network nobody trained, with these settings on a command line."""
+    torch.manual_seed(0)
+    typed = [
+        "--config",
+        "mfr",
+        "--data.sources.a",
+        "a",
+        "--model.width=0.0625",
+        "--device=cpu",
+        "--threads=1",
+        *settings,
+    ]
+    config, _ = parse(typed)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    save_weights(build_backbone(config), folder / "mfr.safetensors")
+    return folder

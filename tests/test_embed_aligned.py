@@ -6,26 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from moved_faces import crops, moved, numbers, png
+from small_runs import untrained_run
 
 from fastmfr.__main__ import main
-from fastmfr.backbone import build
-from fastmfr.config import parse
 from fastmfr.export.card import _preparation
-from fastmfr.weights import open_model, save_weights
-
-SMALL = ["--model.width=0.0625", "--data.size=48", "--device=cpu", "--threads=1", "--data.decode=pillow"]
+from fastmfr.weights import open_model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    config, _ = parse(["--config", "mfr", "--data.sources.a", "a", *SMALL])
-    (folder / "config.yaml").write_text(config.to_yaml())
-    save_weights(build("mfr28", width=0.0625, image_size=48), folder / "mfr.safetensors")
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"), "--data.size=48", "--data.decode=pillow")
 
 
 @pytest.fixture

@@ -4,28 +4,18 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from moved_faces import crops, ijb, moved, png, rfw
+from small_runs import untrained_run
 
 from fastmfr.__main__ import main
-from fastmfr.backbone import build
-from fastmfr.config import parse
 from fastmfr.decode import Preprocess, decode_reference
 from fastmfr.evaluate import open_sets
-from fastmfr.weights import save_weights
-
-SMALL = ["--model.width=0.0625", "--data.size=112", "--device=cpu", "--threads=1", "--evaluate.far=[0.1]"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder of a network nobody trained: which pixels are where decides on its embeddings."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    config, _ = parse(["--config", "mfr", "--data.sources.a", "a", *SMALL])
-    (folder / "config.yaml").write_text(config.to_yaml())
-    save_weights(build("mfr28", width=0.0625, image_size=112), folder / "mfr.safetensors")
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"), "--data.size=112", "--evaluate.far=[0.1]")
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,13 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-import torch
 from evaluation_fakes import class_folder, lfw_bin
 from helpers import on_ranks
+from small_runs import untrained_run
 
 from fastmfr.__main__ import main
-from fastmfr.backbone import build
-from fastmfr.config import parse
 from fastmfr.domains import open_domain
 from fastmfr.protocols.drawing import ListSettings, write_lists
-from fastmfr.weights import save_weights
 
 SMALL = ["--model.width=0.0625", "--data.size=16", "--device=cpu", "--threads=1", "--evaluate.far=[0.1,0.01]"]
 
@@ -23,12 +20,7 @@ SMALL = ["--model.width=0.0625", "--data.size=16", "--device=cpu", "--threads=1"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder of a network nobody trained."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    config, _ = parse(["--config", "mfr", "--data.sources.a", "a", *SMALL])
-    (folder / "config.yaml").write_text(config.to_yaml())
-    save_weights(build("mfr28", width=0.0625, image_size=16), folder / "mfr.safetensors")
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"), "--data.size=16", "--evaluate.far=[0.1,0.01]")
 
 
 def test_scores_a_runs_model_on_every_set_that_is_there(run, tmp_path, capsys):
