@@ -108,6 +108,22 @@ def gather_partial(own_B: Tensor, group: ProcessGroup) -> Tensor:
     return _GatherPartial.apply(own_B, group)
 
 
+def common_store() -> dist.Store:
+    """Return the store of the processes that torchrun started, for this start alone.
+
+    torchrun may keep one store for all starts of its processes. There they would find the addresses of those before.
+    """
+    is_kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=os.environ["RANK"] == "0" and not is_kept_by_torchrun,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
 @contextmanager
 def joined_ranks() -> Iterator[ProcessGroup | None]:
     """Join the processes that torchrun started, this process among them, for as long as the block lasts.
@@ -126,9 +142,12 @@ def joined_ranks() -> Iterator[ProcessGroup | None]:
             nowhere = silence.enter_context(open(os.devnull, "w"))
             silence.enter_context(redirect_stdout(nowhere))
             silence.enter_context(redirect_stderr(nowhere))
-        # torchrun notices a rank that died; a time limit would only end ranks that wait while the first one scores
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7)
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=common_store(),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timedelta(days=7),  # torchrun notices a rank that died; others may wait while the first one scores
         )
         yield dist.group.WORLD
     dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that had none

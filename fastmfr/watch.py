@@ -8,14 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch import distributed as dist
-
-from fastmfr.distributed import Ranks
+from fastmfr.distributed import Ranks, common_store
 
 PATIENCE, EVERY = 120.0, 10.0  # seconds
 OURS = Path(__file__).parent
@@ -58,8 +55,7 @@ class Watch(AbstractContextManager["Watch"]):
     def _run(self):
         """Tells, and looks, until the block ends or the processes' common store has gone."""
         try:
-            where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=60))
+            store = common_store()
             while not self._ended.wait(self._every):
                 store.set(f"watch/{self._ranks.number}", json.dumps(self._stand()))
                 keys = [f"watch/{number}" for number in range(self._ranks.world)]

@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from fastmfr.backbone import build
 from fastmfr.decode import Preprocess, open_stream
-from fastmfr.distributed import ALONE, OnAllRanks, Ranks, over_ranks
+from fastmfr.distributed import ALONE, OnAllRanks, Ranks, common_store, joined_ranks, over_ranks
 from fastmfr.domains import open_domain
 from fastmfr.fused import fused, has_batch_norm
 from fastmfr.head import MarginHead, make_margin
@@ -271,7 +271,7 @@ def test_an_error_of_one_rank_is_raised_by_all(tmp_path):
 def _hang_until_named(rank, world, folder, port):
     """The second rank stands still, until the first one, which waits for it, has said so."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", store=common_store(), rank=rank, world_size=world)
     ranks, named = Ranks(dist.group.WORLD), folder / "named.txt"
     with Watch(ranks, named.write_text, patience=0.3, every=0.1):
         while rank == 1 and not named.exists():
@@ -285,6 +285,22 @@ def test_a_process_that_hangs_is_named(tmp_path):
     said = (tmp_path / "named.txt").read_text()
     assert "1 of 2 wait for others: process 1, " in said
     assert re.search(r"on \S+, pid \d+$", said)
+
+
+def _start(rank, world, port, restart):
+    os.environ.update(TORCHELASTIC_RUN_ID="test", TORCHELASTIC_USE_AGENT_STORE="True", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=port, TORCHELASTIC_RESTART_COUNT=restart, RANK=str(rank), WORLD_SIZE=str(world))
+    with joined_ranks() as group:
+        assert Ranks(group).gather(rank) == [0, 1]
+
+
+def test_processes_that_are_started_again_do_not_look_for_those_before():
+    """torchrun may keep its store, in which the addresses of the processes before still are."""
+    port = free_port()
+    store = dist.TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False)
+    for restart in ("0", "1"):
+        on_ranks(_start, 2, port, restart)
+    assert store.num_keys() > 2
 
 
 def test_processes_that_torchrun_starts_again_find_their_run(tmp_path, monkeypatch):
