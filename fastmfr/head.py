@@ -37,9 +37,8 @@ MARGINS = {
     "arcface_insightface": partial(ArcFace, straight_through=True),
     "combined_insightface": partial(Combined, straight_through=True),
 }
-_DRAWN_AT_ONCE = (
-    1 << 16
-)  # rows of first weights, a multiple of 16, so that the pieces equal one large draw; and chances
+# Rows of first weights, and chances. A multiple of 16, so that the pieces equal one large draw.
+_DRAWN_AT_ONCE = 1 << 16
 
 
 def make_margin(name: str, values: Sequence[float] = ()) -> Callable[[Tensor, Tensor], Tensor]:
@@ -106,14 +105,13 @@ class MarginHead(nn.Module):
             raise ValueError(f"want sample_rate above 0 and at most 1, got {sample_rate}")
         self.identities, self.margin, self.scale, self.keep, self.group = identities, margin, scale, keep, group
         self.sample_rate, self.seed = sample_rate, seed
-        self._rank, self._world = rank_and_world(group)
-        self.first, last = (rank * identities // self._world for rank in (self._rank, self._rank + 1))
-        self.rows = self.first, last
-        if last == self.first:
+        rank, self._world = rank_and_world(group)
+        self.rows = first, last = rank * identities // self._world, (rank + 1) * identities // self._world
+        if last == first:
             raise ValueError(f"want at least one identity for each of {self._world} ranks, got {identities}")
-        self.weight_CD = nn.Parameter(_first_weights(identities, embedding)[self.first : last].clone())
+        self.weight_CD = nn.Parameter(_first_weights(identities, embedding)[first:last].clone())
         self.register_buffer("momentum_CD", torch.zeros_like(self.weight_CD))
-        self.register_buffer("inverse_norm_C", torch.empty(last - self.first), persistent=False)
+        self.register_buffer("inverse_norm_C", torch.empty(last - first), persistent=False)
         self._normed = None  # the version of the weights that `inverse_norm_C` was computed from
         self._drawn = None  # (row_N, weight_ND) of this step, if not all identities take part
         self._idle = False  # whether none of this rank's identities takes part in this step
@@ -190,7 +188,7 @@ class MarginHead(nn.Module):
 
     def _taking_part(self, label_B, draw):
         """(weight_ND, inverse_norm_N, the row among these of each label, or a number out of range for other ranks')."""
-        local_B = label_B - self.first
+        local_B = label_B - self.rows[0]
         if self.sample_rate == 1:
             return self.weight_CD, self.inverse_norms(), local_B
         C = len(self.weight_CD)

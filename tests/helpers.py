@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import multiprocessing
+import socket
 
 import torch
 
@@ -24,6 +25,13 @@ def command(name):
         return fastmfr_main([name, *argv])
 
     return main
+
+
+def free_port():
+    """A port of this machine that nobody listens at, as text."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def on_ranks(call, *arguments, world=2):

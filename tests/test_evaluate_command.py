@@ -1,13 +1,12 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from evaluation_fakes import class_folder, lfw_bin
-from helpers import on_ranks
+from helpers import free_port, on_ranks
 from small_runs import untrained_run
 
 from fastmfr.__main__ import main
@@ -133,12 +132,9 @@ def _one_of_the_ranks(rank, typed, folder, port):
 
 def two_ranks(typed, tmp_path):
     """(stdout, stderr) of each of two ranks that evaluate with the arguments typed[rank], and their statuses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     folder = tmp_path / "said"
     folder.mkdir()
-    on_ranks(_one_of_the_ranks, typed, folder, port)
+    on_ranks(_one_of_the_ranks, typed, folder, free_port())
     said = [[(folder / f"{rank}.{stream}").read_text() for stream in ("out", "err")] for rank in range(2)]
     return *said, [int((folder / f"{rank}.status").read_text()) for rank in range(2)]
 

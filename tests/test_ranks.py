@@ -4,14 +4,13 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 import torch
-from helpers import command, on_ranks
+from helpers import command, free_port, on_ranks
 from small_runs import arguments, main, records
 from torch import distributed as dist
 
@@ -315,12 +314,6 @@ def test_processes_that_torchrun_starts_again_find_their_run(tmp_path, monkeypat
     assert begun_before(tmp_path) == run
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert begun_before(tmp_path) is None
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _train_as_a_rank(rank, world, argv, folder, port, stop_at):

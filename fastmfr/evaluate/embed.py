@@ -109,6 +109,47 @@ def in_order(image_N: np.ndarray, batch_images: int) -> Callable[[int], tuple[np
     return requests
 
 
+def stream_of_rank(
+    domain: ImageSet,
+    image_N: np.ndarray,
+    preprocess: Preprocess,
+    device: torch.device | str,
+    *,
+    batch_images: int,
+    group: ProcessGroup | None = None,
+    **decoding: Any,
+) -> ImageStream:
+    """Open a stream of images of a domain, in their order and unchanged; the last batch is filled up.
+
+    Args:
+        domain: The images.
+        image_N: Their numbers, int64 (N,).
+        preprocess: How images are prepared; nothing is changed at random.
+        device: Where the images are wanted.
+        batch_images: How many images are decoded at a time, at most.
+        group: The ranks, each of which gets a run of whole batches, as many as the others; None is this process alone.
+        decoding: threads, decoder, vet and verdicts, as `ImageStream` takes them.
+    """
+    rank, ranks = rank_and_world(group)
+    batch_images = min(batch_images, len(image_N))
+    batches = -(-len(image_N) // (batch_images * ranks))  # of each rank
+    return ImageStream(
+        [domain],
+        in_order(image_N, batch_images),
+        preprocess.plain(),
+        batch_images=batch_images,
+        first=rank * batches,
+        last=(rank + 1) * batches,
+        device=str(device),
+        **decoding,
+    )
+
+
+def bad_of_ranks(stream: ImageStream, group: ProcessGroup | None) -> dict[str, str]:
+    """Return {"domain/key": reason} of the images that the streams of all ranks could not decode."""
+    return {key: reason for found in all_gather_object(dict(stream.bad), group) for key, reason in found.items()}
+
+
 def embed_domain(
     backbone: torch.nn.Module,
     domain: ImageSet,
@@ -143,25 +184,15 @@ def embed_domain(
     Raises:
         ValueError: as in `embed`.
     """
-    rank, ranks = rank_and_world(group)
-    batch_images = min(batch_images, domain.images)
-    batches = -(-domain.images // (batch_images * ranks))  # of each rank
-    first = rank * batches
-    with ImageStream(
-        [domain],
-        in_order(np.arange(domain.images), batch_images),
-        preprocess.plain(),
-        batch_images=batch_images,
-        first=first,
-        last=first + batches,
-        device=str(device),
-        **decoding,
+    batch_images, ranks = min(batch_images, domain.images), rank_and_world(group)[1]
+    with stream_of_rank(
+        domain, np.arange(domain.images), preprocess, device, batch_images=batch_images, group=group, **decoding
     ) as stream:
         images = (image_B3HW for _, image_B3HW in stream)
         if progress:
             images = _watched(images, progress, batch_images * ranks, domain.images)
         embedding_ND = embed(backbone, images, device, mirror=mirror, normalise=normalise, group=group)
-        bad = {key: reason for found in all_gather_object(dict(stream.bad), group) for key, reason in found.items()}
+        bad = bad_of_ranks(stream, group)
     return embedding_ND[: domain.images], _by_number(domain, bad) if bad else {}
 
 

@@ -67,18 +67,17 @@ def meta_train(
     first = run.checkpoints(META).resume(networks, optimizer)
     requests = lambda i: images_of(*splits.pairs(i))  # noqa: E731
     stream = partial(data.images.open, requests)
+    whole = partial(stream, slot_B=slots_of(ALONE, *splits.pairs(0)))
     if first < candidates.steps:
         logbook.rewind(META, first)
         backbone.train()
         if alignment.is_auto and not first:
-            whole = partial(stream, slot_B=slots_of(ALONE, *splits.pairs(0)))
             alignment.choose(backbone, _first_train_batches(whole, splits), logbook)
         trainer = make_trainer(run, backbone, optimizer)
         after = AfterStep(run, META, first, settings.steps, backbone, networks, optimizer, candidates)
         _train(run, trainer, splits, stream, after, first, alignment.value)
     frozen = settings.batch_norm == "frozen"
-    stream = partial(stream, slot_B=slots_of(ALONE, *splits.pairs(0)))
-    candidates.finish(None if frozen else partial(first_batches, stream, settings.steps * splits.of_a_step))
+    candidates.finish(None if frozen else partial(first_batches, whole, settings.steps * splits.of_a_step))
 
 
 def _train(run, trainer, splits, stream, after, first, weight):

@@ -22,7 +22,7 @@ from fastmfr.decode import ImageStream, Preprocess, checked_decoder
 from fastmfr.distributed import ALONE, Ranks
 from fastmfr.domains import Domain
 from fastmfr.evaluate import embed, embed_domain, score
-from fastmfr.evaluate.embed import in_order
+from fastmfr.evaluate.embed import bad_of_ranks, stream_of_rank
 from fastmfr.freezing import hold_stages
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
@@ -176,7 +176,7 @@ class Run:
         ranks = self.ranks
         with self.stream(domain, image_N, ranks) as stream:
             rows = embed(backbone, (batch for _, batch in stream), self.device, group=ranks.group)[: len(image_N)]
-            bad = {key: reason for found in ranks.gather(dict(stream.bad)) for key, reason in found.items()}
+            bad = bad_of_ranks(stream, ranks.group)
         whole = np.array([not bad or domain.label_of(image) not in bad for image in image_N.tolist()])
         return rows[torch.from_numpy(whole).to(rows.device)], domain.identity_of(image_N[whole])
 
@@ -185,19 +185,8 @@ class Run:
 
         Each of several ranks gets a run of whole batches, as many as the others.
         """
-        batch_images = min(self.config.evaluate.batch_images, len(image_N))
-        batches = -(-len(image_N) // (batch_images * ranks.world))
-        first = ranks.number * batches
-        return ImageStream(
-            [domain],
-            in_order(image_N, batch_images),
-            self.preprocess.plain(),
-            batch_images=batch_images,
-            first=first,
-            last=first + batches,
-            device=str(self.device),
-            **self.decoding,
-        )
+        settings = {"batch_images": self.config.evaluate.batch_images, "group": ranks.group, **self.decoding}
+        return stream_of_rank(domain, image_N, self.preprocess, self.device, **settings)
 
     def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
         """Yield (target, scores, embedding_ND, bad images) for one target after the other.
