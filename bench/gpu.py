@@ -44,6 +44,8 @@ STAGES = (
     Stage("margin", "card.margin", 110),
     Stage("meta", "card.meta_step", 100),
     Stage("pretraining", "card.pretraining", 100),
+    Stage("decode", "card.decode", 40),
+    Stage("processes", "card.processes", 120),
     Stage("operators", "card.operators", 45),
     Stage("ten million", "card.ten_million", 40),
     Stage("profile", "card.profile", 40),

@@ -72,8 +72,10 @@ def mine(embedding, weight, label, gradients=True):
 
 
 def main():
-    options = arguments(__doc__)
+    options = arguments(__doc__, only_second="H v alone")
     warnings.simplefilter("ignore")  # inductor has some to give for narrow softmaxes; a peer's are no fault of ours
+    if options.only_second:
+        return second(*((32, 500) if options.small else (1024, 100_000)), options.seconds)
     for B, C in [(64, 1000)] if options.small else SIZES:
         facts = {"B": B, "C": C, "D": D, "seconds": options.seconds}
         beside(*inputs(B, C), facts)

@@ -4,6 +4,7 @@
 """
 
 import warnings
+from functools import partial
 
 import torch
 from bench_meta import ALPHA, GAMMA, LOSSES, batch, hv_errors, network
@@ -62,19 +63,16 @@ def main():
         ways["rop, CUDA graph"] = {"engine": "rop", "cuda_graph": True}
         ways["rop streaming, CUDA graph"] = {"engine": "rop", "memory": "streaming", "cuda_graph": True}
     for precision in ("bf16", "fp32", "tf32") if GPU else ("fp32",):
-        contenders = {"ordinary": ordinary(splits, width, precision)}
+        contenders = {}
+        makers = {"ordinary": partial(ordinary, splits, width, precision)}
         if GPU:
-            contenders["ordinary, CUDA graph"] = replayed(ordinary(splits, width, precision))
-        for name, settings in ways.items():
+            makers["ordinary, CUDA graph"] = lambda precision=precision: replayed(ordinary(splits, width, precision))
+        makers |= {name: partial(trainer, splits, width, precision, **settings) for name, settings in ways.items()}
+        for name, make in makers.items():
             try:
-                contenders[name] = trainer(splits, width, precision, **settings)
+                contenders[name] = make()
             except Exception as error:
-                lines.write(
-                    "meta",
-                    what=f"whole step, {precision}",
-                    who=name,
-                    failed=lines.reason(error),
-                )
+                lines.write("meta", what=f"whole step, {precision}", who=name, failed=lines.reason(error))
         compare(
             "meta",
             f"whole step, {precision}",

@@ -18,11 +18,13 @@ _SHORT = 2e-3  # seconds a measurement should last at least, for a clock to tell
 _ROUNDS = (5, 40) if GPU else (2, 2)  # at least, at most; the CPU only rehearses
 
 
-def arguments(description):
-    """--small: toy sizes. --seconds: what one comparison may take, or little more."""
+def arguments(description, **switches):
+    """--small: toy sizes. --seconds: what one comparison may take, or little more. Also {switch: its help}."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--small", action="store_true", help="toy sizes, whose numbers mean nothing")
     parser.add_argument("--seconds", type=float, default=1.5, help="of one comparison (default 1.5)")
+    for name, told in switches.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=told)
     return parser.parse_args()
 
 
