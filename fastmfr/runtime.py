@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastmfr import __version__
 from fastmfr.config.choices import Device
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2  # of mallopt(3), in bytes
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
-_PACKAGES = ("fastmfr", "triton", "nvidia-dali-cuda130", "numpy")
+_PACKAGES = ("triton", "nvidia-dali-cuda130", "numpy")
 
 
 def device_for(wanted: Device) -> torch.device:
@@ -121,7 +122,8 @@ def to_channels_last(network: torch.nn.Module, device: torch.device) -> torch.nn
 
 def environment() -> dict[str, Any]:
     """Return commit, versions and hardware, which belong beside every measured number; plain types, for JSON."""
-    versions: dict[str, str | None] = {"torch": str(torch.__version__)}  # with its +cpu or +cu130, which metadata lacks
+    # metadata lacks torch's +cpu or +cu130, and knows no fastmfr that runs from a checkout
+    versions: dict[str, str | None] = {"torch": str(torch.__version__), "fastmfr": __version__}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

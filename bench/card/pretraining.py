@@ -17,7 +17,7 @@ from fastmfr.training.optim import set_rate, sgd
 from fastmfr.training.pretraining_step import PretrainingStep
 
 from . import lines
-from .timing import COMPILED, DEVICE, GPU, arguments, compare, replayed
+from .timing import COMPILED, DEVICE, GPU, algorithms_tried, arguments, compare, replayed
 
 SIZES = [(128, 100_000), (512, 100_000)]
 
@@ -28,8 +28,8 @@ def inputs(B, C, size):
     return images.contiguous(memory_format=torch.channels_last), torch.randint(C, (B,), generator=gen, device=DEVICE)
 
 
-def ours(name, images, label, C, cuda_graph=True, is_fused=True):
-    """A step as stages.pretrain makes it, without its log."""
+def ours(name, images, label, C, cuda_graph=True, is_fused=True, is_tried=False):
+    """A step as stages.pretrain makes it, without its log. `is_tried`: cuDNN tries its algorithms out."""
     torch.manual_seed(0)
     backbone = to_channels_last(build(name, image_size=images.shape[2]), DEVICE).train()
     network = fused(backbone)[0] if is_fused and GPU else backbone
@@ -43,8 +43,9 @@ def ours(name, images, label, C, cuda_graph=True, is_fused=True):
         optimizer.step()
         head.update(0.01, 0.9, 5e-4)
 
-    for _ in range(3):  # the second is recorded
-        step()
+    with algorithms_tried(is_tried):
+        for _ in range(3):  # the second is recorded
+            step()
     lines.write("pretraining", what="state", graph=run.state)
     return step
 
@@ -79,6 +80,7 @@ def main():
     for B, C in sizes:
         makers = {
             "ours": (ours,),
+            "ours, algorithms tried": (ours, True, True, True),
             "ours, not fused": (ours, True, False),
             "eager, InsightFace's order": (theirs, insightface_arcface),
             "eager, tuned torch": (theirs, tuned_cosface),

@@ -1,6 +1,7 @@
 """Contenders timed in turn, round by round; what counts is the median of the ratios within a round."""
 
 import argparse
+import contextlib
 import gc
 import os
 import statistics
@@ -26,6 +27,16 @@ def arguments(description, **switches):
     for name, told in switches.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=told)
     return parser.parse_args()
+
+
+@contextlib.contextmanager
+def algorithms_tried(is_tried):
+    """Within, cuDNN times its algorithms for each new convolution and keeps the fastest, instead of guessing one."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, is_tried
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def wait():

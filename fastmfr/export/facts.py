@@ -1,7 +1,6 @@
 """What is known of a model: its images, its run, its results and its data; and the metadata of exported files."""
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fastmfr import __version__
 from fastmfr.results import Results, Scores, from_json
 from fastmfr.run_folder import steps_of_weights
 from fastmfr.training.resuming import RECORD, Held
@@ -104,7 +104,7 @@ def metadata_of(facts: Facts, graph: Graph) -> dict[str, str]:
     with torch.inference_mode():
         length = graph(graph.examples(1)).shape[1]
     known = {
-        "made_by": f"fastmfr {importlib.metadata.version('fastmfr')}",
+        "made_by": f"fastmfr {__version__}",
         "backbone": config.model.name,
         "input": f"N x 3 x {look.size} x {look.size}, float32",
         "channels": "RGB",
