@@ -145,7 +145,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
         (["--pretrain.margin", "combined", "--pretrain.margin_values", "[0.3]"], "has 3 numbers, (m1, m2, m3): want "),
         (["--data.size", "-5"], "want data.size >= 16 pixels, got -5"),
         (["--meta.batch_norm", "group"], "got 'group'"),
-        (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', 'pillow', got 'gpu'"),
+        (["--data.decode", "gpu"], "want data.decode out of 'auto', 'cpu', 'mixed', 'nvjpeg', 'pillow', got 'gpu'"),
         (["--config", "nope"], "no recipe 'nope'; want a .yaml file or one of"),
         (["--resume", "/nowhere"], "/nowhere is no run folder"),
     ],

@@ -15,8 +15,8 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), 
 def chosen(wanted, device, *found):
     """The choice when `found` was measured; nothing may be measured where it is not given."""
 
-    def measure(domains, preprocess, device, threads):
-        assert (domains, preprocess, device, threads) == ("domains", LOOK, torch.device("cuda"), 3)
+    def measure(*arguments):
+        assert arguments == ("domains", LOOK, torch.device("cuda"), 3, backend.DECODERS)
         return found
 
     return choose_decoder(wanted, "domains", LOOK, device, 3, measure if found else None)
@@ -59,7 +59,7 @@ def test_refuses_a_decoder_that_cannot_be_had():
         batches([level(0)] * 4, decoder="mixed")
     with pytest.raises(ValueError, match=sentence):
         DecodedCache([domain], PLAIN, place="host", decoder="mixed")
-    with pytest.raises(ValueError, match="want decoder out of 'cpu', 'mixed', 'pillow', got 'gpu'"):
+    with pytest.raises(ValueError, match="want decoder out of 'cpu', 'mixed', 'nvjpeg', 'pillow', got 'gpu'"):
         batches([level(0)] * 4, decoder="gpu")
 
 

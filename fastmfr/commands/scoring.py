@@ -58,7 +58,7 @@ def score_sets(
         seed_and_set_threads(config.seed, config.threads)
         model = open_model(weights, config, device=device)
         if not dali_installed() and rank_and_world(group)[0] == 0:
-            _, sentence = choose_decoder("auto", [], None, device, config.data.threads)  # nothing to measure
+            _, sentence = choose_decoder("cpu", [], None, device, config.data.threads)
             console.print(sentence)
     chosen = {"seed": config.seed, "probes_per_identity": config.evaluate.probes_per_identity}
     results, left_out = {}, {}
@@ -117,7 +117,7 @@ def _scored(model, found, mirror, console, group):
     here = device.type == "cuda" and dali_installed()
     wanted = data.decode if here else "cpu"  # the run's choice was made on the machine it ran on
     with raise_on_all_ranks(group):
-        decoder, _ = choose_decoder(wanted, [found.images], model.preprocess, device, data.threads)
+        decoder, _ = choose_decoder(wanted, [found.images], model.preprocess, device, data.threads, exact=True)
     embedding = {
         "batch_images": evaluate.batch_images,
         "decoder": all_gather_object(decoder, group)[0],  # as measured

@@ -107,8 +107,8 @@ class Data(Preprocess):
     """people of several domains: 'none' takes all people of different domains for different people, 'by_name' takes
     people of one folder name for one person; or a list, a file of lines `identity,domain/folder,domain/folder`"""
     decode: Decoder = "auto"
-    """decode on the 'cpu', 'mixed' (nvJPEG, on the GPU), or by 'pillow'; 'auto' measures DALI's two and takes the
-    faster one"""
+    """decode on the 'cpu', 'mixed' (DALI's nvJPEG, on the GPU), by torchvision's 'nvjpeg' or by 'pillow'; 'auto'
+    measures DALI's two, or without DALI the last two, and takes the faster one"""
     vet: bool = True
     """decode each image alone when it is first met; without this, an image that cannot be decoded may crash DALI 2.4"""
     cache: Cache = "auto"

@@ -6,12 +6,14 @@
     augment.py     which images are changed at random, and how: drawn by (seed, batch number, slot)
     source.py      batch number -> encoded images; bad images replaced
     verdicts.py    which images are good and which are bad, found out once for all streams
-    pipeline.py    encoded images -> pixels of one size, by DALI, or by Pillow if DALI is not installed
+    pipeline.py    encoded images -> pixels of one size, by DALI, or without DALI by torchvision or Pillow
     dali.py        DALI's pipeline
     dali_aligned.py  aligning on threads what DALI decoded on the CPU
     align.py       landmarks -> the map of an aligned crop, and the crop
     shapes.py      what becomes of images that are not square, in sentences
     pillow.py      Pillow's pipeline, on threads
+    nvjpeg.py      torchvision's nvJPEG for what it can decode, and Pillow's threads for the rest
+    plain_jpeg.py  which JPEGs every decoder decodes the same way
     backend.py     the choice between decoding on the CPU and on the GPU, by a measurement
     batches.py     what all streams of batches share
     stream.py      source -> pipeline -> finish -> (batch number, image_B3HW)
@@ -31,7 +33,7 @@ from fastmfr.config import Augment, Preprocess
 
 if TYPE_CHECKING:
     from .augment import Changes, changes, mirror_flags
-    from .backend import checked_decoder, choose_decoder
+    from .backend import checked_decoder, choose_decoder, exact_decoder
     from .cache import CachedStream, DecodedCache, choose_cache, open_stream
     from .formats import other_formats
     from .pipeline import dali_installed
@@ -51,6 +53,7 @@ _HOMES = {  # public name: the module that defines it
     "choose_decoder": "backend",
     "dali_installed": "pipeline",
     "decode_reference": "preprocess",
+    "exact_decoder": "backend",
     "mirror_flags": "augment",
     "open_stream": "cache",
     "other_formats": "formats",
@@ -70,6 +73,7 @@ __all__ = [
     "choose_decoder",
     "dali_installed",
     "decode_reference",
+    "exact_decoder",
     "mirror_flags",
     "open_stream",
     "other_formats",

@@ -1,14 +1,15 @@
 """Choose the decoder, the CPU's or the GPU's (nvJPEG): the faster one depends on the machine and on the images.
 
 Faces of about 112 pixels are so small that nvJPEG reads their bits on the host, and many cores may be faster. So both
-decoders are measured on a sample of the user's images. If DALI is not installed, Pillow decodes, and a sentence says
-so.
+decoders are measured on a sample of the user's images. If DALI is not installed, torchvision's nvJPEG and Pillow are
+measured on a CUDA device that torchvision can decode for; elsewhere Pillow decodes. A sentence says so.
 """
 
 import statistics
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Literal, cast
 
@@ -20,40 +21,54 @@ from fastmfr.image_set import ImageSet
 
 from .batches import checked_device
 from .encoded import checked_size
-from .pipeline import PILLOW, Vetting, build_pipeline, dali_installed, pixels
+from .nvjpeg import obstacle
+from .pipeline import NVJPEG, PILLOW, Vetting, build_pipeline, dali_installed, pixels
 from .preprocess import Frame, jpeg_or_png, needed
 from .source import MOST_PIXELS
 
-Chosen = Literal["cpu", "mixed", "pillow"]
+Chosen = Literal["cpu", "mixed", "nvjpeg", "pillow"]
 DECODERS = ("cpu", "mixed")  # DALI's; "mixed" is DALI's word for nvJPEG: encoded bytes on the host, pixels on the GPU
+WITHOUT_DALI: tuple[Chosen, ...] = (PILLOW, NVJPEG)
 SAMPLE = 512  # images
 _BATCH = 64  # images decoded at once
 _ROUNDS = 9
 _INSTALL = "`pip install nvidia-dali-cuda130`"
+_SCORES = "; scores are of images decoded on the CPU, whose chroma is finer"
 _LOOKING, _TIMING = 0.7, 1.0  # about how many seconds finding good images and timing may take
+
+
+def exact_decoder(decoder: str) -> str:
+    """Return the decoder that scores and embeddings are made with: "cpu" for "nvjpeg", whose chroma is coarser."""
+    return "cpu" if decoder == NVJPEG else decoder
 
 
 def checked_decoder(decoder: str, device: torch.device) -> Chosen:
     """Return the decoder that stands for `decoder` on this machine.
 
     Args:
-        decoder: "cpu", "mixed" or "pillow".
+        decoder: "cpu", "mixed", "nvjpeg" or "pillow".
         device: where the images are wanted.
 
     Returns:
         The same decoder; "pillow" for "cpu" if DALI is not installed.
 
     Raises:
-        ValueError: there is no such decoder, or it cannot decode for `device` or without DALI.
+        ValueError: there is no such decoder, or it cannot decode for `device`, without DALI or without torchvision.
     """
-    if decoder not in (*DECODERS, PILLOW):
-        raise ValueError(f"want decoder out of {', '.join(map(repr, (*DECODERS, PILLOW)))}, got {decoder!r}")
-    if decoder == "mixed" and device.type != "cuda":
-        raise ValueError(f"decoder mixed decodes on a CUDA device, but the device is {device}; want cpu or auto")
-    if decoder == PILLOW or dali_installed():
+    known = (*DECODERS, NVJPEG, PILLOW)
+    if decoder not in known:
+        raise ValueError(f"want decoder out of {', '.join(map(repr, known))}, got {decoder!r}")
+    if decoder in ("mixed", NVJPEG) and device.type != "cuda":
+        raise ValueError(f"decoder {decoder} decodes on a CUDA device, but the device is {device}; want cpu or auto")
+    if decoder == NVJPEG and (reason := obstacle(device)):
+        raise ValueError(f"decoder nvjpeg is torchvision's, which cannot decode here: {reason}; want cpu or auto")
+    if decoder in WITHOUT_DALI or dali_installed():
         return decoder
     if decoder == "mixed":
-        raise ValueError(f"decoder mixed is nvidia-dali's, which is not installed; {_INSTALL}, or want cpu or auto")
+        raise ValueError(
+            f"decoder mixed is nvidia-dali's, which is not installed; {_INSTALL}, or want nvjpeg, which is "
+            "torchvision's, or cpu or auto"
+        )
     return PILLOW
 
 
@@ -64,17 +79,19 @@ def choose_decoder(
     device: str | torch.device,
     threads: int,
     measure: Callable[..., tuple[dict[str, float | str], int]] | None = None,
+    exact: bool = False,
 ) -> tuple[Chosen, str]:
     """Choose the decoder.
 
     Args:
-        wanted: "cpu", "mixed", "pillow", or "auto" for the one that is faster on these images. Without DALI, "cpu" and
-            "auto" are "pillow".
+        wanted: "cpu", "mixed", "nvjpeg", "pillow", or "auto" for the one that is faster on these images. Without DALI,
+            "cpu" is "pillow", and "auto" measures "pillow" and "nvjpeg" if torchvision can decode for the device.
         domains: the images; unused if there is no choice.
         preprocess: their size; None if there is no choice.
         device: where the images are wanted.
         threads: CPU threads that decode.
         measure: called in place of `measure_decoders`.
+        exact: whether the images are for scores or embeddings: "nvjpeg" is not taken then.
 
     Returns:
         The choice, and a sentence that says which it is and why.
@@ -82,33 +99,44 @@ def choose_decoder(
     Raises:
         ValueError: the decoder asked for cannot be had.
     """
-    device = torch.device(device)
+    device, wanted = torch.device(device), exact_decoder(wanted) if exact else wanted
     choice = checked_decoder("cpu" if wanted == "auto" else wanted, device)
+    measure = partial(measure or measure_decoders, domains, preprocess, device, threads)
     if choice == PILLOW != wanted:
+        why, missing = "", "nvidia-dali is not installed"
+        if wanted == "auto" and device.type == "cuda" and not exact:
+            if not (reason := obstacle(device)):
+                return _faster(*measure(WITHOUT_DALI), f"; {missing}")
+            why = f" and nvJPEG of torchvision cannot be had ({reason})"
         return choice, (
-            f"decoder pillow: nvidia-dali is not installed; Pillow decodes on {threads} "
-            f"thread{'s' * (threads != 1)} instead. {_INSTALL} is faster"
+            f"decoder pillow: {missing}{why}; Pillow decodes on {threads} thread{'s' * (threads != 1)} instead. "
+            f"{_INSTALL} is faster"
         )
     if wanted != "auto":
-        return choice, f"decoder {wanted}, as asked for"
+        return choice, f"decoder {wanted}, as asked for{_SCORES * (choice == NVJPEG)}"
     if device.type != "cuda":
         return "cpu", "decoder cpu: there is no CUDA device"
-    return _faster(*(measure or measure_decoders)(domains, cast(Preprocess, preprocess), device, threads))
+    return _faster(*measure(DECODERS))
 
 
-def _faster(found: dict[str, float | str], images: int) -> tuple[Chosen, str]:
-    """The faster decoder and why; `found` and `images` are what `measure_decoders` returns."""
-    cpu, mixed = found["cpu"], found["mixed"]
-    if isinstance(cpu, str) and isinstance(mixed, str):
-        return "cpu", f"decoder cpu: cpu failed ({cpu}) and mixed failed ({mixed})"
-    if isinstance(cpu, str):
-        return "mixed", f"decoder mixed: cpu failed ({cpu})"
-    if isinstance(mixed, str):
-        return "cpu", f"decoder cpu: mixed failed ({mixed})"
-    rates = f"{max(cpu, mixed):,.0f} images/s against {min(cpu, mixed):,.0f}"
-    if cpu >= mixed:
-        return "cpu", f"decoder cpu: {rates} in mixed, measured on {images:,} images"
-    return "mixed", f"decoder mixed: {rates} in cpu, measured on {images:,} images"
+def _faster(found: dict[str, float | str], images: int, note: str = "") -> tuple[Chosen, str]:
+    """The faster of two decoders, the first one unless the second is faster, and why; `note` ends the sentence.
+
+    `found` and `images` are what `measure_decoders` returns.
+    """
+    (first, rate), (second, other) = sorted(found.items(), key=lambda item: item[0] not in ("cpu", PILLOW))
+    choice = second
+    if isinstance(rate, str) and isinstance(other, str):
+        choice, why = first, f"{first} failed ({rate}) and {second} failed ({other})"
+    elif isinstance(rate, str):
+        why = f"{first} failed ({rate})"
+    elif isinstance(other, str):
+        choice, why = first, f"{second} failed ({other})"
+    else:
+        choice, slower = (first, second) if rate >= other else (second, first)
+        rates = f"{max(rate, other):,.0f} images/s against {min(rate, other):,.0f}"
+        why = f"{rates} in {slower}, measured on {images:,} images"
+    return cast(Chosen, choice), f"decoder {choice}: {why}{note}{_SCORES * (choice == NVJPEG)}"
 
 
 def measure_decoders(

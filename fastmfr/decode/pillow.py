@@ -7,13 +7,17 @@ H W = frame.size.
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .align import aligned
 from .batches import Runs
+from .plain_jpeg import plain_size
 from .preprocess import ALIGN, Frame, fitted, upright_rgb
 
 _NAME = "fastmfr-decode"  # of the threads
@@ -39,7 +43,8 @@ class PillowPipeline:
         """Start the threads; the arguments are those of `pipeline.build_pipeline`."""
         self._source, self._frame, self._device = source, frame, device
         self._prefetch = prefetch
-        self._calls, self._ended, self._begun = 0, False, deque()
+        self._calls, self._ended = 0, False
+        self._begun: deque[Callable[[], torch.Tensor]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=_NAME)
         self._stop = weakref.finalize(self, _join, self._pool)  # a pipeline may also be dropped without being closed
         self._stop.atexit = False
@@ -55,11 +60,7 @@ class PillowPipeline:
             self._begin()
         if not self._begun:
             raise StopIteration
-        pixel_BHW3, tasks = self._begun.popleft()
-        for task in tasks:
-            task.result()
-        # torch does not reuse pinned memory until the copies queued from it are done, so it may be dropped here.
-        return pixel_BHW3.to(self._device, non_blocking=True)
+        return self._begun.popleft()()
 
     def close(self) -> None:
         """Stop the threads and wait for them; runs begun are dropped."""
@@ -69,11 +70,17 @@ class PillowPipeline:
 
     def _begin(self):
         try:
-            encoded, need_B, map_B23 = self._source(self._calls)
+            run = self._source(self._calls)
         except StopIteration:
             self._ended = True
             return
         self._calls += 1
+        self._begun.append(self._begin_run(*run))
+
+    def _begin_run(
+        self, encoded: list[np.ndarray], need_B: np.ndarray, map_B23: np.ndarray
+    ) -> Callable[[], torch.Tensor]:
+        """Begin to decode a run; calling what is returned waits for the run, and returns or raises as `run` does."""
         size = self._frame.size
         pixel_BHW3 = torch.empty(
             (len(encoded), size, size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
@@ -84,7 +91,35 @@ class PillowPipeline:
             self._pool.submit(_decode, encoded[some], need_B[some], map_B23[some], self._frame, array_BHW3[some])
             for some in slots
         ]
-        self._begun.append((pixel_BHW3, tasks))
+        return partial(self._end_run, pixel_BHW3, tasks)
+
+    def _end_run(self, pixel_BHW3: torch.Tensor, tasks: list[Future]) -> torch.Tensor:
+        for task in tasks:
+            task.result()
+        # torch does not reuse pinned memory until the copies queued from it are done, so it may be dropped here.
+        return pixel_BHW3.to(self._device, non_blocking=True)
+
+
+def decoded(encoded: np.ndarray) -> Image.Image:
+    """Decode an image to the pixels of `upright_rgb`, a plain JPEG with less work in Python.
+
+    That work holds the GIL. Pillow's decoder alone is called for a plain JPEG, instead of opening the JPEG as a file.
+
+    Args:
+        encoded: the bytes of the image, uint8.
+
+    Raises:
+        Undecodable: Pillow cannot decode the image.
+    """
+    if size := plain_size(encoded):
+        try:
+            return Image.frombytes("RGB", size, encoded, "jpeg", "RGB", "")
+        except (ValueError, OSError):  # as a file the JPEG may still be decoded, or the reason is found
+            pass
+    try:
+        return upright_rgb(encoded)
+    except ValueError as error:
+        raise Undecodable(str(error)) from None
 
 
 def _decode(
@@ -92,10 +127,7 @@ def _decode(
 ) -> None:
     """Decodes images into `pixel_BHW3`; of what they need, Pillow sees all but ALIGN itself."""
     for one, need, map_23, pixel_HW3 in zip(encoded, need_B, map_B23, pixel_BHW3, strict=True):
-        try:
-            image = upright_rgb(one)
-        except ValueError as error:
-            raise Undecodable(str(error)) from None
+        image = decoded(one)
         if need == ALIGN:
             pixel_HW3[:] = aligned(np.asarray(image), map_23, frame.size)
         else:

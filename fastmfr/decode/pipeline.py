@@ -1,4 +1,4 @@
-"""Encoded bytes in, uint8 images (B, H, W, 3) of one size out: by DALI, or by Pillow if DALI is not installed."""
+"""Encoded bytes in, uint8 images (B, H, W, 3) of one size out: by DALI, or without DALI by torchvision or Pillow."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -8,11 +8,12 @@ import torch
 
 from .batches import Runs
 from .dali_aligned import AligningPipeline
-from .pillow import PillowPipeline, Undecodable
-from .preprocess import Frame, upright_rgb
+from .nvjpeg import NvjpegPipeline
+from .pillow import PillowPipeline, Undecodable, decoded
+from .preprocess import Frame
 
 OURS = (PillowPipeline, AligningPipeline)  # pipelines whose run() returns a tensor
-PILLOW = "pillow"  # the decoder that needs no DALI
+PILLOW, NVJPEG = "pillow", "nvjpeg"  # the decoders that need no DALI
 
 
 def dali_installed() -> bool:
@@ -37,13 +38,16 @@ def build_pipeline(
             The arrays are read in place, so they must outlive the run.
         frame: what the images are brought to; ALIGN needs one that is `aligned`.
         device: where the decoded images are put, whatever decodes them.
-        decoder: "cpu"; "mixed" for nvJPEG, with the resize on a CUDA device; or "pillow".
+        decoder: "cpu"; "mixed" for DALI's nvJPEG, with the resize on a CUDA device; "nvjpeg" for torchvision's;
+            or "pillow".
         images: the most images that a run has.
         threads: how many CPU threads decode.
         prefetch: how many runs ahead `source` is called.
     """
     if decoder == PILLOW:
         return PillowPipeline(source, frame, device, threads=threads, prefetch=prefetch)
+    if decoder == NVJPEG:
+        return NvjpegPipeline(source, frame, device, threads=threads, prefetch=prefetch)
     from . import dali
 
     return dali.build_pipeline(source, frame, device, decoder, images=images, threads=threads, prefetch=prefetch)
@@ -59,7 +63,7 @@ class Vetting:
     """Tells whether an image can be decoded. Alone in its batch, a bad image does no harm to DALI."""
 
     def __init__(self, device: torch.device, decoder: str):
-        """Prepare to decode on `device` by "cpu", "mixed" or "pillow"."""
+        """Prepare to decode on `device` by "cpu", "mixed", "nvjpeg" or "pillow"; for "nvjpeg" Pillow does so."""
         self._device, self._decoder = device, decoder
         self._run: list[np.ndarray] = []  # both are DALI's
         self._pipeline: Any = None
@@ -76,11 +80,8 @@ class Vetting:
         self._pipeline = None
 
     def _decode(self, encoded: np.ndarray) -> None:
-        if self._decoder == PILLOW:
-            try:
-                upright_rgb(encoded)
-            except ValueError as error:
-                raise Undecodable(str(error)) from None
+        if self._decoder in (PILLOW, NVJPEG):
+            decoded(encoded)
             return
         self._run[:] = [encoded]
         if self._pipeline is None:  # a stream that finds all verdicts made never needs it

@@ -44,8 +44,8 @@ class ImageStream(Batches):
         last: the batch to end before; None streams without end.
         device: where the batches are put.
         threads: CPU threads that decode.
-        decoder: "cpu"; "mixed" to decode and resize on the GPU that `device` is; "pillow" to do without DALI, as "cpu"
-            does if DALI is not installed. `choose_decoder` finds the faster one.
+        decoder: "cpu"; "mixed" to decode and resize on the GPU that `device` is; without DALI "nvjpeg", torchvision's,
+            on that GPU, or "pillow", as "cpu" is if DALI is not installed. `choose_decoder` finds the faster one.
         prefetch: batches decoded ahead.
         vet: whether to decode each image alone when it is first met. DALI 2.4 can crash the process on a batch with an
             image that it cannot decode (32 images or more were enough); a vetted batch has no such image.

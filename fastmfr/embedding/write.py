@@ -130,7 +130,9 @@ def _decoder(model, source, before, console):
     wanted = data.decode if on_gpu or data.decode != "mixed" else "cpu"  # a run's choice was its own machine's
     if wanted == "auto" and before:
         wanted = before["settings"].get("decoder", wanted)
-    decoder, sentence = choose_decoder(wanted, [source.images], model.preprocess, model.device, data.threads)
+    decoder, sentence = choose_decoder(
+        wanted, [source.images], model.preprocess, model.device, data.threads, exact=True
+    )
     if not dali_installed():
         console.print(sentence)
     return decoder

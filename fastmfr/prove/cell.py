@@ -241,7 +241,7 @@ class Cell:
                 run.preprocess,
                 run.device,
                 batch_images=evaluate.batch_images,
-                **run.decoding,
+                **run.exact_decoding,
             )
             pairs = target.pairs.without(bad)
             scores[target_name] = by_person(embedding_ND, pairs, target.domain.identities, evaluate.far)

@@ -18,7 +18,7 @@ from torch import nn
 from fastmfr.atomic import write_text
 from fastmfr.backbone import build_backbone, check_backbone
 from fastmfr.config import Config
-from fastmfr.decode import ImageStream, Preprocess, checked_decoder
+from fastmfr.decode import ImageStream, Preprocess, checked_decoder, exact_decoder
 from fastmfr.distributed import ALONE, Ranks
 from fastmfr.domains import Domain
 from fastmfr.evaluate import embed, embed_domain, score
@@ -185,7 +185,7 @@ class Run:
 
         Each of several ranks gets a run of whole batches, as many as the others.
         """
-        settings = {"batch_images": self.config.evaluate.batch_images, "group": ranks.group, **self.decoding}
+        settings = {"batch_images": self.config.evaluate.batch_images, "group": ranks.group, **self.exact_decoding}
         return stream_of_rank(domain, image_N, self.preprocess, self.device, **settings)
 
     def score(self, backbone: nn.Module) -> Iterator[tuple[str, Scores, torch.Tensor, dict[int, str]]]:
@@ -194,7 +194,7 @@ class Run:
         All ranks embed; the first one scores, and hands its scores to the others.
         """
         evaluate, ranks = self.config.evaluate, self.ranks
-        settings = {"batch_images": evaluate.batch_images, "group": ranks.group, **self.decoding}
+        settings = {"batch_images": evaluate.batch_images, "group": ranks.group, **self.exact_decoding}
         for name, target in self.targets.items():
             embedding_ND, bad = embed_domain(backbone, target.domain, self.preprocess, self.device, **settings)
             scores = ranks.by_first(partial(score, embedding_ND, target.pairs.without(bad), evaluate.far))
@@ -210,6 +210,11 @@ class Run:
             rates = {"rank1": scores.rank1, "auc": scores.auc}
             found = {rate: value for rate, value in rates.items() if value is not None}
             self.logbook.record(f"{stage}/{name}", steps - 1, **found, **tar)
+
+    @property
+    def exact_decoding(self) -> Mapping[str, Any]:
+        """What `decoding` is, for images that a model is judged by."""
+        return {**self.decoding, "decoder": exact_decoder(self.decoding["decoder"])}
 
     def timed(self, part: str) -> AbstractContextManager[None]:
         """A block whose seconds are added to those of a part of the run."""
