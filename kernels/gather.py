@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .launching import dispatch, launch
+from .launching import ceil_div, dispatch, launch
 
 _CHUNK = 4  # images the CPU takes at a time: they stay in its cache from one operation to the next
 _TILE = 1024  # pixels of one program
@@ -162,7 +162,7 @@ def _launch_gather_images(
     if out_B3HW.numel():
         launch(
             gather_images_kernel,
-            (B * triton.cdiv(H * W, _TILE),),
+            (B * ceil_div(H * W, _TILE),),
             out_B3HW,
             image_NHW3,
             index_B,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import dispatch, launch
+from .launching import ceil_div, dispatch, launch
 
 _ROWS = 8  # of one program
 _COLUMNS = 256  # that one program holds at a time
@@ -49,7 +49,7 @@ def _launch_inverse_norm(weight_CD, eps=1e-12):
     C, D = weight_CD.shape
     out_C = torch.empty(C, dtype=torch.float32, device=weight_CD.device)
     if C:
-        blocks = triton.cdiv(C, _ROWS)
+        blocks = ceil_div(C, _ROWS)
         launch(compute_inverse_norm_kernel, (blocks,), out_C, weight_CD.contiguous(), eps, C, D, _ROWS, _COLUMNS)
     return out_C
 

@@ -58,6 +58,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel[grid](*arguments, **{"enable_fp_fusion": True, **options})
 
 
+def ceil_div(count: int, size: int) -> int:
+    """Divide and round up: how many tiles of a size hold a count. Triton's own takes as long as half a launch."""
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    """Return the smallest power of 2 that is at least `count`, which is at least 1."""
+    return 1 << (count - 1).bit_length()
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Count the multiprocessors of a GPU; 2 on the CPU, so that tests in Triton's interpreter share their work."""

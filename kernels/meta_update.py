@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import dispatch, launch
+from .launching import ceil_div, dispatch, launch
 
 _BLOCK = 1024
 _CHUNK = 1 << 17  # parameters the CPU takes at a time: they stay in its cache from one operation to the next
@@ -142,7 +142,7 @@ def update_parameters_kernel(
 
 
 def _blocks(flat_P):
-    return (triton.cdiv(len(flat_P), _BLOCK),)
+    return (ceil_div(len(flat_P), _BLOCK),)
 
 
 def _launch_look_ahead(out_P, theta_P, g_P, *, alpha):

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .inverse_norm import inverse_norm_ref
-from .launching import dispatch, launch
+from .launching import ceil_div, dispatch, launch, next_power_of_2
 
 _ELEMENTS = 2048  # of one program
 _CHUNK = 1 << 18  # elements the CPU takes at a time: they stay in its cache from one operation to the next
@@ -73,12 +73,12 @@ def update_rows_kernel(
 
 
 def _launch_sgd_rows(weight_CD, grad_ND, momentum_CD, inverse_norm_C, row_N=None, *, rate, momentum, weight_decay):
-    (N, D), padded = grad_ND.shape, triton.next_power_of_2(grad_ND.shape[1])
+    (N, D), padded = grad_ND.shape, next_power_of_2(grad_ND.shape[1])
     rows = max(1, _ELEMENTS // padded)
     if N:
         launch(
             update_rows_kernel,
-            (triton.cdiv(N, rows),),
+            (ceil_div(N, rows),),
             weight_CD,
             grad_ND,
             momentum_CD,

@@ -5,12 +5,13 @@ import os
 import pytest
 import torch
 from PIL import Image
-from small_runs import DOMAINS, IMAGES, PEOPLE, arguments
-
-from fastmfr import synthetic
 
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter; it must be set before they are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from small_runs import DOMAINS, IMAGES, PEOPLE, arguments  # noqa: E402
+
+from fastmfr import synthetic  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,18 +4,23 @@ Kernels are counted and not run. What they would write decides nothing of what c
 value on the host could not be recorded as a CUDA graph.
 """
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+import triton
 from fastmfr.kernels import batchnorm_prelu
 from fastmfr.kernels.batchnorm_prelu import fused
+from fastmfr.kernels.launching import ceil_div, next_power_of_2
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmfr.backbone import build
 from fastmfr.meta import PairBatch, meta_gradient
 
 pytestmark = pytest.mark.kernel
+ROOT = Path(__file__).parent.parent
 LAUNCHES = {"kept": 1500, "streaming": 1800}  # at most; autograd twice takes more than 6000
 NOTHING = ("empty", "new_empty", "detach", "alias", "_unsafe_view")  # memory and views
 WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "equal")  # the host reads what the device made
@@ -77,3 +82,11 @@ def test_an_exact_split_stays_within_its_launches(split):
 def test_an_exact_split_waits_for_the_device_nowhere(split):
     _, counts = split
     assert not [name for name in counts if name in WAITS]
+
+
+def test_tiles_are_counted_without_triton_whose_division_takes_as_long_as_half_a_launch():
+    counts, sizes = (1, 2, 3, 63, 64, 65, 1000), (1, 3, 64)
+    assert [ceil_div(a, b) for a in counts for b in sizes] == [triton.cdiv(a, b) for a in counts for b in sizes]
+    assert [next_power_of_2(a) for a in counts] == [triton.next_power_of_2(a) for a in counts]
+    slow = re.compile(r"triton\.(cdiv|next_power_of_2)\(")
+    assert not [path for path in (ROOT / "kernels").rglob("*.py") if slow.search(path.read_text())]

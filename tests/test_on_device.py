@@ -105,4 +105,4 @@ def test_a_run_stopped_on_a_device_ends_there_as_if_it_had_not(faces, tmp_path, 
     assert main([*small, "--meta.steps=1"]) == 0
     run = only_run(tmp_path)
     assert main(["--resume", str(run), "--meta.steps=3"]) == 0
-    assert [row["step"] for row in records(run, "meta")]== [0, 1, 2]
+    assert [row["step"] for row in records(run, "meta")] == [0, 1, 2]

@@ -172,10 +172,10 @@ def test_says_what_keeps_steps_from_being_recorded(monkeypatch):
     monkeypatch.setattr(nn.Parameter, "device", torch.device("cuda"), raising=False)
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=None))
     head = MarginHead(8, 5, make_margin("cosface"))
-    assert "1 counts its batches on the host" in pretraining_step._obstacle(net, head)
-    assert pretraining_step._obstacle(net[:1], head) == ""
+    assert "1 counts its batches on the host" in pretraining_step.obstacle(net, head)
+    assert pretraining_step.obstacle(net[:1], head) == ""
     head.group = object()
-    assert "spread over several ranks" in pretraining_step._obstacle(net[:1], head)
+    assert "spread over several ranks" in pretraining_step.obstacle(net[:1], head)
 
 
 def test_nothing_of_a_step_outlives_it_in_autograd():

@@ -23,7 +23,7 @@ from fastmfr.training.choosing import Candidates, Choosing, first_batches
 from fastmfr.training.data import images_of, sampler_of_stage_one, share_of, slots_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
-from fastmfr.training.pretraining_step import PretrainingStep, to_host
+from fastmfr.training.pretraining_step import PretrainingStep, obstacle, to_host
 from fastmfr.training.run import Run
 
 KEPT_BACK = {"cuda": 1}  # losses that are not read before the next step is queued, by device
@@ -70,7 +70,7 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
     networks.train()
     if settings.batch_norm == "frozen":
         hold_statistics(backbone)
-    step_of = PretrainingStep(_network(run, backbone), head, settings.precision, cuda_graph=settings.cuda_graph)
+    step_of = PretrainingStep(_network(run, backbone, head), head, settings.precision, cuda_graph=settings.cuda_graph)
     settle = lambda: losses.read()  # noqa: E731
     ranks = run.ranks
     with (
@@ -109,17 +109,15 @@ def _new_head(run, backbone):
     return head.to(run.device)
 
 
-def _network(run, backbone):
+def _network(run, backbone, head):
     """What runs in place of the backbone and shares its parameters and buffers; on one CPU the backbone itself."""
     settings, group = run.config.pretrain, run.ranks.group
     sync = group is not None and settings.sync_batch_norm and settings.batch_norm == "batch"
     sync = sync and has_batch_norm(backbone)
     network = backbone
     if run.device.type == "cuda" or sync:
-        wanted = settings.fused or sync
-        network, sentence = (
-            fused(backbone, group if sync else None) if wanted else (backbone, f"{AS_IT_IS}, as was asked for")
-        )
+        reason = "" if sync else _why_not_fused(settings, backbone, head)
+        network, sentence = (backbone, f"{AS_IT_IS}, {reason}") if reason else fused(backbone, group if sync else None)
         run.logbook.say(f"pretrain: {sentence}")
         if sync and has_batch_norm(network):
             raise ValueError(
@@ -129,6 +127,14 @@ def _network(run, backbone):
     if group is None:
         return network
     return over_ranks(network, group, same_buffers=not sync)
+
+
+def _why_not_fused(settings, backbone, head):
+    """Why BatchNorms run as PyTorch has them, or ""."""
+    if settings.fused is None:
+        is_recorded = settings.cuda_graph and not obstacle(backbone, head)
+        return "" if is_recorded else "for fused kernels that are not replayed would keep the host busy for longer"
+    return "" if settings.fused else "as was asked for"
 
 
 def _of_all_ranks(loss_B, ranks):

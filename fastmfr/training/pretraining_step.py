@@ -35,7 +35,7 @@ class PretrainingStep:
         self._backbone, self._head = backbone, head
         self._precision: Precision | None = precision
         self._trained = [value for part in (backbone, head) for value in part.parameters() if value.requires_grad]
-        reason = _obstacle(backbone, head) if cuda_graph else f"{PLAINLY}, as was asked for"
+        reason = obstacle(backbone, head) if cuda_graph else f"{PLAINLY}, as was asked for"
         self._recordings = Recordings(reason, "shapes")
 
     @property
@@ -134,8 +134,8 @@ def _channels_last(image_B3HW):
     return image_B3HW.contiguous(memory_format=torch.channels_last)
 
 
-def _obstacle(backbone, head):
-    """Why steps cannot be recorded, or ""."""
+def obstacle(backbone: nn.Module, head: MarginHead) -> str:
+    """Return why steps of the backbone and its classifier cannot be recorded, as a sentence, or ""."""
     found = cuda_graph.obstacle(backbone)
     if not found and head.sample_rate < 1:
         return f"{PLAINLY}, for sample_rate {head.sample_rate:g} draws identities on the host at each step; 1 does not"

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch, multiprocessors
+from ..launching import ceil_div, launch, multiprocessors, next_power_of_2
 from .tiles import (
     channel_block,
     join_sums,
@@ -385,7 +385,7 @@ _SUMMING = {
 
 def _tile(elements, C, itemsize):
     """(rows, channels) of a tile: whole lines of the cache, but no more channels than there are."""
-    wide = min(_ROW_BYTES // itemsize, triton.next_power_of_2(C))
+    wide = min(_ROW_BYTES // itemsize, next_power_of_2(C))
     return elements // wide, wide
 
 
@@ -393,10 +393,10 @@ def _launch_sums(kernel, x, pointers, sizes, *flags):
     """The sums per channel (K, C) of a kernel whose programs share the pixels, joined in a fixed order."""
     (N, C), device, (count, elements, resident) = sizes, x.device, _SUMMING[kernel]
     rows, wide = _tile(elements, C, x.element_size())
-    blocks = triton.cdiv(C, wide)
+    blocks = ceil_div(C, wide)
     programs = max(1, resident * multiprocessors(device) // blocks)
-    share = triton.cdiv(triton.cdiv(N, programs), rows) * rows
-    P = triton.cdiv(N, share)
+    share = ceil_div(ceil_div(N, programs), rows) * rows
+    P = ceil_div(N, share)
     sum_KC = torch.empty((1 + P, count, C), device=device)  # and after it the programs' own
     counts = make_counts(device)
     launch(kernel, (P, blocks), sum_KC, counts, *pointers, N, C, share, *flags, rows, wide, num_warps=_WARPS)
@@ -407,7 +407,7 @@ def _launch_elementwise(kernel, out, pointers, sizes, *flags):
     """`out`, written by an elementwise kernel."""
     N, C = sizes
     rows, wide = _tile(_EACH, C, out.element_size())
-    grid = triton.cdiv(N, rows), triton.cdiv(C, wide)
+    grid = ceil_div(N, rows), ceil_div(C, wide)
     launch(kernel, grid, out, *pointers, N, C, *flags, rows, wide, num_warps=_WARPS)
     return out
 

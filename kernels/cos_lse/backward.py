@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch
+from ..launching import ceil_div, launch
 from .normalisation import launch_on_rows, project_gradient_kernel
 from .tiles import (
     LOG2E,
@@ -227,7 +227,7 @@ def _launch_dx(operands, scale, g_B, g_cos_B):
     if not B:
         return empty_float32(unit_BD, (B, D))[0]
     tile = choose_tile("rows", unit_BD, weight_CD)
-    blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
+    blocks, slabs = ceil_div(B, tile.rows), ceil_div(D, tile.slab)
     S, share = divide_identities(C, tile, blocks * slabs, unit_BD.device)
     (dx_SBD,) = empty_float32(unit_BD, (S, B, D))
     scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C)
@@ -263,7 +263,7 @@ def _launch_dw(operands, scale, g_B, g_cos_B):
     scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B)
     launch(
         compute_dw_kernel,
-        (triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)),
+        (ceil_div(C, tile.classes), ceil_div(D, tile.slab)),
         dw_CD,
         *operands,
         *scaled,

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch
+from ..launching import ceil_div, launch
 from .backward import logit_gradient, logit_gradient_of_kept
 from .chunked import PLAIN_SCALE
 from .forward import join_shares, sum_exponentials_kernel
@@ -61,13 +61,13 @@ class _Chunk(NamedTuple):
     @property
     def padded(self) -> int:
         """How many identities the chunk has once it is filled up."""
-        return triton.cdiv(len(self.weight_ND), MULTIPLE) * MULTIPLE
+        return ceil_div(len(self.weight_ND), MULTIPLE) * MULTIPLE
 
 
 def chunk_size(B: int, C: int, itemsize: int = 2) -> int:
     """Choose how many identities a chunk has: a multiple of 128, so that a matrix (B, N) takes at most CHUNK_BYTES."""
     size = min(MOST, CHUNK_BYTES // (itemsize * max(1, B))) // MULTIPLE * MULTIPLE
-    return min(max(MULTIPLE, size), triton.cdiv(C, MULTIPLE) * MULTIPLE)
+    return min(max(MULTIPLE, size), ceil_div(C, MULTIPLE) * MULTIPLE)
 
 
 def chunks_of(
@@ -200,19 +200,19 @@ def forward(
     (B, D), C = unit_BD.shape, len(weight_CD)
     operands = all_contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
     size = size or chunk_size(B, C, unit_BD.element_size())
-    width = triton.cdiv(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
+    width = ceil_div(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
     kept_BC = unit_BD.new_empty((B, width) if keep else (0,), dtype=torch.bfloat16)
     log_sum_B, cos_B = empty_float32(unit_BD, (B,), (B,))
     if not B:
         return log_sum_B, cos_B, kept_BC
     tile = choose_tile("forward, kept" if keep else "forward", unit_BD, unit_BD)
-    blocks = triton.cdiv(B, tile.rows)
+    blocks = ceil_div(B, tile.rows)
     S, _ = divide_identities(min(C, size), tile, blocks, unit_BD.device)
     sum_SB, cos_SB, peak_SB = empty_float32(unit_BD, (S, B), (S, B), (S, B))
     peak_SB = peak_SB if scale > PLAIN_SCALE else None
     for chunk in chunks_of(*operands, size=size):
         N = len(chunk.weight_ND)
-        share = triton.cdiv(triton.cdiv(N, tile.classes), S) * tile.classes
+        share = ceil_div(ceil_div(N, tile.classes), S) * tile.classes
         launch(
             sum_exponentials_kernel,
             (blocks, S),
@@ -282,7 +282,7 @@ def _gradient(m_BN, unit_BD, chunk, scale, log_sum_B, kept_BC, g_B, g_cos_B):
     """M of a chunk (B, padded), at the beginning of the memory of `m_BN`."""
     B, D = unit_BD.shape
     tile = choose_tile("gradient" if kept_BC is None else "gradient, kept", unit_BD, unit_BD)
-    blocks = triton.cdiv(B, tile.rows)
+    blocks = ceil_div(B, tile.rows)
     S, share = _spread(chunk.padded, tile, blocks, D, unit_BD.device)
     width = 0 if kept_BC is None else kept_BC.shape[1]
     m_BN = m_BN[: B * chunk.padded].view(B, chunk.padded)
@@ -317,7 +317,7 @@ def _spread(N, tile, blocks, D, device):
     """(how many shares a chunk has, how many identities one share has): one tile each, unless a block of rows stays."""
     if tile.depth >= D:
         return divide_identities(N, tile, blocks, device)
-    return triton.cdiv(N, tile.classes), tile.classes
+    return ceil_div(N, tile.classes), tile.classes
 
 
 def add_product(sum_BD: Tensor, left_BN: Tensor, right_ND: Tensor, is_first: bool) -> None:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch
+from ..launching import ceil_div, launch
 from .by_chunks import add_product, chunk_size, chunks_of, product
 from .double_backward import bound_tangents, cosines_and_tangents, curvatures
 from .normalisation import launch_on_rows, project_gradient_kernel, project_second_gradient_kernel, row_offsets
@@ -214,11 +214,11 @@ def _average_tangents(pair, operands, scale, log_sum_B, uw_CD, bound, size, rows
     sum_3B = log_sum_B.new_zeros(3, B)
     for chunk in chunks_of(*operands, size=size, rows_ND=rows_ND):
         N, u_ND = len(chunk.weight_ND), _tangent(uw_CD, chunk, bound, rows_ND)
-        S = triton.cdiv(N, tile.classes)
+        S = ceil_div(N, tile.classes)
         (partial_3SB,) = empty_float32(log_sum_B, (3, S, B))
         launch(
             sum_tangents_kernel,
-            (triton.cdiv(B, tile.rows), S),
+            (ceil_div(B, tile.rows), S),
             *partial_3SB,
             *pair,
             chunk.unit_ND,
@@ -265,7 +265,7 @@ def _curvature(rm_BN, pair, chunk, u_ND, scale, log_sum_B, mean_B, g_B, g_cos_B)
     rm_B2N = rm_BN[: 2 * B * chunk.padded].view(B, 2, chunk.padded)
     launch(
         make_curvature_kernel,
-        (triton.cdiv(B, tile.rows), triton.cdiv(chunk.padded, tile.classes)),
+        (ceil_div(B, tile.rows), ceil_div(chunk.padded, tile.classes)),
         rm_B2N,
         *pair,
         chunk.unit_ND,

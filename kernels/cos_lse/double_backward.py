@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch
+from ..launching import ceil_div, launch
 from .normalisation import (
     launch_on_rows,
     project_gradient_kernel,
@@ -324,7 +324,7 @@ def _average_tangents(operands, scale):
     unit_BD, _, weight_CD, *_ = operands
     (B, D), C = unit_BD.shape, len(weight_CD)
     tile = choose_tile("mean", unit_BD, weight_CD)
-    blocks = triton.cdiv(B, tile.rows)
+    blocks = ceil_div(B, tile.rows)
     S, share = divide_identities(C, tile, blocks, unit_BD.device)
     (partial_3SB,) = empty_float32(unit_BD, (3, S, B))
     launch(
@@ -351,7 +351,7 @@ def _launch_dx(operands, scale, g_B, g_cos_B, mean_B, bound):
     unit_BD, _, weight_CD, _, inverse_norm_C, *_ = operands
     (B, D), C = unit_BD.shape, len(weight_CD)
     tile = choose_tile("rows twice", unit_BD, weight_CD)
-    blocks, slabs = triton.cdiv(B, tile.rows), triton.cdiv(D, tile.slab)
+    blocks, slabs = ceil_div(B, tile.rows), ceil_div(D, tile.slab)
     S, share = divide_identities(C, tile, blocks * slabs, unit_BD.device)
     (Dx_SBD,) = empty_float32(unit_BD, (S, B, D))
     scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, bound, 2 * scale)
@@ -386,7 +386,7 @@ def _launch_dw(operands, scale, g_B, g_cos_B, mean_B, bound):
     scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, None, bound, 2 * scale)
     launch(
         compute_second_dw_kernel,
-        (triton.cdiv(C, tile.classes), triton.cdiv(D, tile.slab)),
+        (ceil_div(C, tile.classes), ceil_div(D, tile.slab)),
         Dw_CD,
         *operands,
         mean_B,

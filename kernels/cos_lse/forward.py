@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch
+from ..launching import ceil_div, launch
 from .chunked import PLAIN_SCALE
 from .tiles import (
     KEPT_MULTIPLE,
@@ -158,12 +158,12 @@ def forward(
     (B, D), C = unit_BD.shape, len(weight_CD)
     operands = all_contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
     tile = choose_tile("forward, kept" if keep else "forward", unit_BD, weight_CD)
-    width = triton.cdiv(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
+    width = ceil_div(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
     kept_BC = unit_BD.new_empty((B, width) if keep else (0,), dtype=torch.bfloat16)
     log_sum_B, cos_B = empty_float32(unit_BD, (B,), (B,))
     if not B:
         return log_sum_B, cos_B, kept_BC
-    blocks = triton.cdiv(B, tile.rows)
+    blocks = ceil_div(B, tile.rows)
     S, share = divide_identities(C, tile, blocks, unit_BD.device)
     sum_SB, cos_SB, peak_SB = empty_float32(unit_BD, (S, B), (S, B), (S, B))
     peak_SB = peak_SB if scale > PLAIN_SCALE else None
@@ -196,5 +196,5 @@ def join_shares(sum_SB: Tensor, peak_SB: Tensor | None, cos_SB: Tensor) -> tuple
     S, B = sum_SB.shape
     log_sum_B, cos_B = empty_float32(sum_SB, (B,), (B,))
     shares = sum_SB, peak_SB, cos_SB
-    launch(join_shares_kernel, (triton.cdiv(B, 128),), log_sum_B, cos_B, *shares, B, S, EMPTY_LOG_SUM, 128)
+    launch(join_shares_kernel, (ceil_div(B, 128),), log_sum_B, cos_B, *shares, B, S, EMPTY_LOG_SUM, 128)
     return log_sum_B, cos_B

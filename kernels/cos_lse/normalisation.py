@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import launch
+from ..launching import ceil_div, launch, next_power_of_2
 from .tiles import whole_rows
 
 
@@ -27,7 +27,7 @@ def launch_on_rows(kernel: Any, *operands: Tensor | int | None, like: Tensor) ->
     """
     C, D = like.shape
     rows = whole_rows(like.device)
-    launch(kernel, (triton.cdiv(C, rows),), *operands, C, D, rows, triton.next_power_of_2(D))
+    launch(kernel, (ceil_div(C, rows),), *operands, C, D, rows, next_power_of_2(D))
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launching import multiprocessors
+from ..launching import ceil_div, multiprocessors, next_power_of_2
 
 KEPT_MULTIPLE = 128  # columns of what keep="exp" keeps
 MAX_EMBEDDING = 1024
@@ -140,7 +140,7 @@ def choose_tile(name: str, unit_BD: Tensor, weight_CD: Tensor) -> Tile:
     else:
         mixed = _MIXED.get(name, {}) if weight_CD.dtype == torch.float32 else {}
         tile = mixed.get(arch, _TILES[name][arch])[D > 256]
-    width = max(16, triton.next_power_of_2(D))
+    width = max(16, next_power_of_2(D))
     depth = min(tile.depth, width) if D <= 512 else min(tile.depth, 64)
     return tile._replace(depth=depth, slab=min(tile.slab, width))
 
@@ -173,10 +173,10 @@ def divide_identities(C: int, tile: Tile, programs: int, device: torch.device) -
     Returns:
         How many shares there are, and how many identities one share has.
     """
-    tiles = triton.cdiv(C, tile.classes)
+    tiles = ceil_div(C, tile.classes)
     at_once = max(1, tile.resident * multiprocessors(device) // programs)
-    size = triton.cdiv(tiles, min(tiles, at_once)) * tile.classes
-    return triton.cdiv(C, size), size
+    size = ceil_div(tiles, min(tiles, at_once)) * tile.classes
+    return ceil_div(C, size), size
 
 
 def empty_float32(like: Tensor, *shapes: tuple[int, ...] | torch.Size) -> list[Tensor]:
