@@ -243,6 +243,18 @@ def test_a_resumed_stream_is_the_tail_of_the_whole_one(stand_in, monkeypatch):
     assert all(torch.equal(image_B3HW, whole[number]) for number, image_B3HW in tail.items())
 
 
+def test_a_pipeline_that_is_dropped_stops_its_threads(stand_in):
+    source = lambda _: ([array(JPEG), array(OTHER["PNG"])], np.zeros(2, np.uint8), np.zeros((2, 2, 3)))  # noqa: E731
+    pipeline = nvjpeg.NvjpegPipeline(source, Frame(SIZE), CPU, threads=2, prefetch=2)
+    pipeline.run()
+    threads = list(pipeline._pool._threads)
+    del pipeline
+    for thread in threads:
+        thread.join(5)
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
 def test_refuses_a_decoder_that_cannot_be_had(monkeypatch, without_dali):
     with pytest.raises(ValueError, match="nvjpeg decodes on a CUDA device, but the device is cpu; want cpu or auto"):
         checked_decoder("nvjpeg", CPU)

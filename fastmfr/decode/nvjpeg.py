@@ -10,9 +10,8 @@ Shape suffixes: B = images of a run, N = images that nvJPEG decodes, 3 = RGB, H 
 import functools
 import io
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,35 +29,28 @@ _TRIAL = 112  # pixels a side of the image that `obstacle` decodes
 class NvjpegPipeline(PillowPipeline):
     """Runs of decoded images in order; what Pillow decodes of `prefetch` runs is begun ahead."""
 
-    def _begin_run(
-        self, encoded: list[np.ndarray], need_B: np.ndarray, map_B23: np.ndarray
-    ) -> Callable[[], torch.Tensor]:
+    def _begin_run(self, encoded: list[np.ndarray], need_B: np.ndarray, map_B23: np.ndarray) -> tuple[Any, ...]:
         wanted = (self._frame.size,) * 2
         is_plain_B = np.array(
             [need == AS_IS and plain_size(one) == wanted for one, need in zip(encoded, need_B, strict=True)]
         )
-        if not is_plain_B.any():
-            return super()._begin_run(encoded, need_B, map_B23)
         plain, others = (
             ([encoded[slot] for slot in np.flatnonzero(is_B)], need_B[is_B], map_B23[is_B])
             for is_B in (is_plain_B, ~is_plain_B)
         )
-        end_others = super()._begin_run(*others) if others[0] else None
-        return partial(self._end_both, is_plain_B, plain, end_others)
+        return is_plain_B, plain, super()._begin_run(*others) if others[0] else None
 
-    def _end_both(
-        self,
-        is_plain_B: np.ndarray,
-        plain: tuple[list[np.ndarray], np.ndarray, np.ndarray],
-        end_others: Callable[[], torch.Tensor] | None,
-    ) -> torch.Tensor:
-        """The images of a run: the plain ones decoded here and now, the others begun before."""
+    def _end_run(self, begun: tuple[Any, ...]) -> torch.Tensor:
+        """The images of a run: the plain ones decoded here and now, the others as they were begun."""
+        is_plain_B, plain, others = begun
+        if not plain[0]:
+            return super()._end_run(others)
         pixel_NHW3 = self._decoded(*plain)
-        if end_others is None:
+        if not others:
             return pixel_NHW3
         pixel_BHW3 = pixel_NHW3.new_empty((len(is_plain_B), *pixel_NHW3.shape[1:]))
         pixel_BHW3[to_device(np.flatnonzero(is_plain_B), self._device)] = pixel_NHW3
-        pixel_BHW3[to_device(np.flatnonzero(~is_plain_B), self._device)] = end_others()
+        pixel_BHW3[to_device(np.flatnonzero(~is_plain_B), self._device)] = super()._end_run(others)
         return pixel_BHW3
 
     def _decoded(self, encoded: list[np.ndarray], need_N: np.ndarray, map_N23: np.ndarray) -> torch.Tensor:
@@ -70,7 +62,7 @@ class NvjpegPipeline(PillowPipeline):
             return pixel_NHW3
         except RuntimeError as error:
             _say_once(" ".join(str(error).split())[:200])
-        return super()._begin_run(encoded, need_N, map_N23)()
+        return super()._end_run(super()._begin_run(encoded, need_N, map_N23))
 
 
 @functools.cache

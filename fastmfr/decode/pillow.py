@@ -7,9 +7,8 @@ H W = frame.size.
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class PillowPipeline:
         self._source, self._frame, self._device = source, frame, device
         self._prefetch = prefetch
         self._calls, self._ended = 0, False
-        self._begun: deque[Callable[[], torch.Tensor]] = deque()
+        self._begun = deque()  # what `_begin_run` returned; nothing in there may hold the pipeline, which is dropped
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=_NAME)
         self._stop = weakref.finalize(self, _join, self._pool)  # a pipeline may also be dropped without being closed
         self._stop.atexit = False
@@ -60,7 +59,7 @@ class PillowPipeline:
             self._begin()
         if not self._begun:
             raise StopIteration
-        return self._begun.popleft()()
+        return self._end_run(self._begun.popleft())
 
     def close(self) -> None:
         """Stop the threads and wait for them; runs begun are dropped."""
@@ -77,10 +76,8 @@ class PillowPipeline:
         self._calls += 1
         self._begun.append(self._begin_run(*run))
 
-    def _begin_run(
-        self, encoded: list[np.ndarray], need_B: np.ndarray, map_B23: np.ndarray
-    ) -> Callable[[], torch.Tensor]:
-        """Begin to decode a run; calling what is returned waits for the run, and returns or raises as `run` does."""
+    def _begin_run(self, encoded: list[np.ndarray], need_B: np.ndarray, map_B23: np.ndarray) -> tuple[Any, ...]:
+        """Begin to decode a run; returns what `_end_run` takes, which returns or raises what `run` does."""
         size = self._frame.size
         pixel_BHW3 = torch.empty(
             (len(encoded), size, size, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
@@ -91,9 +88,10 @@ class PillowPipeline:
             self._pool.submit(_decode, encoded[some], need_B[some], map_B23[some], self._frame, array_BHW3[some])
             for some in slots
         ]
-        return partial(self._end_run, pixel_BHW3, tasks)
+        return pixel_BHW3, tasks
 
-    def _end_run(self, pixel_BHW3: torch.Tensor, tasks: list[Future]) -> torch.Tensor:
+    def _end_run(self, begun: tuple[Any, ...]) -> torch.Tensor:
+        pixel_BHW3, tasks = begun
         for task in tasks:
             task.result()
         # torch does not reuse pinned memory until the copies queued from it are done, so it may be dropped here.
