@@ -18,6 +18,7 @@ from fastmfr.decode import ImageStream, Preprocess, checked_decoder, choose_deco
 from fastmfr.decode.pillow import PillowPipeline, Undecodable, decoded
 from fastmfr.decode.plain_jpeg import plain_size
 from fastmfr.decode.preprocess import ALIGN, AS_IS, CROP, RESIZE, Frame, upright_rgb
+from fastmfr.training.run import Run
 
 SIZE = 40
 CPU = torch.device("cpu")
@@ -324,5 +325,7 @@ def test_scores_are_never_of_images_that_nvjpeg_decoded(monkeypatch, without_dal
         assert choice == "pillow"
         assert sentence.startswith("decoder pillow: nvidia-dali is not installed; Pillow decodes on 2 threads")
     assert [exact_decoder(name) for name in ("nvjpeg", "mixed", "pillow", "cpu")] == ["cpu", "mixed", "pillow", "cpu"]
+    run = types.SimpleNamespace(decoding={"decoder": "nvjpeg", "threads": 3})
+    assert Run.exact_decoding.fget(run) == {"decoder": "cpu", "threads": 3}
     choice, sentence = choose_decoder("nvjpeg", [], LOOK, "cuda", 2)
     assert (choice, sentence.split(";")[0]) == ("nvjpeg", "decoder nvjpeg, as asked for")
