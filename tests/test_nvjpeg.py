@@ -38,7 +38,13 @@ def adobe(encoded, transform):
     return encoded[:2] + b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0" + bytes([transform]) + rest
 
 
-FACE = picture(SIZE, SIZE, seed=5)
+def pale(width, height, seed=0):
+    """Colours about as strong as a face's: between stronger ones coarse chroma would be many grey levels off."""
+    coloured = picture(width, height, seed)
+    return Image.blend(coloured.convert("L").convert("RGB"), coloured, 0.25)
+
+
+FACE = pale(SIZE, SIZE, seed=5)
 JPEG = encode(FACE)
 _TABLE = JPEG.index(b"\xff\xc4") + 5  # how many codes of each length a Huffman table has
 BROKEN = JPEG[:_TABLE] + b"\xff" * 16 + JPEG[_TABLE + 16 :]  # only decoding finds that
@@ -50,7 +56,7 @@ PLAIN = {  # of JPEGs
     "upright by EXIF": encode(FACE, exif=oriented(1)),
     "with a comment": encode(FACE, comment=b"face"),
     "Adobe's YCbCr": adobe(JPEG, 1),
-    "not square": encode(picture(SIZE, 24)),
+    "not square": encode(pale(SIZE, 24)),
     "with bytes after its end": JPEG + b"\0" * 9,
 }
 OTHER = {
@@ -132,7 +138,7 @@ def without_dali(monkeypatch):
 
 
 def faces(count, **options):
-    return [encode(picture(SIZE, SIZE, seed=seed), **options) for seed in range(count)]
+    return [encode(pale(SIZE, SIZE, seed), **options) for seed in range(count)]
 
 
 REFUSED = encode(FACE, comment=b"refuse")
@@ -215,7 +221,7 @@ def test_a_damaged_image_costs_its_run_only_and_the_stream_goes_on(stand_in, bad
 
 def damaged_stream(device, decoder, **options):
     """{number: image_B3HW} and bad images of a stream over JPEGs, PNGs and images that cannot be decoded."""
-    encoded = [*faces(6, subsampling="4:4:4"), *(encode(picture(SIZE, SIZE, seed=n), "PNG") for n in range(6))]
+    encoded = [*faces(6, subsampling="4:4:4"), *(encode(pale(SIZE, SIZE, n), "PNG") for n in range(6))]
     encoded[2], encoded[8], encoded[10] = BROKEN, flip_bits(encoded[8]), encode(picture(60, 50))
     encoded = [encoded[n] for n in np.random.default_rng(0).permutation(12)]
     got, bad = batches(encoded, LOOK, batch_images=6, last=4, device=device, decoder=decoder, **options)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fastmfr.runtime import to_device
 
+from .batches import checked_device
 from .pillow import PillowPipeline
 from .plain_jpeg import plain_size
 from .preprocess import AS_IS
@@ -86,6 +87,7 @@ def _decode(encoded: list[np.ndarray], device: torch.device) -> torch.Tensor:
     """Decode JPEGs of one size on a device, uint8 (N, H, W, 3)."""
     from torchvision.io import ImageReadMode, decode_jpeg  # pyright: ignore[reportMissingImports]
 
+    device = checked_device(device)  # with its number: torchvision begins again for a device of another name
     # Copied end to end, since torch wants arrays that may be written.
     parts = torch.from_numpy(np.concatenate(encoded)).split([len(one) for one in encoded])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
