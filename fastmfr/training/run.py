@@ -214,7 +214,7 @@ class Run:
     @property
     def exact_decoding(self) -> Mapping[str, Any]:
         """What `decoding` is, for images that a model is judged by."""
-        return {**self.decoding, "decoder": exact_decoder(self.decoding["decoder"])}
+        return {**self.decoding, "decoder": exact_decoder(self.decoding.get("decoder", "cpu"))}
 
     def timed(self, part: str) -> AbstractContextManager[None]:
         """A block whose seconds are added to those of a part of the run."""
