@@ -143,11 +143,41 @@ PYBIND11_MODULE(_native, module) {
 
     module.def("gather_images", &gather_images, py::arg("images"), py::arg("index"), py::arg("mirror").none(true),
                py::arg("shift").none(true), py::arg("block").none(true), py::arg("gain").none(true),
-               py::arg("offset").none(true), py::arg("mean"), py::arg("scale"), py::arg("out").noconvert());
+               py::arg("offset").none(true), py::arg("mean"), py::arg("scale"), py::arg("out").noconvert(),
+               R"(Write images, changed and normalised, channels first: (grey level - mean) * scale.
 
-    module.def("warp_image", &warp_image, py::arg("image"), py::arg("map"), py::arg("out").noconvert());
+fastmfr.kernels.gather_images is the function to call; this one is what serves it on the CPU. The GIL is released.
+
+Args:
+    images: Decoded images, uint8 (N, H, W, 3).
+    index: Images to take, int64 (B,), each in [0, N); None takes all.
+    mirror: Images to mirror left to right, bool (B,); None, here and below, leaves the change out.
+    shift: Whole pixels to shift by, down and right, int32 (B, 2); the border is repeated.
+    block: Side in pixels of the square cells that are averaged, int32 (B,), at least 1.
+    gain: Factor of the grey levels, float32 (B,).
+    offset: Grey levels that are added after the gain, float32 (B,); the result is clamped to [0, 255].
+    mean: Grey level that becomes 0.
+    scale: Factor afterwards, per grey level.
+    out: float32 (B, 3, H, W), C-contiguous; overwritten.
+
+Raises:
+    ValueError: A shape does not fit.
+    IndexError: An index is not in [0, N).)");
+
+    module.def("warp_image", &warp_image, py::arg("image"), py::arg("map"), py::arg("out").noconvert(),
+               R"(Write an image under an affine map to `out`, by bilinear interpolation. The GIL is released.
+
+Args:
+    image: RGB, uint8 (H, W, 3).
+    map: float64 (2, 3), finite. Column x and row y of `out` show column map[0] @ (x, y, 1) and row map[1] @ (x, y, 1)
+        of the image, in pixels; whole numbers are the middles of pixels. Around the image is black.
+    out: uint8 (height, width, 3), C-contiguous; overwritten.
+
+Raises:
+    ValueError: A shape does not fit, or the map is not finite.)");
 
     static const py::handle changed = py::exception<FileChanged>(module, "FileChanged", PyExc_ValueError).release();
+    py::setattr(changed, "__doc__", py::str("A file is no longer the one that was opened: cut short or replaced."));
     py::register_local_exception_translator([](std::exception_ptr thrown) {
         try {
             std::rethrow_exception(thrown);
@@ -160,32 +190,81 @@ PYBIND11_MODULE(_native, module) {
         }
     });
 
-    py::class_<RecordFile>(module, "RecordFile")
+    py::class_<RecordFile>(module, "RecordFile", R"(The images of a RecordIO file, numbered 0 up to images - 1.
+
+They are numbered identity by identity, in the order of the identities' labels in the file. All methods may be called
+from several threads. What is wrong with a file is a ValueError that names the file; an image that there is not is an
+IndexError.)")
         .def(py::init([](const std::filesystem::path& records, const std::filesystem::path& index) {
             py::gil_scoped_release release;
             return std::make_unique<RecordFile>(records.string(), index.string());
-        }), py::arg("records"), py::arg("index"))
-        .def_property_readonly("images", &RecordFile::images)
-        .def_property_readonly("identities", &RecordFile::identities)
+        }), py::arg("records"), py::arg("index"), R"(Open a file of records, native InsightFace's or im2rec's.
+
+Args:
+    records: Path of the .rec file.
+    index: Path of its .idx file, lines of a key and a byte offset.
+
+Raises:
+    ValueError: A file cannot be read, or does not hold what it should.)")
+        .def_property_readonly("images", &RecordFile::images, "How many images the file holds.")
+        .def_property_readonly("identities", &RecordFile::identities, "How many identities the file holds.")
         .def_property_readonly("offsets",
                                [](const py::object& self) {
                                    const auto& file = self.cast<const RecordFile&>();
                                    return read_only(file.offsets(), file.identities() + 1, self);
-                               })
-        .def_property_readonly("note", [](const RecordFile& self) { return text_of(self.note()); })
-        .def("key", &RecordFile::key, py::arg("image"))
-        .def("label", &RecordFile::label, py::arg("image"), GilRelease())
-        .def("jpeg", &jpeg, py::arg("image"))
-        .def("jpegs", &jpegs, py::arg("images"));
+                               },
+                               "Where the images of each identity begin: int64 (identities + 1,), read-only.")
+        .def_property_readonly("note", [](const RecordFile& self) { return text_of(self.note()); },
+                               "What a user should know of how the files were opened; mostly empty.")
+        .def("key", &RecordFile::key, py::arg("image"), "Return the key of an image's record in the index.")
+        .def("label", &RecordFile::label, py::arg("image"), GilRelease(),
+             "Read the label, in the file, of an image's identity.")
+        .def("jpeg", &jpeg, py::arg("image"), "Read an image as it is encoded: its bytes, read-only uint8.")
+        .def("jpegs", &jpegs, py::arg("images"), R"(Read several images, asked of the disk together.
 
-    py::class_<Sampler>(module, "Sampler")
+Args:
+    images: Their numbers, int64 (B,).
+
+Returns:
+    What `jpeg` returns of each; one failure fails the call.)");
+
+    py::class_<Sampler>(module, "Sampler", R"(Draws batches of pairs from domains: a function of the seed and the step.
+
+fastmfr.sampler.GroupedDomainSampler is the class to use. Methods may be called from several threads.)")
         .def(py::init(&make_sampler), py::arg("names"), py::arg("offsets"), py::arg("share"), py::arg("seed"),
              py::arg("rank"), py::arg("world"), py::arg("augment"), py::arg("per_domain"),
-             py::arg("people") = std::vector<std::vector<uint32_t>>(), py::arg("turns") = std::vector<uint32_t>())
-        .def("dropped", &Sampler::dropped, py::arg("domain"))
+             py::arg("people") = std::vector<std::vector<uint32_t>>(), py::arg("turns") = std::vector<uint32_t>(),
+             R"(Prepare to draw for one rank.
+
+Args:
+    names: Name of each domain, for messages.
+    offsets: Of each domain int64 (identities + 1,): identity k has images offsets[k] to offsets[k + 1] - 1. Copied.
+    share: Identities that a rank draws at a step, at least 1.
+    seed: In [0, 2**64).
+    rank: In [0, world).
+    world: Number of ranks.
+    augment: Whether identities with one image are drawn, and paired with themselves.
+    per_domain: Whether `split` trains on `share` identities of each meta-train domain, not of all together.
+    people: Of each domain uint32 (identities,): the person of each identity. Empty: no two identities are one.
+    turns: Domains that the slots of `batch` take, over and over, uint32. Empty: one after the other.
+
+Raises:
+    ValueError: A number is out of its range, or a domain has too few identities for a batch.)")
+        .def("dropped", &Sampler::dropped, py::arg("domain"),
+             "Return how many identities of a domain, given by its number, are never drawn.")
         .def("batch", [](const Sampler& self, uint64_t step) { return draw(self, self.batch(), step); },
-             py::arg("step"))
+             py::arg("step"), "Draw from all domains: int64 (4, share), rows of domain, identity, gallery and probe.")
         .def("split", [](const Sampler& self, uint64_t step, uint32_t meta_test) {
             return std::pair(draw(self, self.train(meta_test), step), draw(self, self.test(meta_test), step));
-        }, py::arg("step"), py::arg("meta_test"));
+        }, py::arg("step"), py::arg("meta_test"), R"(Draw a split that tests on one domain and trains on the others.
+
+Args:
+    step: The number of the step.
+    meta_test: The number of the domain that is left out.
+
+Returns:
+    (train, test), each as `batch` returns it.
+
+Raises:
+    ValueError: There is one domain only, or a domain has too few identities.)");
 }

@@ -6,6 +6,8 @@ from importlib import import_module
 
 from fastmfr.commands.frame import status_of
 
+__all__ = ["MODULES", "USAGE", "main"]
+
 USAGE = """usage: python -m fastmfr COMMAND ...
 
   train [OPTIONS]      pretrain, meta-train and score; --help lists the options

@@ -13,6 +13,18 @@ from fastmfr.backbone import IRESNET_BLOCKS, build
 from fastmfr.config.choices import AUTO, Backbone
 from fastmfr.config.model_settings import Model
 
+__all__ = [
+    "COUNTER",
+    "OTHERS",
+    "SHOWN",
+    "Architecture",
+    "State",
+    "architecture_of",
+    "check_fits",
+    "difference",
+    "read_off",
+]
+
 State = Mapping[str, Tensor]
 SHOWN = 3  # names in a sentence
 COUNTER = "num_batches_tracked"  # of BatchNorm; files of old versions of torch have none

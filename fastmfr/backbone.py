@@ -15,6 +15,8 @@ from fastmfr.config import Config
 from fastmfr.config.choices import Backbone
 from fastmfr.external import STRIDED_FROM, build_external, check_on_cpu, is_external
 
+__all__ = ["IRESNET_BLOCKS", "NAMES", "Block", "IResNet", "MfrNet", "build", "build_backbone", "check_backbone"]
+
 NAMES = get_args(Backbone)
 IRESNET_BLOCKS = {
     "iresnet18": (2, 2, 2, 2),

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
 
+__all__ = ["PLAINLY", "Recordings", "obstacle", "record"]
+
 PLAINLY = "steps run operation by operation"
 
 

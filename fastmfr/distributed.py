@@ -25,6 +25,22 @@ from torch import distributed as dist
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
+__all__ = [
+    "ALONE",
+    "OnAllRanks",
+    "Ranks",
+    "all_gather_object",
+    "common_store",
+    "gather_partial",
+    "gather_whole",
+    "joined_ranks",
+    "lost_rank",
+    "over_ranks",
+    "raise_on_all_ranks",
+    "rank_and_world",
+    "take_own",
+]
+
 # torch 2.13 has renamed both functions and warns about the old names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _SYNC_BUFFERS = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # since 2.13

@@ -22,6 +22,8 @@ from fastmfr.protocols.class_folder import PassedOver, is_image, list_people
 from fastmfr.protocols.files import regular_bytes
 from fastmfr.protocols.records import Records, find_records
 
+__all__ = ["SIZED", "Domain", "Joint", "join", "open_domain", "people_of"]
+
 SIZED = 100_000  # images of a folder up to which the size of every file is part of its fingerprint
 
 

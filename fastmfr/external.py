@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["EMBEDDING", "HEAD", "STRIDED_FROM", "TIMM", "build_external", "check_on_cpu", "is_external"]
+
 TIMM = "timm/"
 EMBEDDING = 512  # of a network that leaves the number open
 # From fewer input channels, oneDNN's weight gradient of a 1 x 1 convolution with a stride writes past its memory where

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+__all__ = ["Flat", "trained_parameters"]
+
 _ALIGNED = 128  # bytes: convolution libraries and vector loads want a tensor to begin at a multiple
 
 

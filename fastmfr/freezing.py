@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from fastmfr.backbone import IResNet, MfrNet
 
+__all__ = ["HeldBatchNorm", "hold_stages", "hold_statistics"]
+
 
 class HeldBatchNorm(nn.Module):
     """A BatchNorm2d that always uses its running statistics and never changes them, whatever train() says.

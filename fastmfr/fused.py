@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.rop.tracing import defaults_of
 
+__all__ = ["AS_IT_IS", "BatchNormPReLU", "fused", "has_batch_norm"]
+
 AS_IT_IS = "BatchNorm and PReLU run as PyTorch has them"
 _NDIM = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4}  # dimensions of the inputs that the kernels take
 _NARROW = (torch.bfloat16, torch.float16)

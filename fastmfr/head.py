@@ -5,9 +5,7 @@ log-sum-exp and a target cosine per row, so the loss and gradients equal those o
 Shape suffixes: B = batch, C = identities of this rank, N = those drawn for this step, D = embedding.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,47 +14,21 @@ from torch.distributed import ProcessGroup
 
 from fastmfr.distributed import gather_partial, gather_whole, rank_and_world, take_own
 from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the folder kernels/, under its installed name
-    AdaFace,
-    ArcFace,
-    Combined,
-    CosFace,
-    MagFace,
+    as_margin,
     cos_lse,
     inverse_norm,
     margin_loss,
     sgd_rows,
     unit_rows,
 )
+from fastmfr.kernels import margins as _margins  # pyright: ignore[reportMissingImports]
 
-MARGINS = {
-    "cosface": CosFace,
-    "arcface": ArcFace,
-    "combined": Combined,
-    "adaface": AdaFace,
-    "magface": MagFace,
-    "arcface_insightface": partial(ArcFace, straight_through=True),
-    "combined_insightface": partial(Combined, straight_through=True),
-}
+__all__ = ["MARGINS", "MarginHead", "make_margin"]
+
+MARGINS, make_margin = _margins.MARGINS, _margins.make_margin
+
 # Rows of first weights, and chances. A multiple of 16, so that the pieces equal one large draw.
 _DRAWN_AT_ONCE = 1 << 16
-
-
-def make_margin(name: str, values: Sequence[float] = ()) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make a margin, a function of the target cosines and the embeddings' norms that returns the lowered cosines.
-
-    Args:
-        name: One of MARGINS.
-        values: The margin's numbers, in the order of its parameters; those left out have the margin's defaults.
-
-    Raises:
-        ValueError: If there is no margin of this name, or if there are too many numbers or one is out of its range.
-    """
-    if name not in MARGINS:
-        raise ValueError(f"want a margin out of {', '.join(MARGINS)}, got {name!r}")
-    wanted = [one for one in inspect.signature(MARGINS[name]).parameters if one != "straight_through"]
-    if len(values) > len(wanted):
-        raise ValueError(f"the margin {name!r} takes at most ({', '.join(wanted)}), got {len(values)} numbers")
-    return MARGINS[name](*values)
 
 
 class MarginHead(nn.Module):
@@ -68,7 +40,7 @@ class MarginHead(nn.Module):
     Args:
         embedding: Length D of an embedding.
         identities: Number of identities over all ranks.
-        margin: The margin on the target cosine, as of `make_margin`.
+        margin: The margin on the target cosine, or its name, as of `fastmfr.kernels.make_margin`.
         scale: Factor of the cosines, > 0.
         keep: What the forward pass of `fastmfr.kernels.cos_lse` keeps for the backward pass.
         sample_rate: Chance of an identity to take part in a step, above 0 and at most 1. The batch's identities always
@@ -79,8 +51,8 @@ class MarginHead(nn.Module):
             rows here.
 
     Raises:
-        ValueError: If there are fewer than two identities, or fewer identities than ranks, or if `sample_rate` is out
-            of range.
+        ValueError: If there are fewer than two identities, or fewer identities than ranks, if `sample_rate` is out of
+            range, or if `margin` is no margin.
     """
 
     inverse_norm_C: Tensor
@@ -90,7 +62,7 @@ class MarginHead(nn.Module):
         self,
         embedding: int,
         identities: int,
-        margin: Callable[[Tensor, Tensor], Tensor],
+        margin: Callable[[Tensor, Tensor], Tensor] | str,
         scale: float = 64.0,
         *,
         keep: str = "auto",
@@ -103,7 +75,8 @@ class MarginHead(nn.Module):
             raise ValueError(f"a classifier needs at least 2 identities, got {identities}")
         if not 0 < sample_rate <= 1:
             raise ValueError(f"want sample_rate above 0 and at most 1, got {sample_rate}")
-        self.identities, self.margin, self.scale, self.keep, self.group = identities, margin, scale, keep, group
+        self.identities, self.scale, self.keep, self.group = identities, scale, keep, group
+        self.margin = as_margin(margin)
         self.sample_rate, self.seed = sample_rate, seed
         rank, self._world = rank_and_world(group)
         self.rows = first, last = rank * identities // self._world, (rank + 1) * identities // self._world

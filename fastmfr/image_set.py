@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+__all__ = ["ImageSet", "part_of"]
+
 
 class ImageSet:
     """Encoded images, numbered from 0 up to `images` - 1, identity by identity.

@@ -12,6 +12,19 @@ from torch.nn import functional as F
 
 from fastmfr.config.meta_settings import LossSettings
 
+__all__ = [
+    "LOSSES",
+    "MfrLosses",
+    "MfrTerms",
+    "domain_alignment",
+    "hard_pair",
+    "mine_by_share",
+    "mine_by_threshold",
+    "soft_classification",
+    "through_length",
+    "unit_pairs",
+]
+
 LOSSES = ("hard_pair", "soft_classification", "domain_alignment")  # fields of MfrTerms; their weights in MfrLosses
 _SHORTEST = 1e-12  # rows that are shorter are divided by this
 

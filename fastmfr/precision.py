@@ -15,6 +15,8 @@ import torch
 from fastmfr.config.checks import require_choice
 from fastmfr.config.choices import Precision
 
+__all__ = ["activations", "autocast", "check_precision", "matmul_precision"]
+
 
 def check_precision(precision: Precision | None, device: torch.device) -> None:
     """Raise ValueError for a precision that the device does not have; no other precision replaces it silently."""

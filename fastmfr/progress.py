@@ -9,6 +9,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+__all__ = ["Meter", "duration", "new_console", "progress_of"]
+
 
 def new_console(file: IO[str] | None = None, **options: Any) -> Console:
     """A console that prints text as it stands: no markup in names and keys, no colours in numbers, no broken lines."""

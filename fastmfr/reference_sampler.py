@@ -11,6 +11,24 @@ from numpy.typing import ArrayLike
 from fastmfr.config.choices import Single
 from fastmfr.sampler import OffsetsByDomain, Pairs, domains_of, number_of, shared_people, turns_of
 
+__all__ = [
+    "APART",
+    "BATCH",
+    "MULTIPLIERS",
+    "PAIR",
+    "PASS",
+    "ROUNDS",
+    "STEP",
+    "TEST",
+    "TRAIN",
+    "WEYL",
+    "ReferenceSampler",
+    "below",
+    "keep_apart",
+    "permutation",
+    "philox",
+]
+
 ROUNDS, MULTIPLIERS, WEYL = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)  # Philox4x32-10, Salmon et al. 2011
 BATCH, TRAIN, TEST = range(3)  # the purpose of a stream of batches
 PAIR, PASS, STEP, APART = 0, 2, 4, 6  # the purpose of a random number

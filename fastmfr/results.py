@@ -12,6 +12,32 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fastmfr.atomic import write_text
 
+__all__ = [
+    "BASE",
+    "CHOSEN",
+    "EMA",
+    "FAR",
+    "LAST",
+    "MEAN",
+    "META",
+    "MFR",
+    "MODEL_OF_STAGE",
+    "PRETRAIN",
+    "Accuracy",
+    "Candidate",
+    "Choice",
+    "DomainGap",
+    "HardestPair",
+    "HardestPairs",
+    "Results",
+    "RocPoints",
+    "Scores",
+    "TarAtFar",
+    "TargetResult",
+    "from_json",
+    "to_json",
+]
+
 PRETRAIN, META = "pretrain", "meta"  # the stages
 BASE, MFR = "base", "mfr"  # the model that a stage leaves
 MODEL_OF_STAGE = {PRETRAIN: BASE, META: MFR}

@@ -10,6 +10,8 @@ from pathlib import Path
 from fastmfr.atomic import write_text
 from fastmfr.results import BASE, CHOSEN, MFR
 
+__all__ = ["STEPS", "begun_before", "in_use", "note_begun", "settings_beside", "steps_of_weights", "weights_of"]
+
 STEPS = "steps"  # in the metadata of weights that a stage wrote
 
 

@@ -15,6 +15,18 @@ import torch
 from fastmfr import __version__
 from fastmfr.config.choices import Device
 
+__all__ = [
+    "available_bytes",
+    "device_for",
+    "environment",
+    "free_bytes",
+    "keep_freed_memory",
+    "peak_bytes",
+    "seed_and_set_threads",
+    "to_channels_last",
+    "to_device",
+]
+
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2  # of mallopt(3), in bytes
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _PACKAGES = ("triton", "nvidia-dali-cuda130", "numpy")

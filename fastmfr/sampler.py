@@ -16,6 +16,18 @@ from numpy.typing import ArrayLike
 
 from fastmfr.config.choices import Single
 
+__all__ = [
+    "LEAST_TURNS",
+    "ROUND",
+    "GroupedDomainSampler",
+    "OffsetsByDomain",
+    "Pairs",
+    "domains_of",
+    "number_of",
+    "shared_people",
+    "turns_of",
+]
+
 OffsetsByDomain = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 ROUND, LEAST_TURNS = 1024, 16  # slots of a round by weights, and at least so many for each domain
 

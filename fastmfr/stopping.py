@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
+__all__ = ["SIGNALS", "UNTOUCHED", "Stop", "Terminated", "raising", "status_of_stop"]
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)  # nohup, for one, ignores SIGHUP: then it stays ignored
 

@@ -17,6 +17,8 @@ from fastmfr.config import Config, parse
 from fastmfr.run_folder import begun_before, in_use, note_begun
 from fastmfr.stopping import status_of_stop
 
+__all__ = ["main"]
+
 
 def main(arguments: list[str]) -> int:
     """Run `python -m fastmfr train`: arguments -> Run -> report.

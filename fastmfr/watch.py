@@ -14,6 +14,8 @@ from typing import Any
 
 from fastmfr.distributed import Ranks, common_store
 
+__all__ = ["EVERY", "OURS", "PATIENCE", "WAITING", "Watch"]
+
 PATIENCE, EVERY = 120.0, 10.0  # seconds
 OURS = Path(__file__).parent
 WAITING = (

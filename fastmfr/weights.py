@@ -29,6 +29,21 @@ from fastmfr.external import HEAD, is_external
 from fastmfr.run_folder import STEPS, settings_beside, weights_of
 from fastmfr.runtime import device_for, to_channels_last
 
+__all__ = [
+    "EMBEDDED_AT_ONCE",
+    "LFS",
+    "OF_BACKBONES",
+    "PREFIXES",
+    "UNREADABLE",
+    "WRAPPERS",
+    "Model",
+    "load_weights",
+    "open_model",
+    "read_state",
+    "save_weights",
+    "settled",
+]
+
 EMBEDDED_AT_ONCE = 256  # images
 WRAPPERS = ("state_dict", "model", "backbone", "network", "model_state_dict", "state_dict_backbone")  # keys around one
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "network.")  # in front of every name

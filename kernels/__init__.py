@@ -13,7 +13,7 @@ from .cos_lse import cos_lse, cos_lse_ref
 from .gather import gather_images
 from .inverse_norm import inverse_norm
 from .margin_softmax import margin_loss, margin_softmax, unit_rows
-from .margins import AdaFace, ArcFace, Combined, CosFace, MagFace
+from .margins import AdaFace, ArcFace, Combined, CosFace, MagFace, as_margin, make_margin
 from .meta_update import add_split, look_ahead, meta_sgd
 from .sgd_rows import sgd_rows
 
@@ -24,11 +24,13 @@ __all__ = [
     "CosFace",
     "MagFace",
     "add_split",
+    "as_margin",
     "cos_lse",
     "cos_lse_ref",
     "gather_images",
     "inverse_norm",
     "look_ahead",
+    "make_margin",
     "margin_loss",
     "margin_softmax",
     "meta_sgd",

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from .launching import ceil_div, dispatch, launch
 
+__all__ = ["gather_images", "gather_images_ref"]
+
 _CHUNK = 4  # images the CPU takes at a time: they stay in its cache from one operation to the next
 _TILE = 1024  # pixels of one program
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .launching import ceil_div, dispatch, launch
 
+__all__ = ["inverse_norm", "inverse_norm_ref"]
+
 _ROWS = 8  # of one program
 _COLUMNS = 256  # that one program holds at a time
 

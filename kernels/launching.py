@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+__all__ = ["FLOATS", "ceil_div", "dispatch", "launch", "multiprocessors", "next_power_of_2", "on_device"]
+
 Path = TypeVar("Path")  # a function, or a module of functions with the same names and arguments
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # what kernels compute with; float64 is for references
 

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from .cos_lse import cos_lse
 from .cos_lse.operator import Keep
 from .inverse_norm import inverse_norm
-from .margins import Margin
+from .margins import Margin, as_margin
+
+__all__ = ["margin_loss", "margin_softmax", "unit_rows"]
 
 
 def unit_rows(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +68,7 @@ def margin_softmax(
     weight_CD: Tensor,
     label_B: Tensor,
     *,
-    margin: Margin,
+    margin: Margin | str,
     scale: float = 64.0,
     keep: Keep = "auto",
     inverse_norm_C: Tensor | None = None,
@@ -83,7 +85,8 @@ def margin_softmax(
         weight_CD: One weight row of any length for each identity.
         label_B: Labels in [-1, C), int32 or int64. A row labelled -1 is ignored: its loss and gradient are 0.
         margin: CosFace, ArcFace, Combined, MagFace, AdaFace, or any callable (cos_B, norm_B) -> cos_B; see
-            fastmfr.kernels.margins.
+            fastmfr.kernels.margins. Or the name of a margin with its own numbers, as of `make_margin`; AdaFace keeps
+            statistics from call to call, and has no name here.
         scale: Factor of the cosines, above 0.
         keep: Whether exponentials are kept for the backward pass, which trades memory for time; see `cos_lse`.
         inverse_norm_C: One over the lengths of the weight rows, if known, as `sgd_rows` leaves it.
@@ -94,9 +97,10 @@ def margin_softmax(
         The losses (B,), in float32, or in float64 for float64 embeddings.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit or, on the CPU, if a label is C or more. The host does not wait for a
-            GPU to check labels: there the loss of such a row is NaN.
+        ValueError: If `margin` is no margin, a number for instance, if shapes or dtypes do not fit or, on the CPU, if a
+            label is C or more. The host does not wait for a GPU to check labels: there the loss of such a row is NaN.
     """
+    margin = as_margin(margin, once=True)
     unit_BD, norm_B = unit_rows(embedding_BD)
     if inverse_norm_C is None:
         inverse_norm_C = inverse_norm(weight_CD.detach())

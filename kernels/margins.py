@@ -7,16 +7,20 @@
     AdaFace    cos(theta - m q) - m (1 + q), q the quality   arXiv 2204.00964
 
 Any callable (cos_B, norm_B) -> cos_B is a margin too; norm_B holds the lengths of the embeddings. If it has a method
-`penalty(norm_B)`, the result is added to the loss. Angles are in radians.
+`penalty(norm_B)`, the result is added to the loss. Angles are in radians. `make_margin` makes a margin by its name.
 Shape suffix: B = batch.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+__all__ = ["MARGINS", "AdaFace", "ArcFace", "Combined", "CosFace", "MagFace", "Margin", "as_margin", "make_margin"]
 
 Margin = Callable[[Tensor, Tensor], Tensor]
 
@@ -197,3 +201,60 @@ class AdaFace(nn.Module):
             self.deviation.lerp_(norm_B.std().to(self.deviation.dtype), self.momentum)
         quality_B = (self.h * (norm_B - self.mean) / (self.deviation + 1e-3)).clamp(-1, 1)
         return _add_angle(cos_B, -self.m * quality_B) - self.m * (1 + quality_B)
+
+
+MARGINS = {
+    "cosface": CosFace,
+    "arcface": ArcFace,
+    "combined": Combined,
+    "adaface": AdaFace,
+    "magface": MagFace,
+    "arcface_insightface": partial(ArcFace, straight_through=True),
+    "combined_insightface": partial(Combined, straight_through=True),
+}
+
+
+def make_margin(name: str, values: Sequence[float] = ()) -> Margin:
+    """Make a margin, a function of the target cosines and the embeddings' norms that returns the lowered cosines.
+
+    Args:
+        name: One of MARGINS: cosface, arcface, combined, adaface, magface, and arcface_insightface and
+            combined_insightface, whose gradient is InsightFace's (straight_through).
+        values: The margin's numbers, in the order of its parameters; those left out have the margin's defaults.
+
+    Raises:
+        ValueError: If there is no margin of this name, or if there are too many numbers or one is out of its range.
+    """
+    if name not in MARGINS:
+        raise ValueError(f"want a margin out of {', '.join(MARGINS)}, got {name!r}")
+    wanted = [one for one in inspect.signature(MARGINS[name]).parameters if one != "straight_through"]
+    if len(values) > len(wanted):
+        raise ValueError(f"the margin {name!r} takes at most ({', '.join(wanted)}), got {len(values)} numbers")
+    return MARGINS[name](*values)
+
+
+def as_margin(margin: Margin | str, *, once: bool = False) -> Margin:
+    """Return the margin itself, or the margin of this name with its own numbers.
+
+    Args:
+        margin: A margin, or one of MARGINS.
+        once: Whether the margin serves one call alone. A name whose margin keeps statistics between calls is refused.
+
+    Raises:
+        ValueError: If `margin` is a number or anything else that is no margin, or if there is no margin of this name.
+    """
+    if isinstance(margin, str):
+        if once and margin == "adaface":
+            raise ValueError(
+                "the margin 'adaface' keeps statistics of the embeddings from call to call, and a name makes a new "
+                "margin at each call; make one, adaface = AdaFace(), and pass margin=adaface"
+            )
+        return make_margin(margin)
+    if callable(margin) and not isinstance(margin, type):
+        return margin
+    got = f"the class {margin.__name__}" if isinstance(margin, type) else f"a {type(margin).__name__}"
+    if isinstance(margin, (int, float)):
+        got = f"the number {margin:g}, which may be of any of them; write margin=CosFace({margin:g}), if that is meant"
+    raise ValueError(
+        f"want a margin, such as CosFace(0.35) or ArcFace(0.5), or a name out of {', '.join(MARGINS)}, got {got}"
+    )

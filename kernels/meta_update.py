@@ -23,6 +23,8 @@ from torch import Tensor
 
 from .launching import ceil_div, dispatch, launch
 
+__all__ = ["add_split", "add_split_ref", "combine_ref", "look_ahead", "look_ahead_ref", "meta_sgd", "meta_sgd_ref"]
+
 _BLOCK = 1024
 _CHUNK = 1 << 17  # parameters the CPU takes at a time: they stay in its cache from one operation to the next
 _DTYPES = (torch.float32,)  # that the kernels take

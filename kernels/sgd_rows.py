@@ -15,6 +15,8 @@ from torch import Tensor
 from .inverse_norm import inverse_norm_ref
 from .launching import ceil_div, dispatch, launch, next_power_of_2
 
+__all__ = ["sgd_rows", "sgd_rows_ref"]
+
 _ELEMENTS = 2048  # of one program
 _CHUNK = 1 << 18  # elements the CPU takes at a time: they stay in its cache from one operation to the next
 

@@ -9,9 +9,9 @@ from PIL import Image
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter; it must be set before they are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from small_runs import DOMAINS, IMAGES, PEOPLE, arguments  # noqa: E402
+from small_runs import DOMAINS, IMAGES, PEOPLE, arguments
 
-from fastmfr import synthetic  # noqa: E402
+from fastmfr import synthetic
 
 
 @pytest.fixture(autouse=True, scope="session")

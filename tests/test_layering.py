@@ -21,11 +21,11 @@ GROUND = {
 }
 DATA = {
     *("domains", "image_set", "sampler", "reference_sampler", "decode", "synthetic", "pack", "protocols"),
-    *("native", "_native"),
+    *("native", "_native", "batch_sampler"),
 }
 MATHS = {
     *("architecture", "backbone", "cuda_graph", "external", "flat", "freezing", "fused", "head", "losses", "rop"),
-    "kernels",
+    *("kernels", "margin_losses"),
 }
 ABOVE = {"meta", "evaluate", "weights", "embedding"}
 MAY = {

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from fastmfr.config.checks import require, require_choice, require_kinds
 from fastmfr.config.choices import AUTO, BatchNormStatistics, Engine, Memory, Mining, Precision, Sharing
 
+__all__ = ["GradientSettings", "LossSettings", "MetaSettings"]
+
 
 @dataclass(frozen=True)
 class LossSettings:

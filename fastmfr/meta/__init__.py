@@ -20,6 +20,7 @@ from fastmfr.flat import Flat, trained_parameters
 from fastmfr.kernels import add_split  # pyright: ignore[reportMissingImports]  # the folder kernels/
 from fastmfr.losses import MfrLosses
 from fastmfr.meta.engine import Engine, gradients_on, make_engine
+from fastmfr.meta.pair_batches import splits_of_batch
 from fastmfr.meta.splits import concatenated, summands
 from fastmfr.meta.trainer import MetaTrainer
 from fastmfr.meta.types import MetaGradient, MetaStep, PairBatch, Split, TestPass, TrainPass
@@ -34,6 +35,7 @@ __all__ = [
     "TestPass",
     "TrainPass",
     "meta_gradient",
+    "splits_of_batch",
 ]
 
 

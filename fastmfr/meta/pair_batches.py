@@ -68,6 +68,33 @@ class Groups:
         return domain_B if domain_B is None or self._ranks is None else gather_whole(domain_B, self._ranks)
 
 
+def splits_of_batch(image_N3HW: Tensor, domain_N: Tensor, splits: int) -> list[Split]:
+    """Make splits of the images that a loader has brought for one meta step.
+
+    Args:
+        image_N3HW: The images of split after split. Those of a split are galleries and probes of meta-train, then
+            galleries and probes of meta-test, as many of each: the order of `fastmfr.batch_sampler.SplitBatchSampler`.
+        domain_N: The domain of each image, int64.
+        splits: The number of splits.
+
+    Returns:
+        The (train, test) batches of each split, views of the images.
+
+    Raises:
+        ValueError: If the images are not of `splits` splits, or if there is not one domain for each.
+    """
+    N = len(image_N3HW)
+    if domain_N.shape != (N,) or splits < 1 or not N or N % (4 * splits):
+        raise ValueError(
+            f"want images in {splits} splits of galleries and probes of meta-train and of meta-test, and a domain for "
+            f"each image, got {N} images, which is no multiple of {4 * splits}, or domains of shape "
+            f"{tuple(domain_N.shape)}"
+        )
+    quarters = list(zip(image_N3HW.chunk(4 * splits), domain_N.chunk(4 * splits), strict=True))
+    halves = [PairBatch(image, quarters[k + 1][0], domain) for k, (image, domain) in enumerate(quarters) if k % 2 == 0]
+    return list(zip(halves[::2], halves[1::2], strict=True))
+
+
 def train_and_test(split: Split) -> Split:
     """Return a split if it is (train, test), both of them PairBatches whose tensors go together.
 

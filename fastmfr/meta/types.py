@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fastmfr.losses import MfrTerms
 
@@ -104,6 +105,58 @@ class MetaGradient:
     norms: dict[str, Tensor]
     engine: str
     reason: str
+
+    @torch.no_grad()
+    def apply_to(self, module: nn.Module) -> None:
+        """Add the gradient to `.grad` of the parameters of a module, as `backward()` of a loss does.
+
+        An optimizer's `zero_grad()` comes before, its `step()` after. Between them, `.grad` is what it is after any
+        backward pass: it may be clipped, and other losses may add to it. The values of `grad` are copied, so what is
+        done to `.grad` does not reach them. Hooks of parameters are not called, and DistributedDataParallel does not
+        average over ranks: both hang on backward passes.
+
+        Args:
+            module: The network that the gradient was computed of, or one whose trained parameters have the same names,
+                shapes, dtypes and devices.
+
+        Raises:
+            ValueError: If `module` is no module, or if its trained parameters are others than those of the gradient. No
+                `.grad` is changed then.
+        """
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"want a torch.nn.Module to apply the gradient to, got a {type(module).__name__}")
+        trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        _check_parameters(trained, self.grad)
+        for name, value in self.grad.items():
+            parameter = trained[name]
+            if parameter.grad is None:
+                parameter.grad = value.clone()
+            else:
+                parameter.grad.add_(value)
+
+
+def _check_parameters(trained, gradient):
+    """Raise ValueError unless each trained parameter has a gradient of its kind, and each gradient a parameter."""
+    if missing := [name for name in gradient if name not in trained]:
+        prefixes = [name.removesuffix(missing[0]) for name in trained if name.endswith(f".{missing[0]}")]
+        within = [f", here .{prefix[:-1]}" for prefix in prefixes if all(prefix + name in trained for name in gradient)]
+        raise ValueError(
+            f"{len(missing)} of {len(gradient)} gradients have no trained parameter in the module, the first one is of "
+            f"{missing[0]}; want the module that the gradient was computed of{''.join(within[:1])}"
+        )
+    if without := [name for name in trained if name not in gradient]:
+        raise ValueError(
+            f"{len(without)} of {len(trained)} trained parameters have no gradient here, the first one is {without[0]};"
+            " want the module that the gradient was computed of, or freeze the others by requires_grad_(False)"
+        )
+    for name, value in gradient.items():
+        wanted, given = _kind(trained[name]), _kind(value)
+        if wanted != given:
+            raise ValueError(f"want a gradient of {name} of {wanted}, as the parameter is, got one of {given}")
+
+
+def _kind(tensor):
+    return f"{tensor.dtype}, shape {tuple(tensor.shape)}, on {tensor.device}"
 
 
 @dataclass(frozen=True)

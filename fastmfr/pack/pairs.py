@@ -20,6 +20,8 @@ from fastmfr.protocols.lists import PairList, read_pairs
 
 from .images import ordered_map, prepare
 
+__all__ = ["CHUNK", "FOLDS", "PROTOCOL", "PackedPairs", "pack_pairs"]
+
 PROTOCOL = 4  # of the pickle: the newest one that every Python 3 of today reads
 FOLDS = 10  # that a .bin is read in
 CHUNK = 64  # images handed to a thread at once

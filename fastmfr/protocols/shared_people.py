@@ -16,6 +16,18 @@ from fastmfr.pack.names import kept_apart, known_names
 
 from .lists import lines
 
+__all__ = [
+    "BY_NAME",
+    "NAMED",
+    "NONE",
+    "check_sharing",
+    "has_names",
+    "hint",
+    "names_in_common",
+    "names_of",
+    "share_people",
+]
+
 NONE, BY_NAME = "none", "by_name"
 NAMED = 3  # domains or people that a sentence names
 

@@ -37,6 +37,8 @@ from fastmfr.training.people import People, Target, open_people
 from fastmfr.training.resuming import MadeWith, check_steps
 from fastmfr.weights import load_weights, settled
 
+__all__ = ["Run", "make_new_folder"]
+
 
 def make_new_folder(folder: Path) -> Path:
     """Make `folder`, or, if there is one, the first of folder-2, folder-3, ... that is not there; return its path.

@@ -12,6 +12,8 @@ from fastmfr.training.pretrain import pretrain
 from fastmfr.training.run import Run
 from fastmfr.weights import load_weights, save_weights
 
+__all__ = ["TRAIN", "complete"]
+
 TRAIN = {PRETRAIN: pretrain, META: meta_train}
 
 

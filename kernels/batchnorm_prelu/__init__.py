@@ -17,6 +17,8 @@ from torch.distributed import ProcessGroup
 from ..launching import dispatch
 from . import fused, reference
 
+__all__ = ["backward", "forward", "prepare_capture", "second_backward", "tangent"]
+
 
 def forward(
     ctx: Any,
