@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
+RELEASE_INSTALLED := $(VENV)/.release-installed
 SANITIZED := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
 # The tests start many processes, each of which would compile the sources again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test suite lint docs bench sanitize fuzz exports gpu clean
+.PHONY: train test suite lint install docs bench wheel sanitize fuzz exports gpu clean
 
 train: $(INSTALLED)  ## the recipe `quickstart`: make data, pretrain, meta-train, score an unseen domain
 	$(VENV)/bin/python -m fastmfr.train $(ARGS)
@@ -26,12 +27,22 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check --quiet
 	$(VENV)/bin/pyright
 
+install: $(INSTALLED)  ## .venv, with the package as it is edited and all that its tests need
+
 docs: $(DOCS_INSTALLED)  ## the documentation site, into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
 	@echo "wrote build/site/index.html; to search it: $(PYTHON) -m http.server --directory build/site"
 
 bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results
 	$(VENV)/bin/python -m pytest bench
+
+wheel: $(RELEASE_INSTALLED)  ## dist/: sdist, and the wheel made of it, which is then tried; PLAT=manylinux_2_28_x86_64
+	rm -rf dist build/wheel fastmfr.egg-info
+	$(VENV)/bin/python -m build --outdir build/wheel
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(VENV)/bin/python -m auditwheel repair --wheel-dir dist \
+	    $(if $(PLAT),--plat $(PLAT)) build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	FASTMFR_DIST=dist $(VENV)/bin/python -m pytest tests/test_packages.py
 
 sanitize: $(INSTALLED)  ## csrc under AddressSanitizer and UBSan in the tests that reach it, its threads under ThreadSanitizer
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/sanitize 'pybind11>=3.0,<4'
@@ -62,6 +73,10 @@ $(INSTALLED): $(BUILT_FROM)
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+$(RELEASE_INSTALLED): $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[release]'
 	touch $@
 
 clean:

@@ -1,10 +1,11 @@
-"""Write the documentation pages that are made of the code: options, recipes, and the list of recorded runs.
+"""Write the documentation pages that are made of the code: options, recipes, notebooks, and the list of recorded runs.
 
 The site's build calls these functions (docs/hooks.py), so that a page never says something else than the code.
 """
 
 import ast
 import inspect
+import json
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -100,6 +101,16 @@ def recipes_page() -> str:
     for path in sorted(RECIPES.glob("*.yaml")):
         lines += [f"## {path.stem}", "", "```yaml", path.read_text().rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as the Markdown of a page: its text, its cells as code, and a link to the notebook itself."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    parts.insert(1, f"Open [{path.name}]({path.name}) in Jupyter to run this page.")
+    return "\n\n".join(parts) + "\n"
 
 
 def results_page() -> str:

@@ -35,6 +35,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "recipes.md": generate.recipes_page(),
         "recorded-runs.md": generate.results_page(),
     }
+    notebooks = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+    pages |= {f"notebooks/{path.stem}.md": generate.notebook_page(path) for path in notebooks}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     for name in LOGS:

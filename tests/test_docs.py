@@ -35,6 +35,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 NOT_RUN = {
     "make": "installs a virtual environment; its target is looked up",
     "pip": "installs; its extras are looked up",
+    "docker": "builds and starts images; options behind an image's name are parsed",
     "tensorboard": "a server that does not end",
     "torchrun": "several processes; the options behind it are parsed",
     "python -m fastmfr prove": "an hour; its options are parsed",
@@ -145,9 +146,13 @@ def test_a_command_parses(command, place, monkeypatch):
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif program == "pip":
-        assert words[0] == "install"
+        assert words[0] in ("install", "uninstall")
         extras = re.findall(r"[\w-]+", words[1].partition("[")[2])
         assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
+    elif program == "docker":
+        assert words[-1] == "." or command.startswith("docker run ")
+        if words[0] == "run" and (rest := words[words.index("fastmfr") + 1 :]):
+            parsed(" ".join(["python", "-m", "fastmfr", *rest]))
     elif program != "tensorboard":
         with nullcontext() if "--print_config" not in words else pytest.raises(SystemExit, match="0"):
             parsed(command)
@@ -216,10 +221,12 @@ def nav_pages(nav):
 def test_every_page_is_in_the_navigation_and_there():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     listed = set(nav_pages(site["nav"]))
+    made = {"options.md", "recipes.md", "recorded-runs.md"}
+    made |= {f"notebooks/{path.stem}.md" for path in (ROOT / "docs/notebooks").glob("*.ipynb")}
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
     assert pages <= listed
     for name in listed - pages:
-        assert (ROOT / name).exists() or name in {"options.md", "recipes.md", "recorded-runs.md"}, name
+        assert (ROOT / name).exists() or name in made, name
 
 
 def names(section=Config, prefix=""):
