@@ -1,11 +1,12 @@
 """The processes of a run: the ranks that torchrun started, and operations on tensors over ranks, with gradients.
 
 A tensor over ranks is in one of three states. `own`: each rank has its rows. `whole`: all ranks have the same rows, of
-all ranks. `partial`: each rank has a summand of all rows. Three operations change the state:
+all ranks. `partial`: each rank has a summand of all rows. Four operations change the state:
 
     gather_whole     own -> whole      the gradient of the result is whole; each rank takes its rows of the gradient
     take_own         whole -> own      the gradient of the result is own; the gradient is gathered
     gather_partial   own -> whole      each rank computes a part of the loss; the gradient is partial and is summed
+    sum_whole        partial -> whole  the gradient of the result is whole, and is that of each rank's summand
 
 Each operation is differentiable any number of times, because its backward is another such operation.
 
@@ -65,6 +66,12 @@ def _sum_own(partial, group):
     return own
 
 
+def _sum(partial, group):
+    whole = partial.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(whole, group=group)
+    return whole
+
+
 def _pair(name, forward, backward_of):
     """An autograd Function whose backward is `backward_of()`, another such Function."""
 
@@ -86,6 +93,8 @@ _GatherWhole = _pair("GatherWhole", _gather, lambda: _TakeOwn)
 _TakeOwn = _pair("TakeOwn", _slice, lambda: _GatherWhole)
 _GatherPartial = _pair("GatherPartial", _gather, lambda: _SumOwn)
 _SumOwn = _pair("SumOwn", _sum_own, lambda: _GatherPartial)
+_SumWhole = _pair("SumWhole", _sum, lambda: _ToEach)
+_ToEach = _pair("ToEach", lambda whole, group: whole.clone(), lambda: _SumWhole)
 
 
 def gather_whole(own_B: Tensor, group: ProcessGroup) -> Tensor:
@@ -122,6 +131,38 @@ def gather_partial(own_B: Tensor, group: ProcessGroup) -> Tensor:
         The rows of all ranks, in the order of the ranks. Their gradients are summed over the ranks.
     """
     return _GatherPartial.apply(own_B, group)
+
+
+def sum_whole(partial_B: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum a tensor over the ranks; every rank must compute the same from the result.
+
+    Args:
+        partial_B: This rank's summand; any shape, the same on all ranks.
+        group: The ranks.
+
+    Returns:
+        The sum, the same on all ranks.
+    """
+    return _SumWhole.apply(partial_B, group)
+
+
+def log_sum_whole(log_sum_B: Tensor, value_B: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Join logarithms of sums, and sum a second tensor, over the ranks; every rank must compute the same from both.
+
+    What is sent does not grow with the number of ranks: two rows of sums, and one of the largest logarithms.
+
+    Args:
+        log_sum_B: Logarithms of this rank's sums; -inf is the logarithm of an empty sum. Not all ranks may have -inf.
+        value_B: This rank's summands; of the shape and dtype of `log_sum_B`.
+        group: The ranks.
+
+    Returns:
+        The logarithms of the sums over all ranks, and the sums of the values.
+    """
+    most_B = log_sum_B.detach().clone()
+    dist.all_reduce(most_B, dist.ReduceOp.MAX, group=group)
+    sum_B, value_B = sum_whole(torch.stack([(log_sum_B - most_B).exp(), value_B]), group).unbind()
+    return sum_B.log() + most_B, value_B
 
 
 def common_store() -> dist.Store:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastmfr.distributed import gather_partial, gather_whole, rank_and_world, take_own
+from fastmfr.distributed import gather_partial, gather_whole, log_sum_whole, rank_and_world, take_own
 from fastmfr.kernels import (  # pyright: ignore[reportMissingImports]  # the folder kernels/, under its installed name
     as_margin,
     cos_lse,
@@ -82,7 +82,7 @@ class MarginHead(nn.Module):
         self.rows = first, last = rank * identities // self._world, (rank + 1) * identities // self._world
         if last == first:
             raise ValueError(f"want at least one identity for each of {self._world} ranks, got {identities}")
-        self.weight_CD = nn.Parameter(_first_weights(identities, embedding)[first:last].clone())
+        self.weight_CD = nn.Parameter(_first_weights(identities, embedding, first, last))
         self.register_buffer("momentum_CD", torch.zeros_like(self.weight_CD))
         self.register_buffer("inverse_norm_C", torch.empty(last - first), persistent=False)
         self._normed = None  # the version of the weights that `inverse_norm_C` was computed from
@@ -111,8 +111,7 @@ class MarginHead(nn.Module):
         if self._idle:  # of the other ranks' identities alone: this one adds nothing to their sums
             log_sum_B = torch.full_like(log_sum_B, -torch.inf)
         if self.group:
-            log_sum_RB, cos_RB = gather_whole(torch.stack([log_sum_B, cos_B])[None], self.group).unbind(1)
-            log_sum_B, cos_B = log_sum_RB.logsumexp(0), cos_RB.sum(0)  # the cosine is 0 on all ranks but one
+            log_sum_B, cos_B = log_sum_whole(log_sum_B, cos_B, self.group)  # the cosine is 0 on all ranks but one
         loss_B = margin_loss(log_sum_B, cos_B, norm_B, label_B, self.identities, margin=self.margin, scale=self.scale)
         return take_own(loss_B, self.group) if self.group else loss_B
 
@@ -136,10 +135,11 @@ class MarginHead(nn.Module):
         row_N, drawn_ND = self._drawn or (None, self.weight_CD)
         if drawn_ND.grad is None:
             raise RuntimeError("the classifier has no gradient yet; call backward() on its loss before update()")
-        grad_ND = drawn_ND.grad if self._world == 1 else drawn_ND.grad / self._world
+        if self._world > 1:
+            drawn_ND.grad.div_(self._world)  # in place: a copy would be as large as the weights
         sgd_rows(
             self.weight_CD.detach(),
-            grad_ND,
+            drawn_ND.grad,
             self.momentum_CD,
             self.inverse_norms(),
             row_N,
@@ -189,7 +189,15 @@ class MarginHead(nn.Module):
         return torch.cat(drawn)[begin : begin + last - first]
 
 
-def _first_weights(identities, embedding):
-    """Normal with deviation 0.01; the same for any number of ranks."""
-    sizes = [min(_DRAWN_AT_ONCE, identities - start) for start in range(0, identities, _DRAWN_AT_ONCE)]
-    return torch.cat([torch.randn(size, embedding) for size in sizes]) * 0.01
+def _first_weights(identities, embedding, first, last):
+    """The rows `first` .. `last` - 1: normal with deviation 0.01; the same for any number of ranks.
+
+    Every rank draws all rows, and holds one block of them beside its own: all rows may be more than a machine can hold.
+    """
+    own_CD = torch.empty(last - first, embedding)
+    for start in range(0, identities, _DRAWN_AT_ONCE):
+        block_CD = torch.randn(min(_DRAWN_AT_ONCE, identities - start), embedding).mul_(0.01)
+        begin, end = max(first, start), min(last, start + len(block_CD))
+        if begin < end:
+            own_CD[begin - first : end - first] = block_CD[begin - start : end - start]
+    return own_CD

@@ -4,6 +4,7 @@ import multiprocessing
 import socket
 
 import torch
+from torch import distributed as dist
 
 from fastmfr.__main__ import main as fastmfr_main
 
@@ -38,3 +39,10 @@ def on_ranks(call, *arguments, world=2):
     """Run call(rank, *arguments) in `world` processes at once, forked from one process that has imported torch."""
     multiprocessing.set_forkserver_preload(["pytest", "torch", "fastmfr.kernels", "fastmfr.commands.scoring"])
     torch.multiprocessing.start_processes(call, arguments, nprocs=world, start_method="forkserver")
+
+
+def joined(rank, world, folder):
+    """The group of `world` processes over gloo that meet in a folder; this one is number `rank`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    return dist.group.WORLD

@@ -96,6 +96,7 @@ def test_a_state_of_another_network_is_refused(tmp_path):
 
 def test_a_state_that_is_not_finite_is_not_kept_and_the_last_good_one_is(tmp_path):
     states, (network, optimizer) = Checkpoints(tmp_path, "meta"), trained(1)
+    network.register_buffer("empty", torch.empty(0))  # is finite
     with torch.no_grad():
         bad = next(network.parameters())
         bad.view(-1)[3] = torch.inf

@@ -7,6 +7,7 @@ import torch
 from fastmfr.kernels import AdaFace, ArcFace, Combined, CosFace, MagFace, margin_softmax
 from helpers import on_ranks
 from torch import distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmfr.head import MarginHead, make_margin
 
@@ -97,6 +98,31 @@ def test_a_share_of_the_identities():
     assert torch.equal(again._drawn[0], row)
     again(embedding, label, draw=6)
     assert not torch.equal(again._drawn[0], row)
+
+
+class Largest(TorchDispatchMode):
+    """A block in which the elements of the largest tensor made are noted."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_a_rank_draws_its_rows_and_never_holds_those_of_all(monkeypatch):
+    monkeypatch.setattr("fastmfr.head._DRAWN_AT_ONCE", 16)
+    torch.manual_seed(0)
+    whole = MarginHead(8, 403, CosFace())
+    monkeypatch.setattr("fastmfr.head.rank_and_world", lambda group: (1, 4))
+    torch.manual_seed(0)
+    with Largest() as largest:
+        own = MarginHead(8, 403, CosFace())
+    assert own.rows == (100, 201)
+    assert torch.equal(own.weight_CD, whole.weight_CD[100:201])
+    assert largest.elements == 101 * 8
 
 
 def _one_of_the_ranks(rank, world, folder, sample_rate):

@@ -42,7 +42,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    if options.small:  # tests/test_ranks.py starts torchrun on CPUs
+    if options.small:  # tests/test_ranks_runs.py has several processes on CPUs
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as root:

@@ -153,7 +153,7 @@ class Checkpoints:
 
     def _refuse_non_finite(self, step, tensors):
         real = {name: value for name, value in tensors.items() if value.is_floating_point()}
-        is_finite = torch.stack([value.isfinite().all() for value in real.values()]).tolist()
+        is_finite = torch.stack([_is_finite(value) for value in real.values()]).tolist()
         own = [name for name, finite in zip(real, is_finite, strict=True) if not finite]
         if bad := list(dict.fromkeys(name for of_rank in self._ranks.gather(own) for name in of_rank)):
             raise NonFiniteLoss(
@@ -232,6 +232,13 @@ class _Writing:
             raise self._error
 
 
+def _is_finite(value):
+    """Whether no element is NaN or infinite, as a tensor; torch.isfinite would allocate more than the tensor's size."""
+    if not value.numel():
+        return torch.ones((), dtype=torch.bool, device=value.device)
+    return torch.stack(value.aminmax()).isfinite().all()
+
+
 def _copy(value):
     """A copy in the memory of the host, which goes on as it is while the tensor changes."""
     return value.cpu().contiguous() if value.is_cuda else value.clone(memory_format=torch.contiguous_format)
@@ -300,11 +307,12 @@ def _read(path, rows) -> dict[str, Tensor]:
             for name in parts if end else ():
                 first, last = rows[name]
                 parts[name].append(opened.get_slice(name)[max(first - begin, 0) : max(min(last, end) - begin, 0)])
-    return (
-        tensors
-        | {name: tensors[name][first:last] for name, (first, last) in rows.items() if name in tensors}
-        | {name: torch.cat(part) for name, part in parts.items() if part}
-    )
+    tensors |= {name: tensors[name][first:last] for name, (first, last) in rows.items() if name in tensors}
+    while parts:  # one tensor after the other, so that no more than one is in memory twice
+        name, part = parts.popitem()
+        if part:
+            tensors[name] = part[0] if len(part) == 1 else torch.cat(part)
+    return tensors
 
 
 def _rows_in(file):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastmfr.distributed import ALONE, gather_whole, over_ranks
+from fastmfr.distributed import ALONE, Ranks, gather_whole, over_ranks
 from fastmfr.freezing import hold_statistics
 from fastmfr.fused import AS_IT_IS, fused, has_batch_norm
 from fastmfr.head import MarginHead, make_margin
@@ -88,7 +88,7 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
             loss_B = step_of(image_B3HW, label_B, step)
             optimizer.step()
             head.update(rate, settings.momentum, settings.weight_decay)
-            losses.add(_of_all_ranks(loss_B, ranks), step, pairs, rate)
+            losses.add(of_all_ranks(loss_B, ranks), step, pairs, rate)
             after(step + 1)
     optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
     logbook.say(f"pretrain: {step_of.state}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")
@@ -137,8 +137,8 @@ def _why_not_fused(settings, backbone, head):
     return "" if settings.fused else "as was asked for"
 
 
-def _of_all_ranks(loss_B, ranks):
-    """The losses of the images of all ranks, in the order of the slots."""
+def of_all_ranks(loss_B: Tensor, ranks: Ranks) -> Tensor:
+    """Return the losses of the images of all ranks, in the order of the slots; `loss_B` are this rank's."""
     if ranks.group is None:
         return loss_B
     return gather_whole(loss_B.view(2, -1).T.contiguous(), ranks.group).T.flatten()
