@@ -245,7 +245,7 @@ def test_refuses_fewer_than_three_domains(tmp_path, capsys):
 def test_targets_of_a_recipe_count_only_with_its_sources(faces, tmp_path, monkeypatch):
     seen = []
 
-    def begin(_, config, *__):
+    def begin(_, config, *__, **___):
         seen.append(config)
         raise SystemExit
 
@@ -255,3 +255,38 @@ def test_targets_of_a_recipe_count_only_with_its_sources(faces, tmp_path, monkey
             main(["prove", "--out", str(tmp_path), *more])
     assert [list(config.data.targets) for config in seen] == [["glasses", "nir"], [], ["photos"]]
     assert list(load_config("quickstart").data.targets) == ["studio", "glasses", "nir"]
+
+
+def test_cells_made_side_by_side_are_those_made_in_turn(faces, tmp_path, capsys, monkeypatch):
+    unmeasured(monkeypatch)
+    arms = ("--leave-out", "nir", "street", "--arms", "base", "no_meta")
+    assert prove(faces, tmp_path / "one", *arms) == 0
+    capsys.readouterr()
+    assert prove(faces, tmp_path / "two", *arms, "--jobs", "2") == 0
+    said = capsys.readouterr().out
+    assert "[4/4] seed 2019" in said
+    one, two = (
+        {(row["left_out"], row["name"]): row["scores"] for row in rows_in(tmp_path / name)} for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 4
+    assert "[2/2] seed 2019, nir left out, no_meta" in (tmp_path / "two/2019-nir/log.txt").read_text()
+    left = [sorted(path.name for path in (tmp_path / name).rglob("*.safetensors")) for name in ("one", "two")]
+    assert left[0] == left[1]  # weights of arms fill disks, here too
+
+
+def test_a_process_that_fails_is_named_and_costs_no_row(faces, tmp_path, capsys, monkeypatch):
+    unmeasured(monkeypatch)
+    arms = ("--leave-out", "nir", "street", "--arms", "base", "no_meta", "--jobs", "2")
+    in_the_way = tmp_path / "out/2019-street/log.txt"
+    in_the_way.mkdir(parents=True)
+    assert prove(faces, tmp_path / "out", *arms) == 1
+    assert "seed 2019, street left out: its process ended, exit status 1" in capsys.readouterr().err
+    in_the_way.rmdir()
+    assert prove(faces, tmp_path / "out", *arms) == 0
+    assert len(rows_in(tmp_path / "out")) == 4
+
+
+def test_jobs_are_at_least_one(faces, tmp_path, capsys):
+    assert prove(faces, tmp_path, "--jobs", "0") == 1
+    assert "want --jobs of at least 1, got 0" in capsys.readouterr().err

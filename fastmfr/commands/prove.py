@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"want --seeds of at least 1, got {options.seeds}")
     if not options.minutes > 0:
         raise ValueError(f"want --minutes above 0, got {options.minutes:g}")
+    if options.jobs < 1:
+        raise ValueError(f"want --jobs of at least 1, got {options.jobs}")
     if not config.meta.steps:
         raise ValueError("want --meta.steps above 0: all arms take as many steps as stage two")
     from fastmfr.progress import new_console  # these need torch, whose import takes seconds: a typo is answered before
@@ -53,21 +55,22 @@ def main(arguments: list[str]) -> int:
     seeds = range(config.seed, config.seed + options.seeds)
     again = f"python -m fastmfr prove {shlex.join(arguments)}"
     console = new_console()
-    compare = lambda names: Comparison(config, out, arms, names, seeds, left_out, console, options.keep_weights)  # noqa: E731
-    comparison = compare(names)
+    how = {"keep": options.keep_weights, "jobs": options.jobs}
+    comparison = Comparison(config, out, arms, names, seeds, left_out, console, **how)
     out.mkdir(parents=True, exist_ok=True)
     with in_use(out):
         if comparison.missing:
             held, can_choose = check_data(config, comparison.trained, left_out, out, console)
             if not can_choose:
                 names = without_chosen(names, asked=bool(options.arms), console=console)
-                comparison = compare(names)
+                comparison = Comparison(config, out, arms, names, seeds, left_out, console, **how)
             comparison.check_data(held)
         return _compare(comparison, config, out, arms, names, options, again)
 
 
 def _compare(comparison, config, out, arms, names, options, again):
     """Make what is missing, write the page and print the verdict."""
+    from fastmfr.prove.jobs import Work, run_side_by_side
     from fastmfr.prove.report import write_report
 
     with closing(comparison):
@@ -75,7 +78,11 @@ def _compare(comparison, config, out, arms, names, options, again):
         if options.dry_run:
             return 0
         try:
-            comparison.run(options.minutes)
+            if options.jobs > 1:
+                work = Work(config, out, arms, names, options.keep_weights)
+                run_side_by_side(comparison, work, options.jobs, options.minutes)
+            else:
+                comparison.run(options.minutes)
         except (KeyboardInterrupt, OSError) as stopped:
             stopped.add_note(f"go on with: {again}")
             raise
@@ -148,6 +155,9 @@ def _parser():
         help="an arm of your own: stage two with other settings of the section meta",
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model that would be ready later")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="seeds and domains left out at a time (default: 1)"
+    )
     parser.add_argument("--keep-weights", action="store_true", help="keep the weights of all arms, which fill disks")
     parser.add_argument("--dry-run", action="store_true", help="say what would be made and how long it would take")
     return parser

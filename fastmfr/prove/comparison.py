@@ -37,6 +37,8 @@ class Comparison:
         left_out: the sources to leave out in turn.
         console: what is said goes there.
         keep: whether the weights of arms are kept when all models of a seed and domain left out have a row.
+        rows: where rows are read and added; None stands for the folder's own.
+        jobs: how many cells are made at a time.
 
     Attributes:
         trained: the arms that are trained, by name.
@@ -55,13 +57,15 @@ class Comparison:
         left_out: Sequence[str],
         console: Console,
         keep: bool = False,
+        rows: Rows | None = None,
+        jobs: int = 1,
     ):
         self._config, self._folder, self._arms, self._console = config, folder, arms, console
-        self._keep = keep
+        self._keep, self._jobs = keep, jobs
         needed = list(dict.fromkeys(one for name in names for one in (trained_arm(name), name)))
         self.trained = {name: arms[name] for name in needed if name in arms}
         steps = {name: _relative_steps(name, arm, config) for name, arm in self.trained.items()}
-        self._rows = Rows(folder, config, self.trained)
+        self._rows = Rows(folder, config, self.trained) if rows is None else rows
         self._tasks = [Task(seed, each, name) for seed in seeds for each in left_out for name in needed]
         self._pace, self._cell, self._open = Pace(steps=steps), None, None
 
@@ -137,16 +141,22 @@ class Comparison:
                 raise ValueError(f"the base of seed {task.seed}, {task.left_out} left out: {error}") from None
             row |= {FAILED: str(error)}
         row["seconds"] = round(time.monotonic() - start, 1)
-        self._rows.add(task, row)
+        self.add(task, row)
         if not self._keep and not any(self._open == (other.seed, other.left_out) for other in self.missing):
             cell.tidy()
+
+    def add(self, task: Task, row: Mapping[str, Any]) -> None:
+        """Add the row of a task, and say how far the comparison is."""
+        self._rows.add(task, row)
         done, left = len(self._tasks) - len(self.missing), self._left(self.missing)
         what = f"failed: {row[FAILED]}" if FAILED in row else f"{row['seconds']:.0f} s"
         more = f" · {duration(left)} left" if left else ""
         self._say(f"[{done}/{len(self._tasks)}] seed {task.seed}, {task.left_out} left out, {task.name}: {what}{more}")
 
     def _left(self, tasks):
-        return self._pace.left(tasks, self._rows.by_task, [self._open] if self._open else ())
+        """Seconds until the tasks have their rows, as if cells made at a time did not hold each other up."""
+        at_once = max(1, min(self._jobs, len({(task.seed, task.left_out) for task in tasks})))
+        return self._pace.left(tasks, self._rows.by_task, [self._open] if self._open else ()) / at_once
 
     def _cell_of(self, task) -> Cell:
         """The cell of a task; the cell before is closed, so that its images make room."""
