@@ -16,8 +16,9 @@ from fastmfr import synthetic
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """One thread less to fight over, so that small tensors stay fast."""
+    """One thread less to fight over, so that small tensors stay fast, here and in processes that a test starts."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import torch
 from torch import distributed as dist
 
 from fastmfr.__main__ import main as fastmfr_main
+from fastmfr.decode.pipeline import dali_installed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of kernels: without a GPU they run in Triton's interpreter
 
@@ -36,8 +37,10 @@ def free_port():
 
 
 def on_ranks(call, *arguments, world=2):
-    """Run call(rank, *arguments) in `world` processes at once, forked from one process that has imported torch."""
-    multiprocessing.set_forkserver_preload(["pytest", "torch", "fastmfr.kernels", "fastmfr.commands.scoring"])
+    """Run call(rank, *arguments) in `world` processes at once, forked from one that has imported what is heavy."""
+    # torch imports _dynamo, which takes seconds, when an optimizer is made, and fastmfr imports DALI when it decodes.
+    heavy = ["torch._dynamo", *(["fastmfr.decode.dali"] if dali_installed() else [])]
+    multiprocessing.set_forkserver_preload(["pytest", "torch", "fastmfr.kernels", "fastmfr.commands.scoring", *heavy])
     torch.multiprocessing.start_processes(call, arguments, nprocs=world, start_method="forkserver")
 
 

@@ -20,8 +20,8 @@ def arguments(faces, place, patch, pictures=()):
     if "page" not in pictures:
         patch.setattr("fastmfr.report.write_report", lambda folder: folder / "report.html")
     if "sheets" not in pictures:
-        patch.setattr("fastmfr.training.diagnose.contact_sheet", lambda images, path: None)
-        patch.setattr("fastmfr.training.diagnose.hardest_sheet", lambda scored, pixels, path: None)
+        for drawing in ("draw_domains", "draw_hardest"):
+            patch.setattr(f"fastmfr.training.diagnose.Diagnosis.{drawing}", lambda *_: None)
     return [
         f"--folder={place / 'runs'}",
         *(f"--data.sources.{name}={faces[name]}" for name in DOMAINS[:2]),
@@ -29,7 +29,7 @@ def arguments(faces, place, patch, pictures=()):
         "--threads=1",
         "--data.threads=1",
         "--data.size=32",
-        "--model.width=0.125",
+        "--model.width=0.0625",
         "--pretrain.steps=6",
         "--pretrain.batch_identities=8",
         "--pretrain.warmup=2",

@@ -1,5 +1,7 @@
 """Which network a file of weights is of, and what a person reads where it is another one than the settings name."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -8,8 +10,9 @@ from fastmfr.backbone import IRESNET_BLOCKS, build
 from fastmfr.config.model_settings import Model
 
 
+@cache
 def state(name, **options):
-    """Names and shapes of a backbone; nothing is allocated."""
+    """Names and shapes of a backbone, made once; nothing is allocated."""
     with torch.device("meta"):
         return build(name, **options).state_dict()
 

@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 generate = docs_module("generate")
 TOY = (
-    "--threads 1 --data.threads 1 --data.size 32 --model.width 0.125 --data.decode pillow --data.holdout 0.5 "
+    "--threads 1 --data.threads 1 --data.size 32 --model.width 0.0625 --data.decode pillow --data.holdout 0.5 "
     "--pretrain.steps 4 --pretrain.batch_identities 6 --meta.steps 2 --meta.batch_identities 4"
 )
 PARAMETERS = {

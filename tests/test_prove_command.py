@@ -20,7 +20,7 @@ from fastmfr.training import NonFiniteLoss
 
 DOMAINS = ("street", "tungsten", "nir")
 SMALL = [
-    *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.125"),
+    *("--threads=1", "--data.threads=1", "--data.size=32", "--data.decode=pillow", "--model.width=0.0625"),
     *("--pretrain.steps=4", "--pretrain.batch_identities=6", "--pretrain.warmup=1", "--meta.steps=2"),
     *("--meta.batch_identities=4", "--data.validation=0.25", "--data.synthetic.identities=24"),
     *("--data.synthetic.images=3", "--data.synthetic.size=32"),

@@ -78,7 +78,7 @@ def test_sigterm_ends_a_run_with_its_status_and_how_to_go_on(small, tmp_path, ca
     ("argv", "words"),
     [
         (["--seed=3"], "seed was 2019, now 3"),
-        (["--model.width=0.25"], "model.width was 0.125, now 0.25"),
+        (["--model.width=0.25"], "model.width was 0.0625, now 0.25"),
         (["--pretrain.margin=arcface"], "pretrain.margin was 'cosface', now 'arcface'"),
         (
             ["--pretrain.batch_identities=4", "--data.flip=0"],

@@ -52,6 +52,7 @@ def test_learns_to_verify_people_it_has_not_met(small, faces, tmp_path):
     held_out = [*domains, f"--data.targets.studio={more['studio']}", "--data.holdout=0.5"]
     longer = [
         "--data.size=24",
+        "--model.width=0.125",
         "--pretrain.steps=150",
         "--pretrain.batch_identities=16",
         "--pretrain.scale=16",
@@ -91,7 +92,13 @@ def test_bad_images_are_listed_and_a_stopped_run_goes_on_to_the_same_bits(small,
         files[number * 23].write_bytes(content)
     on_disk = {f"street/{files[number * 23].parent.name}/{files[number * 23].name}" for number in damage}
     argv = [word.replace(str(faces["street"]), str(tmp_path / "street")) for word in small]
-    argv += ["--data.targets.street", str(tmp_path / "street"), "--data.holdout=0.3", "--save_every=2"]
+    argv += [
+        "--data.targets.street",
+        str(tmp_path / "street"),
+        "--data.holdout=0.3",
+        "--save_every=2",
+        "--pretrain.steps=3",
+    ]
 
     def listed(run):
         return sorted((run / "bad_images.tsv").read_text().splitlines())
@@ -194,7 +201,7 @@ def test_a_margin_out_of_range_is_told_before_any_data_is_touched(tmp_path, caps
 
 
 def test_a_stage_can_be_left_out_and_weights_brought_along(small, tmp_path):
-    assert main([*small, "--meta.steps=0"]) == 0
+    assert main([*small, "--pretrain.steps=1", "--meta.steps=0"]) == 0
     base = only_run(tmp_path) / "base.safetensors"
     again = [*small, f"--folder={tmp_path / 'second'}", "--pretrain.steps=0", "--model.weights", str(base)]
     assert main(again) == 0

@@ -36,6 +36,7 @@ KINDS = {
 }
 INSTEAD = {"--meta.order": "--meta.method"}  # what the library calls otherwise than a recipe
 WRONG = (ArgumentError, ValueError, KeyError, TypeError)  # what a wrong name or value raises there
+_CHECKED: set[str] = set()  # what this process has read of recipes and found right
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -169,7 +170,9 @@ def _read(argv, prog, default, *, code=False):
             _refuse_code(chosen, content["model"].get("name"))
         several = {name for name, kind in _options() if _takes_several(kind)}
         _wrap_numbers(content, several)
-        parser.parse_object(content)  # defaults are not checked, an object is
+        if repr(content) not in _CHECKED:  # a check takes as long as all the rest
+            parser.parse_object(content)  # defaults are not checked, an object is
+            _CHECKED.add(repr(content))
         made, note = _made(parser, content, _with_brackets(argv, several))
     return Config(**{part.name: getattr(made, part.name) for part in fields(Config)}), resume, note
 
