@@ -240,6 +240,11 @@ class Joint:
         return int(self.starts[-1] if self.labels is None else self.labels.max() + 1)
 
     @property
+    def images(self) -> int:
+        """The number of images of all domains together."""
+        return sum(domain.images for domain in self.domains)
+
+    @property
     def people(self) -> list[np.ndarray] | None:
         """By domain the label of each identity, int64 (identities,); None if no two identities are one person."""
         return None if self.labels is None else np.split(self.labels, self.starts[1:-1])

@@ -26,6 +26,7 @@ __all__ = [
     "Accuracy",
     "Candidate",
     "Choice",
+    "Command",
     "DomainGap",
     "HardestPair",
     "HardestPairs",
@@ -34,6 +35,7 @@ __all__ = [
     "Scores",
     "TarAtFar",
     "TargetResult",
+    "base_of",
     "from_json",
     "to_json",
 ]
@@ -88,7 +90,8 @@ class Scores:
     `tar_at_far` is by FAR as text ("0.01"). The rates auc, eer, rank1 and rank5 are shares in [0, 1]; `genuine` to
     `identities` and `images` are counts. `exact` is False if scores were counted into bins. `rank1_std` and `folds` are
     of sets with several gallery and probe lists, `accuracy` (by grid of thresholds) of sets of pairs. `bad_images`
-    holds the reason for each image that could not be decoded.
+    holds the reason for each image that could not be decoded. `draws`, which is not written to a file, holds TAR and
+    rank-1, called as in `rates`, for one draw of the people scored after the other.
     """
 
     tar_at_far: dict[str, TarAtFar] = field(default_factory=dict)
@@ -111,10 +114,18 @@ class Scores:
     images: int | None = None
     mirror: str | None = None
     bad_images: dict[str, str] | None = None
+    draws: dict[str, list[float]] = field(default_factory=dict, compare=False, repr=False, metadata={"kept": False})
 
     def rate(self, far: str) -> TarAtFar:
         """Return TAR at a FAR given as text; all fields are None if the FAR was not asked for."""
         return self.tar_at_far.get(far, TarAtFar())
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The rates that were measured, by the name that records and curves have: rank1, auc, tar_at_far_0.01, ..."""
+        rates = {"rank1": self.rank1, "auc": self.auc}
+        rates |= {f"tar_at_far_{far}": at.tar for far, at in self.tar_at_far.items()}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +260,24 @@ class Choice:
 
 @dataclass(kw_only=True)
 class TargetResult:
-    """The scores of every model on one target domain; `unseen` if the domain is not among the sources."""
+    """The scores of every model on one target domain; `unseen` if the domain is not among the sources.
+
+    `gains` are the 95 % intervals of the gains over the base, as shares, by model and figure, called as in
+    `Scores.rates`; the same people are drawn for both models.
+    """
 
     unseen: bool = False
     models: dict[str, Scores] = field(default_factory=dict)
+    gains: dict[str, dict[str, list[float]]] | None = None
     hardest: HardestPairs | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A process that trained in a run folder: its command line, and when it began, by ISO 8601."""
+
+    line: str
+    began: str
 
 
 @dataclass(kw_only=True)
@@ -261,6 +285,7 @@ class Results:
     """The content of results.json: what one run found.
 
     `targets` is by name, `gap` by model (None if fewer than two domains could be compared), `seconds` by stage.
+    `commands` are the run's processes, the first one first; `wall_seconds` how long the last one took in all.
     `bad_images` holds the reason for each image that could not be decoded; `summary` are sentences for the report;
     `choice` says which model is handed out, None if nobody is kept for validation.
     """
@@ -270,6 +295,8 @@ class Results:
     targets: dict[str, TargetResult] = field(default_factory=dict)
     gap: dict[str, DomainGap | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    commands: list[Command] | None = None
+    wall_seconds: float | None = None
     bad_images: dict[str, str] = field(default_factory=dict)
     summary: list[str] | None = None
     choice: Choice | None = None
@@ -299,13 +326,18 @@ class Results:
         return {name: target for name, target in self.targets.items() if target.models}
 
 
+def base_of(models: Mapping[str, Scores]) -> str:
+    """Return the name of the model that gains are counted from."""
+    return BASE if BASE in models else next(iter(models))
+
+
 def to_json(value: Any) -> Any:
     """Turn one of the dataclasses above, or lists and dicts of them, into plain data for `json.dumps`.
 
     A field that is None is left out; a None in a dict becomes {}.
     """
     if is_dataclass(value):
-        held = {each.name: getattr(value, each.name) for each in fields(value)}
+        held = {each.name: getattr(value, each.name) for each in fields(value) if each.metadata.get("kept", True)}
         return {name: to_json(each) for name, each in held.items() if each is not None}
     if isinstance(value, Mapping):
         return {name: {} if each is None else to_json(each) for name, each in value.items()}

@@ -1,17 +1,32 @@
-"""Where a run keeps its weights and its settings. Needs no torch, so that a wrong path is answered at once."""
+"""Where a run keeps its weights, settings and commands. Needs no torch, so that a wrong path is answered at once."""
 
 import fcntl
+import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from fastmfr.atomic import write_text
-from fastmfr.results import BASE, CHOSEN, MFR
+from fastmfr.results import BASE, CHOSEN, MFR, Command, from_json, to_json
 
-__all__ = ["STEPS", "begun_before", "in_use", "note_begun", "settings_beside", "steps_of_weights", "weights_of"]
+__all__ = [
+    "STEPS",
+    "begun_before",
+    "commands_of",
+    "in_use",
+    "note_begun",
+    "note_command",
+    "settings_beside",
+    "steps_of_weights",
+    "weights_of",
+]
 
+_COMMANDS = "commands.jsonl"
 STEPS = "steps"  # in the metadata of weights that a stage wrote
 
 
@@ -66,6 +81,33 @@ def in_use(folder: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def note_command(folder: Path, began: float) -> None:
+    """Add the command line of this process to commands.jsonl in a run folder.
+
+    Args:
+        folder: the run folder.
+        began: when the process began, in seconds since 1970.
+    """
+    date = datetime.fromtimestamp(began).astimezone().isoformat(" ", "seconds")
+    with (folder / _COMMANDS).open("a") as file:
+        file.write(json.dumps(to_json(Command(line=shlex.join(sys.orig_argv), began=date))) + "\n")
+
+
+def commands_of(folder: Path) -> list[Command]:
+    """The processes that trained in a run folder, the first one first; lines that cannot be read are left out."""
+    found = []
+    try:
+        lines = (folder / _COMMANDS).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            found.append(from_json(Command, json.loads(line)))
+        except (ValueError, RecursionError):  # the line a kill cut short
+            continue
+    return found
 
 
 def note_begun(folder: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from fastmfr.evaluate import Histogram, identification, score, score_folds, verification
 from fastmfr.evaluate.all_pairs import AllPairs
-from fastmfr.evaluate.bootstrap import samples, share_interval, tar_interval
+from fastmfr.evaluate.bootstrap import interval_of, samples, share_draws, tar_draws
 from fastmfr.protocols import GalleryProbe, gallery_probe
 
 FAR = (1e-1, 1e-2, 1e-3)
@@ -127,11 +127,11 @@ def test_the_interval_of_a_mean_over_folds_draws_the_same_people_in_all():
 
 
 def test_a_share_of_two_people_lies_anywhere_and_that_of_many_alike_nowhere_else():
-    assert share_interval(np.array([True, True, False]), np.array([7, 7, 9])) == [0, 1]
+    assert interval_of(share_draws(np.array([True, True, False]), np.array([7, 7, 9]))) == [0, 1]
     hit = np.arange(4000) % 4 > 0
     person = np.arange(4000) // 4
-    assert share_interval(hit, person) == [0.75, 0.75]
-    low, high = share_interval(hit, np.arange(4000))  # each try a person: 4 standard errors of 0.0068 between them
+    assert interval_of(share_draws(hit, person)) == [0.75, 0.75]
+    low, high = interval_of(share_draws(hit, np.arange(4000)))  # each try a person: 4 standard errors of 0.0068
     assert (low, high) == pytest.approx((0.7366, 0.7634), abs=0.004)
 
 
@@ -146,5 +146,5 @@ def test_an_interval_from_an_even_sample_of_the_impostors_is_near_that_from_all(
     some = samples(*arguments)[0.02]
     assert (every.kept, len(every.genuine_N)) == (1, 900)
     assert len(some.impostor_K) == pytest.approx(5000, rel=0.1)
-    low, high = tar_interval([every], 0.02)
-    assert tar_interval([some], 0.02) == pytest.approx([low, high], abs=(high - low) / 4)
+    low, high = interval_of(tar_draws([every], 0.02))
+    assert interval_of(tar_draws([some], 0.02)) == pytest.approx([low, high], abs=(high - low) / 4)

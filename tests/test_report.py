@@ -194,6 +194,29 @@ def test_draws_whatever_values_a_field_takes(tmp_path, values):
     assert training_plot(metrics, tmp_path / "training.png").is_file()
 
 
+def test_three_targets_stand_beside_each_other_with_their_intervals(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("fastmfr.report.plots.save", lambda figure, path: figures.append(figure))
+    rates = {"0.01": TarAtFar(tar=0.5, interval=[0.4, 0.7])}
+    models = {"base": replace(scored(1), tar_at_far=rates), "mfr": scored(2)}
+    roc_plot(Results(targets={name: TargetResult(models=models) for name in "abc"}), tmp_path)
+    (figure,) = figures
+    assert figure.axes[0].get_gridspec().get_geometry() == (1, 3)
+    bars = [line.get_xydata().tolist() for line in figure.axes[0].lines if line.get_alpha() == 0.3]
+    assert bars == [[[0.01, 0.4], [0.01, 0.7]]]
+
+
+def test_the_learning_rate_is_drawn_and_losses_begin_at_zero(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "fastmfr.report.plots.save",
+        lambda figure, path: drawn.update((ax.texts[0].get_text(), ax) for ax in figure.axes),
+    )
+    training_plot([record("pretrain", step, loss=9.0 - step, learning_rate=0.1 * step) for step in (1, 2, 3)], tmp_path)
+    assert drawn["Pretraining loss"].get_ylim()[0] == 0
+    assert drawn["Learning rate"].lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
 def test_draws_only_the_fields_there_are(tmp_path):
     assert training_plot([record("meta", 1, images_per_second=None)], tmp_path / "none.png") is None
     one, all_of_them = (
@@ -222,7 +245,10 @@ def test_the_markdown_table_shows_gains_and_refused_rates(results):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_lower_error_rate_is_shown_as_a_gain(run):
+def test_a_lower_error_rate_is_shown_as_a_gain(run, results):
+    gains = {"mfr": {"eer": [-0.3, -0.01], "auc": [0.01, 0.3]}}
+    targets = {name: replace(target, gains=gains) for name, target in results.targets.items()}
+    replace(results, targets=targets).save(run / "results.json")
     text = write_report(run).read_text()
     assert re.search(r'<span class="gain better">-\d', text)
     assert not re.search(r'class="gain worse"', text)

@@ -11,7 +11,7 @@ from PIL import Image
 from fastmfr.evaluate.roc import exact_roc, score_curve
 from fastmfr.report.compare import compare, write_comparison
 from fastmfr.report.compare.plots import COLOURS
-from fastmfr.report.compare.table import Figure, _best, distinguishing_settings, rows
+from fastmfr.report.compare.table import Figure, _best, rows
 from fastmfr.results import DomainGap, Results, Scores, TarAtFar, TargetResult
 
 main = command("report")
@@ -83,7 +83,8 @@ def test_two_runs_give_one_self_contained_page_in_a_folder_of_its_own(make_run, 
     for shown in (
         "2 runs that differ in seed",
         "<td>every run</td><td>base</td>",
-        "<small>seed 2</small>",
+        "<div>seed 2</div>",
+        "<td>in the folder</td><td>first</td><td>second</td>",
         "never seen",
         "Trained on, and scored on other people: studio.",
         "FAR 1e-05 needs at least",
@@ -208,11 +209,33 @@ def test_the_gap_between_domains_is_compared_where_it_is_known(make_run, tmp_pat
     assert "<td>every run</td><td>base</td>" not in older.read_text()
 
 
-def test_only_the_settings_that_differ_are_shown(make_run):
+def test_runs_are_named_by_the_settings_in_which_they_differ(make_run):
     other = CONFIG | {"folder": "elsewhere", "meta": {"alpha": 0.1, "order": [1, None]}}
     compared = compare([make_run("a", {}), make_run("b", {}, other), make_run("c", {})])
-    assert compared.differing == {"meta.alpha": {"a": "0.3", "b": "0.1", "c": "0.3"}, "meta.order": {"b": "[1, null]"}}
-    assert distinguishing_settings(compared)["b"] == "meta.alpha 0.1 and meta.order [1, null]"
+    first, second, third = compared.folders
+    assert first == "meta.alpha 0.3 and no meta.order (a)"
+    assert second == "meta.alpha 0.1 and meta.order [1, null]"
+    assert third == "meta.alpha 0.3 and no meta.order (c)"
+    assert list(compared.folders.values()) == ["a", "b", "c"]
+    assert list(compared.runs) == [first, second, third]
+    assert compared.differing == {
+        "meta.alpha": {first: "0.3", second: "0.1", third: "0.3"},
+        "meta.order": {second: "[1, null]"},
+    }
+
+
+def test_of_many_settings_those_name_a_run_that_tell_the_runs_apart(make_run):
+    settings = [
+        {"same": 1, "half": place // 2, "again": place // 2, "odd": place % 2, "x": "y" * 60 if place else "z"}
+        for place in range(4)
+    ]
+    runs = [make_run(str(place), {}, config) for place, config in enumerate(settings)]
+    assert list(compare(runs).runs) == [f"half {n // 2}, odd {n % 2} and 2 more" for n in range(4)]
+    assert f"x {'y' * 39}… " in list(compare([runs[0], runs[2]]).runs)[1] + " "
+
+
+def test_runs_that_differ_in_nothing_are_named_by_their_folders(make_run):
+    assert list(compare([make_run("a", {}), make_run("b", {})]).runs) == ["a", "b"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "[" * 20_000, "a: &a [*a]"], ids=["open", "deep", "endless"])
@@ -229,6 +252,7 @@ def test_many_settings_are_counted_in_the_headline(make_run, tmp_path):
     runs = [make_run(name, {}, {f"s{n}": name for n in range(5)}) for name in "ab"]
     text = write_comparison(runs, tmp_path / "out").read_text()
     assert "<h1>2 runs that differ in 5 settings</h1>" in text
+    assert "<th>s0 a and 4 more</th><th>s0 b and 4 more</th>" in text
     assert "<tr><td>s4</td><td>a</td><td>b</td></tr>" in text
 
 

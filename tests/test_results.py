@@ -12,6 +12,7 @@ from fastmfr.results import (
     BASE,
     MFR,
     Accuracy,
+    Command,
     DomainGap,
     HardestPair,
     HardestPairs,
@@ -60,11 +61,14 @@ RESULTS = Results(
         "b": TargetResult(
             unseen=True,
             models={BASE: SCORES, MFR: Scores(folds=[SCORES])},
+            gains={MFR: {"rank1": [-0.5, 0.25]}},
             hardest=HardestPairs(model=MFR, genuine=[PAIR], impostor=[]),
         )
     },
     gap={BASE: None, MFR: GAP},
     seconds={"pretrain": 1.5, "meta": 2},
+    commands=[Command(line="train", began="then")],
+    wall_seconds=4.0,
     bad_images={"a/1.jpg": "empty"},
 )
 
@@ -84,7 +88,10 @@ def test_what_is_not_set_is_left_out_of_the_file():
     assert to_json(TarAtFar(tar=0.5)) == {"tar": 0.5}
     assert to_json({BASE: None}) == {BASE: {}}
     assert to_json(Results(gap={BASE: None}))["gap"] == {BASE: {}}
-    assert list(to_json(RESULTS)) == ["recipe", "sources", "targets", "gap", "seconds", "bad_images"]
+    whole = ["recipe", "sources", "targets", "gap", "seconds", "commands", "wall_seconds", "bad_images"]
+    assert list(to_json(RESULTS)) == whole
+    assert list(to_json(Results())) == [name for name in whole if name not in ("commands", "wall_seconds")]
+    assert "draws" not in to_json(Scores(draws={"rank1": [0.5]}))
 
 
 def test_unknown_keys_are_ignored_and_missing_ones_take_defaults():

@@ -147,7 +147,7 @@ def write_scores(results: Mapping[str, Scores], weights: Path, out: Path) -> Non
     written = {"weights": str(weights), "environment": environment(), "sets": to_json(results)}
     write_text(out, json.dumps(written, indent=1))
     console = new_console()
-    console.print(table_of(results), soft_wrap=False)
+    console.print(table_of(results, console.width), soft_wrap=False)
     for note in notes(results):
         console.print(printable(note))
     console.print(printable(f"written to {out}"))

@@ -7,6 +7,7 @@ all_pairs.py  all gallery x probe pairs, block by block
 rank.py       rank-1 and rank-k
 accuracy.py   accuracy by folds, as InsightFace computes it and exactly
 bootstrap.py  intervals, by drawing the people scored with replacement
+gains.py      intervals of the gains over the base, on the same people
 score.py      what is reported on gallery and probe lists, pairs and templates
 gap.py        how far apart a model keeps domains
 hardest.py    the pairs a model gets most wrong, where wrong labels show
@@ -18,6 +19,7 @@ from fastmfr.results import FAR
 
 from .accuracy import accuracies
 from .embed import embed, embed_domain
+from .gains import paired_gains
 from .gap import domain_gap, draw_evenly
 from .hardest import hardest_pairs
 from .histogram import Histogram
@@ -39,6 +41,7 @@ __all__ = [
     "hardest_pairs",
     "identification",
     "open_sets",
+    "paired_gains",
     "score",
     "score_domain",
     "score_folds",

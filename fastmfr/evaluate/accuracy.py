@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmfr.results import Accuracy
 
-from .bootstrap import share_interval
+from .bootstrap import interval_of, share_draws
 from .roc import refuse_not_finite
 
 FOLDS = 10
@@ -44,7 +44,9 @@ def accuracies(
         correct_N = folded_decisions(scores_N, is_mate_N, fold_N, step) == is_mate_N
         accuracy_F = np.bincount(fold_N, correct_N) / np.bincount(fold_N)
         found[name] = Accuracy(
-            mean=float(accuracy_F.mean()), std=float(accuracy_F.std()), interval=share_interval(correct_N, person_N)
+            mean=float(accuracy_F.mean()),
+            std=float(accuracy_F.std()),
+            interval=interval_of(share_draws(correct_N, person_N)),
         )
     return found
 

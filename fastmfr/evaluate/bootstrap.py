@@ -49,8 +49,8 @@ class Sample:
         refuse_not_finite(self.impostor_K)
 
 
-def tar_interval(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> list[float]:
-    """Return [low, high], the middle 95 % over draws of the people of the mean TAR at `far` over folds.
+def tar_draws(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> list[float]:
+    """Return the mean TAR at `far` over folds, for one draw of the people after the other.
 
     Args:
         folds: One sample a fold; all number the same people in the same way.
@@ -58,8 +58,12 @@ def tar_interval(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> lis
         draws: How many times the people are drawn.
     """
     weights = _weights(folds[0].people, draws)
-    found = [np.mean([_tar(sample, weight, far) for sample in folds]) for weight in weights]
-    return np.quantile(found, [0.025, 0.975]).tolist()
+    return [float(np.mean([_tar(sample, weight, far) for sample in folds])) for weight in weights]
+
+
+def interval_of(drawn: Sequence[float] | np.ndarray) -> list[float]:
+    """Return [low, high], the middle 95 % of a figure over draws of the people."""
+    return np.quantile(np.asarray(drawn), [0.025, 0.975]).tolist()
 
 
 def _tar(sample, weight, far):
@@ -99,8 +103,8 @@ def pair_sample(score_N: np.ndarray, is_mate_N: np.ndarray, people_2N: np.ndarra
     )
 
 
-def share_interval(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) -> list[float]:
-    """Return [low, high], the middle 95 % of the share of hits over draws of the people.
+def share_draws(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) -> list[float]:
+    """Return the share of hits, for one draw of the people after the other.
 
     Args:
         hit_N: Hit or miss.
@@ -109,8 +113,7 @@ def share_interval(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) 
     """
     people, person_N = np.unique(person_N, return_inverse=True)
     hits, tries = np.bincount(person_N, hit_N), np.bincount(person_N)
-    found = [(weight * hits).sum() / (weight * tries).sum() for weight in _weights(len(people), draws)]
-    return np.quantile(found, [0.025, 0.975]).tolist()
+    return [float((weight * hits).sum() / (weight * tries).sum()) for weight in _weights(len(people), draws)]
 
 
 def _weights(people, draws):

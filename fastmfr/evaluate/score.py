@@ -17,7 +17,7 @@ from fastmfr.results import FAR, Scores, TarAtFar
 
 from .accuracy import FOLDS, accuracies
 from .all_pairs import AllPairs, unit_rows
-from .bootstrap import Sample, pair_sample, samples, share_interval, tar_interval
+from .bootstrap import Sample, interval_of, pair_sample, samples, share_draws, tar_draws
 from .embed import embed_domain
 from .roc import exact_roc, score_curve
 
@@ -121,11 +121,13 @@ def _score(embedding_ND, pairs, far, people) -> tuple[Scores, dict[float, Sample
     measured = [f for f in far if curve.tar_at_far[str(f)].refused is None]
     drawn_from = samples(all_pairs, roc, gallery_id, probe_id, measured, people)
     mated_P = rank_P >= 0
+    first = share_draws(rank_P[mated_P] < 1, probe_id[mated_P])
+    curve = _with_intervals(curve, {f: [sample] for f, sample in drawn_from.items()})
     scores = replace(
         curve,
-        tar_at_far=_with_intervals(curve.tar_at_far, {f: [sample] for f, sample in drawn_from.items()}),
+        draws=curve.draws | {"rank1": first},
         rank1=float((rank_P[mated_P] < 1).mean()),
-        rank1_interval=share_interval(rank_P[mated_P] < 1, probe_id[mated_P]),
+        rank1_interval=interval_of(first),
         rank5=float((rank_P[mated_P] < 5).mean()),
         gallery=len(gallery_id),
         probes=len(probe_id),
@@ -150,9 +152,13 @@ def _check(embedding_ND, pairs):
         )
 
 
-def _with_intervals(rates: dict[str, TarAtFar], folds_by_far: Mapping[float, Sequence[Sample]]) -> dict[str, TarAtFar]:
-    """The rates, with the interval of each FAR that there are samples for."""
-    return rates | {str(f): replace(rates[str(f)], interval=tar_interval(fold, f)) for f, fold in folds_by_far.items()}
+def _with_intervals(scores: Scores, folds_by_far: Mapping[float, Sequence[Sample]]) -> Scores:
+    """The scores, with draws and interval of TAR at each FAR that there are samples for."""
+    rates, draws = dict(scores.tar_at_far), dict(scores.draws)
+    for f, folds in folds_by_far.items():
+        drawn = draws[f"tar_at_far_{f}"] = tar_draws(folds, f)
+        rates[str(f)] = replace(rates[str(f)], interval=interval_of(drawn))
+    return replace(scores, tar_at_far=rates, draws=draws)
 
 
 def score_folds(
@@ -176,14 +182,15 @@ def score_folds(
     scored, drawn_from = zip(*(_score(embedding_ND, pairs, far, people) for pairs in folds), strict=True)
     rates = {str(f): _mean_tar([fold.tar_at_far[str(f)] for fold in scored]) for f in far}
     measured = [f for f in far if rates[str(f)].refused is None]
-    return Scores(
-        tar_at_far=_with_intervals(rates, {f: [samples_by_far[f] for samples_by_far in drawn_from] for f in measured}),
+    scores = Scores(
+        tar_at_far=rates,
         auc=float(np.mean([fold.auc for fold in scored])),
         eer=float(np.mean([fold.eer for fold in scored])),
         rank1=float(np.mean([fold.rank1 for fold in scored])),
         rank1_std=float(np.std([fold.rank1 for fold in scored])),
         folds=[replace(fold, roc=None) for fold in scored],
     )
+    return _with_intervals(scores, {f: [samples_by_far[f] for samples_by_far in drawn_from] for f in measured})
 
 
 def _mean_tar(found: Sequence[TarAtFar]) -> TarAtFar:
@@ -221,8 +228,7 @@ def score_pairs(embedding_ND: torch.Tensor | np.ndarray, pairs: PairList, far: S
     accuracy = None
     if min(roc.genuine, roc.impostors) >= FOLDS:
         accuracy = accuracies(cos_N, pairs.is_mate, pairs.fold, None if pairs.people is None else pairs.people[0])
-    rates = _with_intervals(curve.tar_at_far, {f: [sample] for f in measured})
-    return replace(curve, tar_at_far=rates, accuracy=accuracy)
+    return replace(_with_intervals(curve, {f: [sample] for f in measured}), accuracy=accuracy)
 
 
 def score_templates(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastmfr.config import read_yaml
 from fastmfr.results import Results
+from fastmfr.run_folder import commands_of
 
 
 @dataclass
@@ -41,6 +42,7 @@ def read(path: Path) -> RunFolder:
     run.environment = _text(run, "environment.json", "the machine and versions it ran on are not known")
     run.metrics = _metrics(run)
     run.results = _results(run)
+    run.results.commands = run.results.commands or commands_of(path) or None  # of a run that was stopped half-way
     run.sources = run.results.sources or _configured_sources(run)
     return run
 

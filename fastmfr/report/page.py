@@ -4,19 +4,20 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from fastmfr.results import CHOSEN, MFR, DomainGap, Results
+from fastmfr.results import DomainGap, Results
 
 from .choice import choice_parts
 from .folder import RunFolder
 from .gap import COLUMNS, READING, gap_rows
 from .markup import document, folded, footnote, picture, warnings
-from .tables import Cell, columns, footnotes, headline, rows
+from .tables import Cell, columns, footnotes, headline, main_of, rows
 
 CAPTIONS = {
     "roc": (
         "ROC",
         "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
-        "better. Every gallery x probe pair of the target is scored.",
+        "better. Every gallery x probe pair of the target is scored. Upright bars: 95 % intervals of TAR over draws of "
+        "the people.",
     ),
     "gap": (
         "Domain gap",
@@ -45,7 +46,7 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
     name = run.path.resolve().name
     parts = [f'<p class="run">fastmfr run {escape(name)}</p>', f"<h1>{escape(headline(run.results, run.sources))}</h1>"]
     parts += [f"<p>{escape(str(line))}</p>" for line in run.results.summary or []]
-    parts += [_time(run.results.seconds), warnings(run.notes)]
+    parts += [_time(run.results), warnings(run.notes)]
     if run.results.scored:
         parts += ["<h2>Scores</h2>", _table(run.results)]
         parts += map(footnote, [*footnotes(run.results), *_about_intervals(run)])
@@ -55,7 +56,13 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
             parts.append(picture(heading, pictures[kind], caption))
         if kind == "gap":
             parts.append(_gap(run.results.gap))
-    parts += ["<h2>How it was run</h2>", folded("Settings", run.config), folded("Environment", run.environment)]
+    lines = [f"{command.began}  {command.line}" for command in run.results.commands or []]
+    parts += [
+        "<h2>How it was run</h2>",
+        folded("Command", "\n".join(lines)),
+        folded("Settings", run.config),
+        folded("Environment", run.environment),
+    ]
     bad = [f"{key}: {reason}" for key, reason in run.results.bad_images.items()]
     parts.append(folded(f"Images replaced ({len(bad)})", "\n".join(bad)))
     return document(name, parts)
@@ -64,12 +71,12 @@ def page(run: RunFolder, pictures: Mapping[str, Path]) -> str:
 def _table(results: Results) -> str:
     titles = "".join(f'<th class="figure">{column.title}</th>' for column in columns(results))
     head = f"<th>Target</th><th>Model</th>{titles}"
-    main = CHOSEN if results.choice else MFR
     bodies: dict[str, list[str]] = {}
     for row in rows(results):
         lines = bodies.setdefault(row.target, [])
         target = "" if lines else escape(row.target) + ("<small>never seen</small>" if row.unseen else "")
         cells = "".join(f'<td class="figure">{_cell(cell)}</td>' for cell in row.cells)
+        main = main_of(results.targets[row.target].models)
         lines.append(
             f'<tr{" class=main" if row.model == main else ""}><td class="target">{target}</td>'
             f"<td>{escape(row.model)}</td>{cells}</tr>"
@@ -102,12 +109,17 @@ def _about_intervals(run: RunFolder) -> list[str]:
 def _cell(cell: Cell) -> str:
     colour = {None: "gain", True: "gain better", False: "gain worse"}[cell.better]
     interval = f"<small>{cell.interval}</small>" if cell.interval else ""
-    return f'{cell.value}<span class="{colour}">{cell.gain}</span>{interval}'
+    within = f'<small class="{colour[5:]}">gain {cell.within}</small>' if cell.within else ""
+    return f'{cell.value}<span class="{colour}">{cell.gain}</span>{interval}{within}'
 
 
-def _time(seconds: Mapping[str, float]) -> str:
-    spent = [f"{escape(stage)} {_duration(taken)}" for stage, taken in seconds.items()]
-    return f'<p class="time">Time: {", ".join(spent)}.</p>' if spent else ""
+def _time(results: Results) -> str:
+    """When the run began, how long its parts took, and the last process in all."""
+    spent = [f"{escape(stage)} {_duration(taken)}" for stage, taken in results.seconds.items()]
+    spent += [] if results.wall_seconds is None else [f"in all {_duration(results.wall_seconds)}"]
+    said = [f"Time: {', '.join(spent)}."] if spent else []
+    said += [f"Begun {escape(command.began)}." for command in (results.commands or [])[:1]]
+    return f'<p class="time">{" ".join(said)}</p>' if said else ""
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The pictures: ROC curves by target, training curves by quantity, sample images by domain. PNG, drawn off screen.
 
-A model keeps its colour everywhere: base grey, mfr blue. Lines are named in their own colour instead of in a legend.
+A model keeps its colour everywhere: base grey, the model of the meta stage blue. Lines are named in their own colour
+instead of in a legend.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastmfr.results import META, MFR, PRETRAIN, Results, Scores
+from fastmfr.results import CHOSEN, META, PRETRAIN, Results, Scores, base_of
 
 from .axes import (
     BLUE,
@@ -31,7 +32,7 @@ from .axes import (
     set_scale,
     write_title,
 )
-from .tables import base_of, fars, short_far
+from .tables import fars, short_far
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,10 +69,10 @@ def _both(name: str) -> tuple[Line, Line]:
 
 
 PANELS = (
-    Panel("Pretraining loss", (Line(PRETRAIN, "loss", "", ORANGE),)),
+    Panel("Pretraining loss", (Line(PRETRAIN, "loss", "", ORANGE),), scale="zero"),
     Panel("Hard-pair loss", _both("hard_pair")),
     Panel("Soft classification", _both("soft_classification"), scale="log"),
-    Panel("Domain alignment loss", (Line(META, "domain_alignment", "", GREY),)),
+    Panel("Domain alignment loss", (Line(META, "domain_alignment", "", GREY),), scale="zero"),
     Panel(
         "Hard pairs mined",
         (Line(META, "positives", "genuine", GREEN), Line(META, "negatives", "impostor", ORANGE)),
@@ -79,6 +80,11 @@ PANELS = (
     ),
     # Far below the band second order changes nothing, far above it destroys: alpha is to be set by this ratio.
     Panel("Second order, alpha |Hv| / |v|", (Line(META, "alpha_hv_over_v", "", BLUE),), scale="log", band=(0.1, 0.3)),
+    Panel(
+        "Learning rate",
+        (Line(PRETRAIN, "learning_rate", PRETRAIN, ORANGE), Line(META, "learning_rate", META, BLUE)),
+        scale="log",
+    ),
     Panel("Gradient norm", (Line(META, "gradient_norm", "", BLUE),), scale="log"),
     Panel(
         "Images a second",
@@ -98,7 +104,7 @@ def roc_plot(results: Results, path: Path) -> Path:
     """Draw one panel a target, TAR over FAR on a log axis, with every model's TAR at the coarsest measured FAR."""
     shown = results.scored
     width, height = (6.6, 4.6) if len(shown) == 1 else (4.7, 3.7)
-    figure, axes = grid(len(shown), columns=2, width=width, height=height)
+    figure, axes = grid(len(shown), columns=3 if len(shown) == 3 else 2, width=width, height=height)
     lowest = min(lowest_far(scores) for target in shown.values() for scores in target.models.values())
     for ax, (name, target) in zip(axes, shown.items(), strict=True):
         set_roc_axes(ax, lowest)
@@ -106,9 +112,10 @@ def roc_plot(results: Results, path: Path) -> Path:
         for model, scores in target.models.items():
             main = model != base_of(target.models)
             draw_roc(ax, scores, color=colours[model], lw=2 if main else 1.6, zorder=3 if main else 2)
+            _draw_intervals(ax, scores, colours[model])
         write_title(ax, name, "never seen in training" if target.unseen else "other people of a source domain")
         _write_tars(ax, target.models, colours, fars(results))
-    for ax in axes[::2]:
+    for ax in axes[:: 3 if len(shown) == 3 else 2]:
         ax.set_ylabel("TAR, genuine pairs accepted")
     return save(figure, path)
 
@@ -191,6 +198,13 @@ def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict]) -> None:
     write_title(ax, panel.title, words=[(line.label, line.colour) for line in curves])
 
 
+def _draw_intervals(ax: "Axes", scores: Scores, colour: str) -> None:
+    """The 95 % interval of TAR at each FAR measured, as an upright bar."""
+    for far, rate in scores.tar_at_far.items():
+        if rate.interval:
+            ax.plot([float(far)] * 2, rate.interval, color=colour, lw=5, alpha=0.3, solid_capstyle="butt", zorder=1.5)
+
+
 def _write_tars(ax: "Axes", models: dict[str, Scores], colours: Mapping[str, str], names: Iterable[str]) -> None:
     """Mark the coarsest FAR measured, and list the models' TAR there in the empty corner below the curves."""
     measured = (far for far in names if all(scores.rate(far).tar is not None for scores in models.values()))
@@ -211,5 +225,6 @@ def _write_tars(ax: "Axes", models: dict[str, Scores], colours: Mapping[str, str
 
 def _colours(models: Mapping[str, Scores]) -> dict[str, str]:
     others = iter(OTHERS * len(models))
-    fixed = {base_of(models): GREY, MFR: BLUE}
+    base = base_of(models)
+    fixed = dict(zip((model for model in models if model not in (base, CHOSEN)), (BLUE,), strict=False)) | {base: GREY}
     return {model: fixed.get(model) or next(others) for model in models}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastmfr.results import BASE, CHOSEN, MFR, Results, Scores, TargetResult
+from fastmfr.results import CHOSEN, MFR, Results, Scores, TargetResult, base_of
 from fastmfr.text import printable
 
 if TYPE_CHECKING:
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 class Column:
     """One share that the table shows: how it is read from the scores of a model, and how it is printed.
 
-    `interval` reads the ends of its 95 % interval, None or empty if not known. `is_tar` is True for TAR at a FAR.
+    `name` is what `TargetResult.gains` calls the share. `interval` reads the ends of its 95 % interval, None or
+    empty if not known. `is_tar` is True for TAR at a FAR.
     """
 
     title: str
+    name: str
     decimals: int
     share: Callable[[Scores], float | None]
     interval: Callable[[Scores], Sequence[float] | None] = lambda scores: None
@@ -31,12 +33,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure, in percent: `gain` in points over base, `better` whether the gain is good; "-" if refused."""
+    """One figure, in percent, "-" if refused; `gain` in points over the base, `within` its paired interval.
+
+    `better` says whether the gain is good; it is None if the interval spans zero or is not known.
+    """
 
     value: str
     gain: str = ""
     better: bool | None = None
     interval: str = ""
+    within: str = ""
+
+    @property
+    def text(self) -> str:
+        """The figure in one line, with its gain and the gain's interval in brackets."""
+        return f"{self.value} ({', '.join(filter(None, [self.gain, self.within]))})" if self.gain else self.value
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,9 @@ class Row:
 
 
 AFTER_TAR = (
-    Column("Rank-1", 1, lambda scores: scores.rank1, lambda scores: scores.rank1_interval),
-    Column("AUC", 2, lambda scores: scores.auc),
-    Column("EER", 2, lambda scores: scores.eer, lower_is_better=True),
+    Column("Rank-1", "rank1", 1, lambda scores: scores.rank1, lambda scores: scores.rank1_interval),
+    Column("AUC", "auc", 2, lambda scores: scores.auc),
+    Column("EER", "eer", 2, lambda scores: scores.eer, lower_is_better=True),
 )
 
 
@@ -63,7 +74,14 @@ def columns(results: Results) -> list[Column]:
 
 def _tar_column(far: str) -> Column:
     title = f"TAR@{short_far(far)}"
-    return Column(title, 1, lambda scores: scores.rate(far).tar, lambda scores: scores.rate(far).interval, is_tar=True)
+    return Column(
+        title,
+        f"tar_at_far_{far}",
+        1,
+        lambda scores: scores.rate(far).tar,
+        lambda scores: scores.rate(far).interval,
+        is_tar=True,
+    )
 
 
 def rows(results: Results) -> Iterator[Row]:
@@ -71,7 +89,11 @@ def rows(results: Results) -> Iterator[Row]:
     for name, target in results.scored.items():
         base = target.models[base_of(target.models)]
         for model, scores in target.models.items():
-            cells = [_cell(column, scores, None if scores is base else base) for column in columns(results)]
+            gains = (target.gains or {}).get(model, {})
+            cells = [
+                _cell(column, scores, None if scores is base else base, gains.get(column.name))
+                for column in columns(results)
+            ]
             yield Row(name, target.unseen, model, cells)
 
 
@@ -86,6 +108,11 @@ def footnotes(results: Results) -> list[str]:
     several = [target.models for target in results.scored.values() if len(target.models) > 1]
     bases = listed(sorted({base_of(models) for models in several}))
     gains = f"; beside a figure its gain over {bases}, in points" if several else ""
+    if any(target.gains for target in results.scored.values()):
+        gains += (
+            " and, of TAR and rank-1, with its 95 % interval over draws of the people, the same for both models; green "
+            "or red: the interval does not span zero"
+        )
     notes = [f"In percent{gains}. TAR@f: share of genuine pairs accepted at false accept rate f."]
     held_out = [name for name, target in results.scored.items() if not target.unseen]
     if held_out:
@@ -119,7 +146,7 @@ def headline(results: Results, sources: Sequence[str]) -> str:
 
 
 def final_table(results: Results) -> "Table":
-    """Return the table for the console, gains in green and red, its notes as a caption."""
+    """Return the table for the console, gains beyond chance in green and red, its notes as a caption."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -133,9 +160,7 @@ def final_table(results: Results) -> "Table":
     for row in rows(results):
         if before not in (None, row.target):
             table.add_section()
-        cells = [
-            Text(cell.value) + Text(f" ({cell.gain})" if cell.gain else "", _rich_style(cell)) for cell in row.cells
-        ]
+        cells = [Text(cell.value) + Text(cell.text.removeprefix(cell.value), _rich_style(cell)) for cell in row.cells]
         table.add_row(Text("" if row.target == before else printable(row.target)), Text(row.model), *cells)
         before = row.target
     return table
@@ -146,7 +171,7 @@ def markdown_table(results: Results) -> str:
     titles = [column.title for column in columns(results)]
     lines = [["Target", "Model", *titles], ["---", "---", *["---:"] * len(titles)]]
     for row in rows(results):
-        cells = [f"{cell.value} ({cell.gain})" if cell.gain else cell.value for cell in row.cells]
+        cells = [cell.text for cell in row.cells]
         lines.append([row.target.replace("|", "\\|"), row.model.replace("|", "\\|"), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "  \n".join(footnotes(results)) + "\n"
 
@@ -155,11 +180,6 @@ def fars(results: Results) -> list[str]:
     """Return every FAR that a model was scored at, as the text that names the FAR, the coarsest first."""
     scores = [scores for target in results.scored.values() for scores in target.models.values()]
     return sorted({far for each in scores for far in each.tar_at_far}, key=float, reverse=True)
-
-
-def base_of(models: Mapping[str, Scores]) -> str:
-    """Return the name of the model that gains are counted from."""
-    return BASE if BASE in models else next(iter(models))
 
 
 def main_of(models: Mapping[str, Scores]) -> str:
@@ -183,8 +203,8 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def _cell(column: Column, scores: Scores, base: Scores | None) -> Cell:
-    """A figure, and its gain over `base`; only TAR is shown with its interval."""
+def _cell(column: Column, scores: Scores, base: Scores | None, within: Sequence[float] | None) -> Cell:
+    """A figure, and its gain over `base` with the interval of the gain; only TAR is shown with its own interval."""
     value, before = column.share(scores), base and column.share(base)
     if value is None:
         return Cell("-")
@@ -193,8 +213,10 @@ def _cell(column: Column, scores: Scores, base: Scores | None) -> Cell:
     if before is None:
         return Cell(text, interval=interval)
     points = gain(value, before, column.decimals)
-    better = None if not float(points) else (value < before) == column.lower_is_better
-    return Cell(text, points, better, interval)
+    beyond_chance = bool(within) and bool(float(points)) and min(within) * max(within) > 0
+    better = (value < before) == column.lower_is_better if beyond_chance else None
+    ends = " to ".join(f"{100 * end:+z.{column.decimals}f}" for end in within or ())
+    return Cell(text, points, better, interval, ends)
 
 
 def _mean_tar(targets: Iterable[TargetResult], pick: Callable[[Mapping[str, Scores]], str], far: str) -> float | None:

@@ -4,14 +4,21 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from fastmfr.atomic import replacing
 from fastmfr.progress import Meter, new_console
+from fastmfr.results import Results
 from fastmfr.text import printable
+
+END = "end"  # the part of TensorBoard that shows what a run found
 
 
 class Logbook:
@@ -75,6 +82,33 @@ class Logbook:
         board = self._board(stage.split("/")[0])
         for name, value in plain.items():
             board.add_scalar(f"{stage}/{name}", value, step)
+
+    def record_end(self, settings: Mapping[str, Any], results: Results, domains: Path) -> None:
+        """Show a run's end in TensorBoard: the scores of its models, its settings as hparams, the picture of domains.
+
+        Args:
+            settings: the settings by dotted name.
+            results: what the run found.
+            domains: the PNG of the domains; left out if there is none.
+        """
+        if not self._writes:
+            return
+        board = self._board(END, purge_step=0)
+        rates = {
+            f"{target}/{model}/{name}": rate
+            for target, found in results.scored.items()
+            for model, scores in found.models.items()
+            for name, rate in scores.rates.items()
+        }
+        kept = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
+        for summary in hparams(kept, rates):  # add_hparams would make a folder of its own
+            board._get_file_writer().add_summary(summary)
+        for name, rate in rates.items():
+            board.add_scalar(name, rate, 0)
+        if domains.is_file():
+            with Image.open(domains) as picture:
+                board.add_image("domains", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
+        board.flush()
 
     def _board(self, stage, purge_step=None):
         """The TensorBoard writer of a stage; one opened anew with `purge_step` hides what was written from there on.

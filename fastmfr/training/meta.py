@@ -143,7 +143,9 @@ class _Records:
         _refuse_non_finite(values_by_split, left_out, step)
         values = {name: float(np.mean(value)) for name, value in values_by_split.items()}
         loss, seen = values["total_test"], (step + 1 - self._first) * self._images_of_a_step
-        speed, wait = self._meter.step(step + 1, seen, self._stream.wait_seconds, f"loss {loss:.3f}")
+        epoch = (step + 1) * self._images_of_a_step / self._run.data[META].sources.images
+        note = f"loss {loss:.3f} · learning rate {rates.beta:.3g} · epoch {epoch:.2f}"
+        speed, wait = self._meter.step(step + 1, seen, self._stream.wait_seconds, note)
         rest = {"learning_rate": rates.beta, "images_per_second": speed, "data_wait": wait}
         rest["alignment_weight"] = self._weight
         self._run.logbook.record(META, step, loss=loss, gradient_norm=gradient_norm, **values, **vars(rates), **rest)

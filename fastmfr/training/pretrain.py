@@ -170,7 +170,9 @@ def _record(run, meter, images, first, loss_B, step, pairs, rate):
     if not math.isfinite(loss):
         raise NonFiniteLoss(_blame_rows(loss_B, pairs, run.data[PRETRAIN].sources, step))
     seen = (step + 1 - first) * len(loss_B)
-    speed, wait = meter.step(step + 1, seen, images.wait_seconds, f"loss {loss:.3f}")
+    epoch = (step + 1) * len(loss_B) / run.data[PRETRAIN].sources.images
+    note = f"loss {loss:.3f} · learning rate {rate:.3g} · epoch {epoch:.2f}"
+    speed, wait = meter.step(step + 1, seen, images.wait_seconds, note)
     run.logbook.record(PRETRAIN, step, loss=loss, learning_rate=rate, images_per_second=speed, data_wait=wait)
 
 

@@ -27,7 +27,7 @@ from fastmfr.freezing import hold_stages
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
 from fastmfr.results import META, PRETRAIN, Scores
-from fastmfr.run_folder import weights_of
+from fastmfr.run_folder import note_command, weights_of
 from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
 from fastmfr.training.batch_sizes import check_batches, fit_batches
 from fastmfr.training.checkpoint import Checkpoints
@@ -69,6 +69,7 @@ class Run:
         decoding: threads, decoder, vet and verdicts, as ImageStream takes them.
         ranks: the processes of the run; all have the same Run, but for the device.
         seconds: how long each part of the run has taken so far.
+        began: when this process opened the run, in seconds since 1970.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class Run:
     decoding: Mapping[str, Any]
     ranks: Ranks = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)
 
     @classmethod
     def open(cls, config: Config, logbook: Logbook, *, new: bool = False, ranks: Ranks = ALONE) -> "Run":
@@ -98,6 +100,7 @@ class Run:
                 that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
+        began = time.time()
         with ranks.alike():
             device = device_for(config.device)
             made_with = None if new else MadeWith(logbook.folder)
@@ -125,11 +128,12 @@ class Run:
         with ranks.alike():
             if ranks.is_first:
                 _begin(logbook, made_with, config, people, new)
+                note_command(logbook.folder, began)
         logbook.folder = ranks.of_first(logbook.folder)
         with ranks.alike():
             _check_shared(logbook.folder)
         data = stage_data(people.sources, config, device, decoding, logbook)
-        return cls(config, logbook.folder, device, logbook, people, data, decoding, ranks, seconds)
+        return cls(config, logbook.folder, device, logbook, people, data, decoding, ranks, seconds, began)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -208,10 +212,7 @@ class Run:
         if not every or steps % every:
             return
         for name, scores, *_ in self.score(backbone):
-            tar = {f"tar_at_far_{far}": at.tar for far, at in scores.tar_at_far.items() if at.tar is not None}
-            rates = {"rank1": scores.rank1, "auc": scores.auc}
-            found = {rate: value for rate, value in rates.items() if value is not None}
-            self.logbook.record(f"{stage}/{name}", steps - 1, **found, **tar)
+            self.logbook.record(f"{stage}/{name}", steps - 1, **scores.rates)
 
     @property
     def exact_decoding(self) -> Mapping[str, Any]:

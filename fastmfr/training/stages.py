@@ -1,10 +1,15 @@
 """The stages of a run in order: pretrain and score the base, meta-train and score MFR, choose, draw what was found."""
 
+import time
+from dataclasses import asdict
+
 from torch import nn
 
 from fastmfr.config.model_settings import STAGES
+from fastmfr.config.sections import flattened, plain
+from fastmfr.evaluate import paired_gains
 from fastmfr.results import BASE, CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
-from fastmfr.run_folder import steps_of_weights
+from fastmfr.run_folder import commands_of, steps_of_weights
 from fastmfr.training.choosing import Choosing
 from fastmfr.training.diagnose import Diagnosis
 from fastmfr.training.meta import meta_train
@@ -51,17 +56,26 @@ def complete(run: Run) -> Results:
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
             _train_or_load(run, stage, steps, backbone, choosing)
-            _score(run, MODEL_OF_STAGE[stage], backbone, diagnosis, results)
+            _score(run, _name(run, stage), backbone, diagnosis, results)
     if choosing.choice.best:
         _hand_out(run, choosing, backbone, diagnosis, results)
     if first and any(target.models for target in results.targets.values()):
         with run.timed("evaluate"):
             diagnosis.draw_hardest(results.targets, run.folder / "hardest.png")
     results.seconds = {part: round(value, 1) for part, value in run.seconds.items()}
+    for target in results.scored.values():
+        target.gains = paired_gains(target.models)
+    results.commands, results.wall_seconds = commands_of(run.folder), round(time.time() - run.began, 1)
     results.bad_images = run.logbook.bad
     if first:
+        run.logbook.record_end(flattened(plain(asdict(run.config))), results, run.folder / "domains.png")
         results.save(run.folder / "results.json")
     return results
+
+
+def _name(run, stage: str) -> str:
+    """What the scores call the model that a stage leaves: after the method of the meta stage, for instance no_meta."""
+    return run.config.meta.method if stage == META else MODEL_OF_STAGE[stage]
 
 
 def _say_what_is_held(run, backbone: nn.Module):
@@ -98,7 +112,7 @@ def _hand_out(run, choosing, backbone: nn.Module, diagnosis, results):
     """Scores the model that is handed out, and says which one it is and why."""
     best, results.choice = choosing.choice.best, choosing.choice
     run.logbook.say(choosing.explain())
-    model = MODEL_OF_STAGE[best.of_stage]
+    model = _name(run, best.of_stage)
     if best is choosing.choice.last_of(best.of_stage) and model in results.gap:
         for target in results.targets.values():  # the same weights have the same scores
             target.models[CHOSEN] = target.models[model]

@@ -1,6 +1,7 @@
 """Several runs on one page: what each scored, how each trained, and which of their settings differ.
 
-runs.py reads the runs side by side, table.py and plots.py make the parts, page.py joins the parts.
+runs.py reads the runs side by side, naming.py says what they are called, table.py and plots.py make the parts,
+page.py joins the parts.
 """
 
 from collections.abc import Sequence

@@ -7,8 +7,9 @@ from pathlib import Path
 from ..gap import COLUMNS, READING
 from ..markup import document, folded, footnote, picture, warnings
 from ..tables import columns, listed
+from .naming import MOST_SETTINGS
 from .runs import Comparison, Entry
-from .table import MOST_SETTINGS, Cell, Row, distinguishing_settings, gap_rows, reading, rows
+from .table import Cell, Row, gap_rows, other_names, reading, rows
 
 CAPTIONS = {
     "roc": (
@@ -27,7 +28,7 @@ CAPTIONS = {
 
 def page(compared: Comparison, pictures: Mapping[str, Path]) -> str:
     """Return the comparison as HTML text; `pictures` are the PNG files that exist, by their names in CAPTIONS."""
-    names = listed(list(compared.runs))
+    names = listed(list(compared.folders.values()))
     parts = [
         f'<p class="run">fastmfr runs {escape(names)}</p>',
         f"<h1>{escape(headline(compared))}</h1>",
@@ -75,11 +76,10 @@ def _row(compared: Comparison, row: Row, first: bool) -> str:
 
 
 def _owners(compared: Comparison, entry: Entry) -> str:
-    """The runs that hold a model, one a line, each with the settings that distinguish the run."""
+    """The runs that hold a model, one a line."""
     if len(entry.runs) == len(compared.runs):
         return compared.owners(entry)
-    small = {run: f"<small>{escape(text)}</small>" for run, text in distinguishing_settings(compared).items()}
-    return "".join(f"<div>{escape(run)}{small.get(run, '')}</div>" for run in entry.runs)
+    return "".join(f"<div>{escape(run)}</div>" for run in entry.runs)
 
 
 def _cell(cell: Cell) -> str:
@@ -104,6 +104,9 @@ def _settings(compared: Comparison) -> str:
     for name, values in compared.differing.items():
         cells = "".join(f"<td>{escape(values.get(run, '-'))}</td>" for run in compared.runs)
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    if other_names(compared):
+        cells = "".join(f"<td>{escape(folder)}</td>" for folder in compared.folders.values())
+        lines.append(f"<tr><td>in the folder</td>{cells}</tr>")
     return (
         f'<div class="scroll"><table class="settings"><thead><tr><th>Setting</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

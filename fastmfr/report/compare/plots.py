@@ -31,7 +31,6 @@ from ..axes import (
 from ..plots import PANELS, Line, Panel, series
 from ..tables import fars
 from .runs import Comparison, Entry
-from .table import distinguishing_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,9 +59,7 @@ def roc_plot(compared: Comparison, path: Path) -> Path | None:
         _write_missing(ax, [compared.full_name(entry) for entry in styles if name not in entry.scores])
     for ax in axes[::2]:
         ax.set_ylabel("TAR, genuine pairs accepted")
-    _write_key(
-        figure, [(_label(compared, entry.runs, compared.full_name(entry)), style) for entry, style in styles.items()]
-    )
+    _write_key(figure, [(compared.full_name(entry), style) for entry, style in styles.items()])
     return save(figure, path)
 
 
@@ -99,9 +96,7 @@ def training_plot(compared: Comparison, path: Path) -> Path | None:
         for name, (steps, values) in by_run.items():
             draw_series(ax, steps, values, colours[name], widths[name])
         _set_training_axes(ax, panel, line, np.concatenate([values for _, values in by_run.values()]))
-    _write_key(
-        figure, [(_label(compared, (name,), name), {"color": colour, "lw": 2}) for name, colour in colours.items()]
-    )
+    _write_key(figure, [(name, {"color": colour, "lw": 2}) for name, colour in colours.items()])
     return save(figure, path)
 
 
@@ -113,11 +108,6 @@ def _set_training_axes(ax: "Axes", panel: Panel, line: Line, values: np.ndarray)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel(f"{line.stage} step")
     write_title(ax, panel.title, line.label if line.label != line.stage else "")
-
-
-def _label(compared: Comparison, runs: tuple[str, ...], name: str) -> str:
-    settings = distinguishing_settings(compared).get(runs[0]) if len(runs) == 1 else None
-    return f"{name} ({settings})" if settings else name
 
 
 def _write_key(figure: "Figure", named: list[tuple[str, dict]]) -> None:

@@ -1,7 +1,6 @@
 """Runs read side by side: names to tell them apart, the models they scored, the settings they differ in."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from fastmfr.results import Results, Scores, TargetResult, to_json
 
 from ..folder import RunFolder, read
 from ..tables import listed, main_of
+from .naming import folder_names, names_by_settings
 
 READ = ("config.yaml", "metrics.jsonl", "results.json")
 
@@ -31,9 +31,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by name; by target whether it is `unseen`; by dotted setting its value in each run, if they differ."""
+    """Runs side by side.
+
+    Attributes:
+        runs: The runs by name.
+        folders: The name of each run's folder.
+        entries: The models.
+        unseen: By target, whether no run was trained on it.
+        differing: By dotted setting its value in each run, of those settings that are not the same in all runs.
+        notes: Sentences that say what is missing or odd.
+    """
 
     runs: dict[str, RunFolder]
+    folders: dict[str, str]
     entries: list[Entry]
     unseen: dict[str, bool]
     differing: dict[str, dict[str, str]]
@@ -68,7 +78,14 @@ def compare(paths: Sequence[Path]) -> Comparison:
         ValueError: there are fewer than two runs, or one is given twice.
         FileNotFoundError: a folder holds no run.
     """
-    runs = dict(zip(_names(paths), map(_read, paths), strict=True))
+    found = dict(zip(folder_names(paths), map(_read, paths), strict=True))
+    settings, unread = _settings(found)
+    by_folder = _differing(settings)
+    names = names_by_settings(list(found), by_folder)
+    runs = {names[folder]: run for folder, run in found.items()}
+    differing = {
+        setting: {names[folder]: value for folder, value in values.items()} for setting, values in by_folder.items()
+    }
     scored = {name: run.results.scored for name, run in runs.items()}
     entries = _entries(scored)
     # a target that one of the runs was trained on is not shown as unseen; a note names the run
@@ -77,23 +94,9 @@ def compare(paths: Sequence[Path]) -> Comparison:
         for of_run in scored.values()
         for target in of_run
     }
-    settings, unread = _settings(runs)
     notes = [f"{name}: {note}" for name, run in runs.items() for note in run.notes] + unread
     notes += _gaps(entries, unseen) + _unlike(scored, unseen)
-    return Comparison(runs, entries, unseen, _differing(settings), notes)
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many of the folders above as it takes to tell them apart."""
-    whole = [path.resolve() for path in paths]
-    if len(whole) < 2:
-        raise ValueError(f"want two runs or more to compare, got {len(whole)}; give the folders of several runs")
-    if twice := [str(path) for path in dict.fromkeys(whole) if whole.count(path) > 1]:
-        raise ValueError(f"want every run once, got {listed(twice)} several times; leave the repeated ones out")
-    depth = 1
-    while len({path.parts[-depth:] for path in whole}) < len(whole):
-        depth += 1
-    return [os.sep.join(path.parts[-depth:]) for path in whole]
+    return Comparison(runs, {name: folder for folder, name in names.items()}, entries, unseen, differing, notes)
 
 
 def _read(path: Path) -> RunFolder:

@@ -11,8 +11,6 @@ from ..gap import gap_rows as gap_rows_of_run
 from ..tables import Column, columns, footnotes, listed
 from .runs import Comparison, Entry
 
-MOST_SETTINGS = 3  # that are written beside a run's name; more are read in the table of settings
-
 
 class Figure(NamedTuple):
     """One share, None if not measured, and the ends of its 95 % interval, () if not known."""
@@ -65,7 +63,7 @@ def gap_rows(compared: Comparison) -> list[list[str]]:
 
 
 def markdown_table(compared: Comparison) -> str:
-    """Return the tables as GitHub Markdown; what differs between the runs, and the notes, are lines below."""
+    """Return the tables as GitHub Markdown; the runs' folders and the notes are lines below."""
     lines = []
     for row in rows(compared):
         cells = [cell.value + (f" ({cell.interval})" if cell.interval else "") for cell in row.cells]
@@ -78,7 +76,7 @@ def markdown_table(compared: Comparison) -> str:
             ]
         )
     tables = [_markdown(["Target", "Run", "Model"], [column.title for column in columns(compared.results())], lines)]
-    below = reading(compared) + [f"{name}: {settings}." for name, settings in distinguishing_settings(compared).items()]
+    below = reading(compared) + [f"{name}: in {folder}." for name, folder in other_names(compared).items()]
     if gaps := gap_rows(compared):
         tables.append(_markdown(["Run", "Model"], COLUMNS, gaps))
         below += READING
@@ -101,15 +99,9 @@ def reading(compared: Comparison) -> list[str]:
     ]
 
 
-def distinguishing_settings(compared: Comparison) -> dict[str, str]:
-    """Return by run the settings that differ between runs, in a line; empty if there are more than MOST_SETTINGS."""
-    if not 0 < len(compared.differing) <= MOST_SETTINGS:
-        return {}
-    by_run = {
-        run: listed([f"{name} {values[run]}" for name, values in compared.differing.items() if run in values])
-        for run in compared.runs
-    }
-    return {run: settings for run, settings in by_run.items() if settings}
+def other_names(compared: Comparison) -> dict[str, str]:
+    """Return the folder of each run that is not called by its folder."""
+    return {name: folder for name, folder in compared.folders.items() if name != folder}
 
 
 def _best(column: Sequence[Figure], lower: bool) -> int | None:
