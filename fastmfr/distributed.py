@@ -35,10 +35,12 @@ __all__ = [
     "gather_partial",
     "gather_whole",
     "joined_ranks",
+    "log_sum_whole",
     "lost_rank",
     "over_ranks",
     "raise_on_all_ranks",
     "rank_and_world",
+    "sum_whole",
     "take_own",
 ]
 

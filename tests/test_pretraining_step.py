@@ -197,7 +197,7 @@ def tiny_run(tmp_path, *argv):
     )[0]
     offsets = np.arange(0, 4 * 9, 4)
     domains = [SimpleNamespace(name=name, offsets=offsets) for name in ("studio", "street")]
-    sources = SimpleNamespace(domains=domains, identities=16, people=None)
+    sources = SimpleNamespace(domains=domains, identities=16, images=64, people=None)
     sources.label = lambda domain, identity: domain * 8 + identity
 
     @contextlib.contextmanager
