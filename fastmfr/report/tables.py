@@ -107,7 +107,7 @@ def footnotes(results: Results) -> list[str]:
                     refused[rate.refused].append(name)
     several = [target.models for target in results.scored.values() if len(target.models) > 1]
     bases = listed(sorted({base_of(models) for models in several}))
-    gains = f"; beside a figure its gain over {bases}, in points" if several else ""
+    gains = f"; with a figure its gain over {bases}, in points" if several else ""
     if any(target.gains for target in results.scored.values()):
         gains += (
             " and, of TAR and rank-1, with its 95 % interval over draws of the people, the same for both models; green "
@@ -160,10 +160,18 @@ def final_table(results: Results) -> "Table":
     for row in rows(results):
         if before not in (None, row.target):
             table.add_section()
-        cells = [Text(cell.value) + Text(cell.text.removeprefix(cell.value), _rich_style(cell)) for cell in row.cells]
+        cells = [_rich_cell(cell) for cell in row.cells]
         table.add_row(Text("" if row.target == before else printable(row.target)), Text(row.model), *cells)
         before = row.target
     return table
+
+
+def _rich_cell(cell: Cell) -> "Text":
+    """The figure, its gain below it, and below that the gain's interval: so five figures fit into 80 columns."""
+    from rich.text import Text
+
+    below = f"\n{cell.gain}" * bool(cell.gain) + f"\n({cell.within})" * bool(cell.within)
+    return Text(cell.value) + Text(below, _rich_style(cell))
 
 
 def markdown_table(results: Results) -> str:
