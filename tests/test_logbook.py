@@ -4,6 +4,7 @@ import json
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from fastmfr.training.logbook import Logbook
 
@@ -38,8 +39,10 @@ def test_rewinding_drops_later_steps_of_that_stage_and_cut_lines(tmp_path):
     assert [step for stage, step in kept if stage == "meta"] == [0, 1, 2]
 
 
-def test_a_resumed_run_records_each_step_once_in_tensorboard_too(tmp_path):
+def test_a_resumed_run_records_each_step_once_in_tensorboard_too(tmp_path, monkeypatch):
     """Of the stage that goes on, and not of the one before, which had more steps."""
+    # Files of one second and process are read in the order of their numbers as text: "10" before "9".
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(100))
     with logbook(tmp_path) as book:
         for stage in ("pretrain", "meta"):
             book.rewind(stage, 0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class Logbook:
         """
         if not self._writes:
             return
+        shutil.rmtree(self.folder / "tensorboard" / END, ignore_errors=True)  # an earlier end, of a run gone on with
         board = self._board(END, purge_step=0)
         rates = {
             f"{target}/{model}/{name}": rate
