@@ -173,7 +173,7 @@ def _calls(x_dtype, w_dtype, D, B=B, C=C):
     running maximum and kept exponentials for bf16, the gradient without weights for bf16 embeddings and fp32 weights.
     """
     x, w, r, label = _empty(B, D, dtype=x_dtype), _empty(C, D, dtype=w_dtype), _empty(C), _empty(B, dtype=torch.int64)
-    row, width = _empty(B), -(-C // tiles.KEPT_MULTIPLE) * tiles.KEPT_MULTIPLE
+    row, width = _empty(B), tiles.kept_width(C)
     kept, nothing = _empty(B, width, dtype=BF16), _empty(0, dtype=BF16)
     given, configuration = (x, w, r, label), (x_dtype, w_dtype, D)
     yield "", lambda: forward.forward(*given, 64.0, False)

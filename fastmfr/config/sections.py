@@ -319,6 +319,10 @@ class Config:
         """Return all settings as a recipe."""
         return yaml.safe_dump(plain(asdict(self)), sort_keys=False)
 
+    def by_dotted_name(self) -> dict[str, Any]:
+        """Return all settings by dotted name, as JSON has them; the domains' own names stay inside."""
+        return flattened(plain(asdict(self)))
+
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings: {"meta": {"order": 1}} -> {"meta.order": 1}; the domains' own names stay inside."""

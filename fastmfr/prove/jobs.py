@@ -90,7 +90,8 @@ def _receive(comparison, running, receiver, folder):
     try:
         sent = receiver.recv()
     except EOFError:  # it ended before it was finished
-        sent = f"its process ended, exit status {_ended(process)}"
+        process.join()
+        sent = f"its process ended, exit status {process.exitcode}"
     if isinstance(sent, tuple):
         comparison.add(*sent)
         return
@@ -99,11 +100,6 @@ def _receive(comparison, running, receiver, folder):
     if sent is not _FINISHED:
         log = folder / f"{cell[0]}-{cell[1]}" / LOG
         raise ValueError(f"seed {cell[0]}, {cell[1]} left out: {sent}; {log} has what it said")
-
-
-def _ended(process):
-    process.join()
-    return process.exitcode
 
 
 def _stop(processes):

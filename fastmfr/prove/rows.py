@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmfr.atomic import write_text
 from fastmfr.config import Config
-from fastmfr.config.sections import flattened, plain
+from fastmfr.config.sections import plain
 from fastmfr.prove.arms import Arm
 from fastmfr.training.resuming import Held, change
 
@@ -44,7 +44,7 @@ class Rows:
 
     def __init__(self, folder: Path, config: Config, arms: Mapping[str, Arm]):
         self._path, self._kept = folder / "rows.jsonl", folder / "prove.json"
-        mine = {name: value for name, value in flattened(plain(asdict(config))).items() if name not in FREE}
+        mine = {name: value for name, value in config.by_dotted_name().items() if name not in FREE}
         own = {name: _settings(arm) for name, arm in arms.items()}
         self._record = json.loads(json.dumps({"settings": mine, "arms": own, "data": {}}))
         if self._kept.is_file():

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastmfr.atomic import write_text
-from fastmfr.config.sections import Config, flattened, plain
+from fastmfr.config.sections import Config
 from fastmfr.domains import Domain
 from fastmfr.results import BASE, META, MFR, PRETRAIN, from_json, to_json
 from fastmfr.run_folder import steps_of_weights
@@ -27,7 +27,7 @@ def settings_kept(config: Config) -> dict[str, Any]:
     Of the domains these are the names, for a folder may move: what is in it is compared by its fingerprint. A target
     may be added if no people of a source are held out for it.
     """
-    flat = flattened(plain(asdict(config)))
+    flat = config.by_dotted_name()
     for side in ("sources", "pretrain"):
         flat[f"data.{side}"] = list(getattr(config.data, side))
     learned_from = (*config.data.sources, *config.data.pretrain)

@@ -1,12 +1,10 @@
 """The stages of a run in order: pretrain and score the base, meta-train and score MFR, choose, draw what was found."""
 
 import time
-from dataclasses import asdict
 
 from torch import nn
 
 from fastmfr.config.model_settings import STAGES
-from fastmfr.config.sections import flattened, plain
 from fastmfr.evaluate import paired_gains
 from fastmfr.results import BASE, CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
 from fastmfr.run_folder import commands_of, steps_of_weights
@@ -68,7 +66,7 @@ def complete(run: Run) -> Results:
     results.commands, results.wall_seconds = commands_of(run.folder), round(time.time() - run.began, 1)
     results.bad_images = run.logbook.bad
     if first:
-        run.logbook.record_end(flattened(plain(asdict(run.config))), results, run.folder / "domains.png")
+        run.logbook.record_end(run.config.by_dotted_name(), results, run.folder / "domains.png")
         results.save(run.folder / "results.json")
     return results
 

@@ -27,13 +27,13 @@ from .chunked import PLAIN_SCALE
 from .forward import join_shares, sum_exponentials_kernel
 from .normalisation import launch_on_rows, project_gradient_kernel, row_offsets
 from .tiles import (
-    KEPT_MULTIPLE,
     LOG2E,
     all_contiguous,
     choose_tile,
     cosines_of,
     divide_identities,
     empty_float32,
+    kept_width,
     load_column,
     load_label,
     load_tile,
@@ -200,7 +200,7 @@ def forward(
     (B, D), C = unit_BD.shape, len(weight_CD)
     operands = all_contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
     size = size or chunk_size(B, C, unit_BD.element_size())
-    width = ceil_div(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
+    width = kept_width(C)
     kept_BC = unit_BD.new_empty((B, width) if keep else (0,), dtype=torch.bfloat16)
     log_sum_B, cos_B = empty_float32(unit_BD, (B,), (B,))
     if not B:

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..launching import ceil_div, launch
 from .chunked import PLAIN_SCALE
 from .tiles import (
-    KEPT_MULTIPLE,
     LOG2E,
     LOWEST,
     all_contiguous,
@@ -22,6 +21,7 @@ from .tiles import (
     cosines_of,
     divide_identities,
     empty_float32,
+    kept_width,
     load_label,
     load_tile,
     logit_pointers,
@@ -158,7 +158,7 @@ def forward(
     (B, D), C = unit_BD.shape, len(weight_CD)
     operands = all_contiguous(unit_BD, weight_CD, inverse_norm_C, label_B)
     tile = choose_tile("forward, kept" if keep else "forward", unit_BD, weight_CD)
-    width = ceil_div(C, KEPT_MULTIPLE) * KEPT_MULTIPLE
+    width = kept_width(C)
     kept_BC = unit_BD.new_empty((B, width) if keep else (0,), dtype=torch.bfloat16)
     log_sum_B, cos_B = empty_float32(unit_BD, (B,), (B,))
     if not B:

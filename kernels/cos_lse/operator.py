@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..launching import dispatch
 from . import backward, by_chunks, by_chunks_twice, chunked, double_backward, forward
-from .tiles import KEPT_MULTIPLE, MAX_EMBEDDING
+from .tiles import MAX_EMBEDDING, kept_width
 
 Keep = Literal["none", "exp", "auto"]
 PATHS = ("auto", "tiles", "chunks")  # on a GPU; see `select`
@@ -113,7 +113,7 @@ def _wide(tensor, shape):
 
 @_forward.register_fake
 def _(unit, weight, inverse_norm, label, scale, keep):
-    width = -(-weight.shape[0] // KEPT_MULTIPLE) * KEPT_MULTIPLE
+    width = kept_width(weight.shape[0])
     kept = unit.new_empty((unit.shape[0], width) if keep else (0,), dtype=torch.bfloat16)
     return _wide(unit, label.shape), _wide(unit, label.shape), kept
 

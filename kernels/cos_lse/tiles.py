@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..launching import ceil_div, multiprocessors, next_power_of_2
 
-KEPT_MULTIPLE = 128  # columns of what keep="exp" keeps
+_KEPT_MULTIPLE = 128  # columns of what keep="exp" keeps
 MAX_EMBEDDING = 1024
 LOG2E = tl.constexpr(math.log2(math.e))
 LOWEST = tl.constexpr(-1e30)  # below every logit; finite, so that no difference is NaN
@@ -177,6 +177,11 @@ def divide_identities(C: int, tile: Tile, programs: int, device: torch.device) -
     at_once = max(1, tile.resident * multiprocessors(device) // programs)
     size = ceil_div(tiles, min(tiles, at_once)) * tile.classes
     return ceil_div(C, size), size
+
+
+def kept_width(C: int) -> int:
+    """Return how many columns the matrix has that keep="exp" keeps of C identities."""
+    return ceil_div(C, _KEPT_MULTIPLE) * _KEPT_MULTIPLE
 
 
 def empty_float32(like: Tensor, *shapes: tuple[int, ...] | torch.Size) -> list[Tensor]:
