@@ -108,11 +108,44 @@ def test_as_accurate_as_pytorch(dtype, scale):
     assert [value.dtype for value in results[0]] == [torch.float32] * 2 + [dtype] * 4
 
 
-def test_torch_knows_the_operators():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", SCALES)
+def test_kept_logits_give_the_bits_of_logits_computed_again(scale, dtype):
+    results = []
+    for keep in ("none", "exp"):
+        (unit, weight), label = inputs(dtype=dtype), torch.tensor(LABELS[0])
+        inverse = inverse_norm(weight.detach())
+        for _ in range(2):  # what is kept serves a second call too
+            values = cos_lse(unit, weight, label, scale, inverse_norm_C=inverse, keep=keep)
+            first = torch.autograd.grad(sum(value.sum() for value in values), (unit, weight), create_graph=True)
+            second = torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (unit, weight))
+            again = torch.autograd.grad(sum(value.sum() for value in values), (unit, weight))
+            results.append([*values, *first, *second, *again])
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_logits_are_kept_where_they_are_wanted_and_memory_has_room(monkeypatch):
+    monkeypatch.setattr(operator, "_memory", lambda tensor: 64 * 4 * 1000)  # room for 1,000 logits in float32
+    kept = []
+    forward = chunked.forward
+    monkeypatch.setattr(chunked, "forward", lambda *given: kept.append(given[-1]) or forward(*given))
+    for dtype, C, keep in ((torch.float32, 200, "auto"), (torch.float32, 201, "auto"), (torch.float64, 200, "auto")):
+        cos_lse(*inputs(C=C, dtype=dtype), torch.tensor(LABELS[0]), 6.0, keep=keep)
+    cos_lse(*inputs(C=201), torch.tensor(LABELS[0]), 6.0, keep="exp")
+    cos_lse(*inputs(), torch.tensor(LABELS[0]), 6.0, keep="none")
+    with torch.no_grad():  # nothing comes back to read them
+        cos_lse(*inputs(), torch.tensor(LABELS[0]), 6.0, keep="exp")
+    assert kept == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_torch_knows_the_operators(keep):
     (unit, weight), label = inputs(dtype=torch.float32), torch.tensor(LABELS[0])
     arguments = unit, weight, inverse_norm(weight.detach()), label, 6.0
-    torch.library.opcheck(operator._forward, (*arguments, False))
-    log_sum, _, kept = operator._forward(*arguments, False)
+    torch.library.opcheck(operator._forward, (*arguments, keep))
+    log_sum, _, kept = operator._forward(*arguments, keep)
+    assert kept.numel() == keep * 5 * 7
     g = torch.randn(2, 5).unbind()
     torch.library.opcheck(operator._backward, (*arguments, log_sum.detach(), kept, *g, True, True))
     _, dw, radial = operator._backward(*arguments, log_sum.detach(), kept, *g, True, True)

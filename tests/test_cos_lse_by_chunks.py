@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,7 +197,7 @@ def test_a_chunk_takes_its_share_of_memory_whatever_the_batch(monkeypatch):
 
 def test_auto_keeps_exponentials_only_where_they_save_time(monkeypatch):
     monkeypatch.setattr(operator, "dispatch", lambda tensor, *, kernels, **_: kernels)  # as on a GPU
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+    monkeypatch.setattr(operator, "_memory", lambda tensor: 80 << 30)
     keeps = lambda B, dtype, keep="auto", C=100_000: operator._keeps(keep, torch.empty(B, 1, dtype=dtype), C, 64.0)  # noqa: E731
     assert [keeps(32, BF16), keeps(64, BF16), keeps(32, FP32)] == [True, False, False]
     assert [keeps(64, BF16, "exp"), keeps(32, BF16, "none"), keeps(32, BF16, C=10**8)] == [True, False, False]

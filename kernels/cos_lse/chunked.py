@@ -1,8 +1,9 @@
-"""cos_lse and its two derivatives in plain PyTorch, a chunk of identities at a time: logits never exist as a whole.
+"""cos_lse and its two derivatives in plain PyTorch, a chunk of identities at a time.
 
 This is the path on the CPU, and on a GPU for calls that the Triton kernels cannot serve. Beside its results it needs
-memory for one chunk: logits (B, N) and, for the double backward, a few (N, D). Embeddings x are unit rows; weights
-become unit rows w here.
+memory for one chunk: logits (B, N) and, for the double backward, a few (N, D). Logits exist as a whole only if they are
+kept for the backward pass, which then takes three products in place of four, and gives the same bits. Embeddings x are
+unit rows; weights become unit rows w here.
 
     z[b, c] = scale * x[b] . w[c]     P = exp(z - log_sum), but 0 at c = y     M = scale * g * P, but g_cos at c = y
 
@@ -45,9 +46,14 @@ class _Chunk(NamedTuple):
         entry_B1 = torch.where(self.true_B1, value_B.unsqueeze(1), matrix_BN.gather(1, self.column_B1))
         return matrix_BN.scatter_(1, self.column_B1, entry_B1)
 
-    def logits(self, unit_BD: Tensor, scale: float) -> Tensor:
-        """Compute z of this chunk (B, N)."""
-        return self.scaled(unit_BD @ self.weight_ND.T).mul_(scale)
+    def logits(self, unit_BD: Tensor, scale: float, out_BN: Tensor | None = None) -> Tensor:
+        """Compute z of this chunk (B, N), into `out_BN` if given."""
+        return self.scaled(torch.mm(unit_BD, self.weight_ND.T, out=out_BN)).mul_(scale)
+
+    def kept(self, kept: Tensor) -> Tensor | None:
+        """The place (B, N) of this chunk's logits in what is kept of all; None if nothing is."""
+        B = len(self.column_B1)
+        return kept[B * self.at.start : B * self.at.stop].view(B, -1) if kept.numel() else None
 
     def softmax(self, z_BN: Tensor, log_sum_B: Tensor) -> Tensor:
         """Compute P of this chunk (B, N)."""
@@ -79,21 +85,24 @@ def forward(
     scale: float,
     keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute what forward.forward does, in float32 or float64; nothing is kept, whatever `keep` says."""
+    """Compute what forward.forward does, in float32 or float64; what is kept are the logits, a chunk after another."""
     x_BD = _wide(unit_BD)
+    kept = x_BD.new_empty(len(unit_BD) * len(weight_CD) if keep else 0)
     lowest = torch.finfo(x_BD.dtype).min / 4  # of an empty sum; finite, so that nothing becomes NaN
     peak_B = x_BD.new_full(label_B.shape, 0.0 if scale <= PLAIN_SCALE else lowest)
     sum_B, cos_B = torch.zeros_like(peak_B), torch.zeros_like(peak_B)
     for chunk in _chunks(x_BD, weight_CD, inverse_norm_C, label_B):
-        z_BN = chunk.logits(x_BD, scale)
+        z_BN = chunk.logits(x_BD, scale, chunk.kept(kept))
         cos_B += chunk.true(z_BN) / scale
+        if keep:
+            z_BN = z_BN.clone()
         chunk.set_true(z_BN, torch.full_like(cos_B, -torch.inf))
         if scale > PLAIN_SCALE:
             risen_B = torch.maximum(peak_B, z_BN.amax(1))
             sum_B, peak_B = sum_B * torch.exp(peak_B - risen_B), risen_B
             z_BN -= peak_B.unsqueeze(1)
         sum_B += z_BN.exp_().sum(1)
-    return (peak_B + sum_B.log()).clamp_min_(lowest), cos_B, unit_BD.new_empty(0, dtype=torch.bfloat16)
+    return (peak_B + sum_B.log()).clamp_min_(lowest), cos_B, kept
 
 
 def backward(
@@ -103,7 +112,7 @@ def backward(
     label_B: Tensor,
     scale: float,
     log_sum_B: Tensor,
-    kept_BC: Tensor,
+    kept: Tensor,
     g_B: Tensor,
     g_cos_B: Tensor,
     need_x: bool,
@@ -115,10 +124,12 @@ def backward(
     dw_CD = x_BD.new_empty(weight_CD.shape if need_w else 0)
     radial_C = x_BD.new_empty(len(weight_CD) if need_w else 0)
     for chunk in _chunks(x_BD, weight_CD, inverse_norm_C, label_B):
-        z_BN = chunk.logits(x_BD, scale)
+        z_BN = chunk.kept(kept)
+        if z_BN is None:
+            z_BN = chunk.logits(x_BD, scale)
         m_BN = chunk.set_true(chunk.softmax(z_BN, log_sum_B).mul_(scale * g_B.unsqueeze(1)), g_cos_B)
         if need_w:  # w . (M^T x), from the logits
-            radial_C[chunk.at] = z_BN.mul_(m_BN).sum(0).div_(scale)
+            radial_C[chunk.at] = (z_BN * m_BN).sum(0).div_(scale)
         chunk.scaled(m_BN)
         if need_x:
             dx_BD.addmm_(m_BN, chunk.weight_ND)

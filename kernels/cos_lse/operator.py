@@ -5,6 +5,7 @@ Shape suffixes: B = batch, C = identities, D = embedding.
 """
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -21,7 +22,8 @@ Keep = Literal["none", "exp", "auto"]
 PATHS = ("auto", "tiles", "chunks")  # on a GPU; see `select`
 CHUNKS_FROM = 64  # rows of a batch whose 16-bit gradients "auto" computes by chunks: measured on an H200
 _path = "auto"
-_KEPT_FRACTION = 64  # keep="auto" spends at most 1/64 of the GPU's memory: B = 1024, C = 1M on an H200
+_CPU_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
+_KEPT_FRACTION = 64  # keep="auto" spends at most 1/64 of the device's memory: B = 1024, C = 1M on an H200
 
 
 @contextlib.contextmanager
@@ -113,8 +115,10 @@ def _wide(tensor, shape):
 
 @_forward.register_fake
 def _(unit, weight, inverse_norm, label, scale, keep):
-    width = kept_width(weight.shape[0])
-    kept = unit.new_empty((unit.shape[0], width) if keep else (0,), dtype=torch.bfloat16)
+    if _passes(unit) is chunked:
+        kept = _wide(unit, (unit.shape[0] * weight.shape[0] if keep else 0,))
+    else:
+        kept = unit.new_empty((unit.shape[0], kept_width(weight.shape[0])) if keep else (0,), dtype=torch.bfloat16)
     return _wide(unit, label.shape), _wide(unit, label.shape), kept
 
 
@@ -215,7 +219,8 @@ def cos_lse(
         inverse_norm_C: One over the lengths of the weight rows. The normalisation is then differentiated too.
         keep: "exp" keeps exp(scale * cosine) in bfloat16 (B, C), and the backward pass reads instead of computing it
             again. "none" keeps nothing. "auto" means "exp" if that is faster, which it is for small batches of 16 bits,
-            and if it takes at most 1/64 of the GPU's memory. On the CPU nothing is kept.
+            and if it takes at most 1/64 of the GPU's memory. On the CPU the logits are kept, in float32 or float64,
+            and "auto" means "exp" if they take at most 1/64 of the memory; results are the same to the bit.
 
     Returns:
         The log-sum-exp (B,) and the true identity's cosine (B,), in float32, or in float64 for float64. If a label
@@ -232,18 +237,28 @@ def cos_lse(
             stacklevel=2,
         )
     inverse_norm_C = None if inverse_norm_C is None else inverse_norm_C.detach()
-    kept = _keeps(keep, unit_BD, len(weight_CD), scale)
+    kept = torch.is_grad_enabled() and _keeps(keep, unit_BD, len(weight_CD), scale)
     return _forward(unit_BD, weight_CD, inverse_norm_C, label_B, float(scale), kept)[:2]
 
 
 def _keeps(keep, unit_BD, C, scale):
-    """Whether forward keeps exp(z)."""
-    if keep == "none" or _passes(unit_BD) is chunked or scale > chunked.PLAIN_SCALE:
+    """Whether forward keeps exp(z), or z where PyTorch computes."""
+    if keep == "none":
         return False
-    memory = torch.cuda.get_device_properties(unit_BD.device).total_memory
+    if _passes(unit_BD) is chunked:
+        return keep == "exp" or max(4, unit_BD.element_size()) * len(unit_BD) * C <= _memory(unit_BD) // _KEPT_FRACTION
+    if scale > chunked.PLAIN_SCALE:
+        return False
     if keep == "auto" and (unit_BD.dtype == torch.float32 or _passes(unit_BD, backward) is by_chunks):
         return False  # kept values have 8 bits, too few for products of 24; by chunks nothing was gained on an H200
-    return keep == "exp" or 2 * len(unit_BD) * C <= memory // _KEPT_FRACTION
+    return keep == "exp" or 2 * len(unit_BD) * C <= _memory(unit_BD) // _KEPT_FRACTION
+
+
+def _memory(tensor):
+    """Bytes of memory of a tensor's device, in use or not."""
+    if tensor.is_cuda:
+        return torch.cuda.get_device_properties(tensor.device).total_memory
+    return _CPU_MEMORY
 
 
 def _check(unit_BD, weight_CD, inverse_norm_C, label_B, scale, keep):
