@@ -65,13 +65,15 @@ def run_side_by_side(comparison: Comparison, work: Work, jobs: int, minutes: flo
     cells = list(dict.fromkeys((task.seed, task.left_out) for task in comparison.missing))
     shared = replace(work, config=_with_fewer_threads(work.config, jobs))
     running: dict[Connection, tuple[tuple[int, str], Any]] = {}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once for all cells, which takes seconds
     try:
         while cells or running:
             while cells and len(running) < jobs and time.monotonic() < end:
                 cell = cells.pop(0)
                 receiver, sender = multiprocessing.Pipe(duplex=False)
                 left = (end - time.monotonic()) / 60
-                process = multiprocessing.get_context("spawn").Process(target=_make, args=(shared, cell, left, sender))
+                process = context.Process(target=_make, args=(shared, cell, left, sender))
                 process.start()
                 sender.close()  # so that the end of the process is the end of what it sends
                 running[receiver] = cell, process
