@@ -31,12 +31,14 @@ __all__ = [
     "HardestPair",
     "HardestPairs",
     "Results",
+    "RocBand",
     "RocPoints",
     "Scores",
     "TarAtFar",
     "TargetResult",
     "base_of",
     "from_json",
+    "model_of",
     "to_json",
 ]
 
@@ -67,11 +69,21 @@ class TarAtFar:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RocBand:
+    """The 95 % interval of TAR, from `low` to `high`, at some of the FARs of a curve; shares in [0, 1]."""
+
+    far: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RocPoints:
-    """Points of a ROC curve for plots, by rising FAR; shares in [0, 1]."""
+    """Points of a ROC curve for plots, by rising FAR; shares in [0, 1]. `band` is of the draws of the people."""
 
     far: list[float]
     tar: list[float]
+    band: RocBand | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +102,15 @@ class Scores:
     `tar_at_far` is by FAR as text ("0.01"). The rates auc, eer, rank1 and rank5 are shares in [0, 1]; `genuine` to
     `identities` and `images` are counts. `exact` is False if scores were counted into bins. `rank1_std` and `folds` are
     of sets with several gallery and probe lists, `accuracy` (by grid of thresholds) of sets of pairs. `bad_images`
-    holds the reason for each image that could not be decoded. `draws`, which is not written to a file, holds TAR and
-    rank-1, called as in `rates`, for one draw of the people scored after the other.
+    holds the reason for each image that could not be decoded. `draws`, which is not written to a file, holds TAR,
+    rank-1, auc, called as in `rates`, and eer for one draw of the people scored after the other.
     """
 
     tar_at_far: dict[str, TarAtFar] = field(default_factory=dict)
     auc: float | None = None
     eer: float | None = None
+    auc_interval: list[float] | None = None
+    eer_interval: list[float] | None = None
     genuine: int | None = None
     impostors: int | None = None
     roc: RocPoints | None = None
@@ -201,6 +215,7 @@ class Candidate:
         steps: After how many steps of the stage.
         weights: "last" for the weights after the last of these steps, "ema" for their moving average, "mean" for the
             mean over the later part of the stage.
+        model: What the scores call the model that the stage leaves.
         score: What candidates are compared by, in [0, 1]: the mean of `together` and of the mean over `within`.
         together: TAR over all pairs, a mean over FAR 1e-2 and 1e-3.
         within: The same over the pairs of one domain, by domain.
@@ -212,6 +227,12 @@ class Candidate:
     score: float
     together: float
     within: dict[str, float]
+    model: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the scores call the model that the stage leaves; of older runs, which did not keep it, by the stage."""
+        return self.model or MODEL_OF_STAGE.get(self.of_stage, self.of_stage)
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -222,7 +243,7 @@ class Candidate:
         if not self.steps:
             return "the weights that the run began with"
         kind = {EMA: "moving average of ", MEAN: "mean of the weights of "}.get(self.weights, "")
-        return f"{kind}{MODEL_OF_STAGE.get(self.of_stage, self.of_stage)} after {self.steps:,} steps"
+        return f"{kind}{self.name} after {self.steps:,} steps"
 
 
 @dataclass(kw_only=True)
@@ -263,7 +284,7 @@ class TargetResult:
     """The scores of every model on one target domain; `unseen` if the domain is not among the sources.
 
     `gains` are the 95 % intervals of the gains over the base, as shares, by model and figure, called as in
-    `Scores.rates`; the same people are drawn for both models.
+    `Scores.draws`; the same people are drawn for both models.
     """
 
     unseen: bool = False
@@ -324,6 +345,16 @@ class Results:
     def scored(self) -> dict[str, TargetResult]:
         """The targets on which at least one model was scored, by name."""
         return {name: target for name, target in self.targets.items() if target.models}
+
+
+def model_of(stage: str, method: str) -> str:
+    """Return what the scores call the model that a stage leaves: after stage two, the method of the stage.
+
+    Args:
+        stage: The stage.
+        method: The setting meta.method.
+    """
+    return method if stage == META else MODEL_OF_STAGE[stage]
 
 
 def base_of(models: Mapping[str, Scores]) -> str:

@@ -1,6 +1,7 @@
 """The model that a run hands out is the best of its candidates on people whom no stage has met."""
 
 import json
+import re
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -93,7 +94,7 @@ def test_of_candidates_with_equal_scores_the_last_is_the_best():
     assert Choice(candidates=candidates).best is candidates[2]
 
 
-def fake_run(tmp_path, scores, **settings):
+def fake_run(tmp_path, scores, method="mfr", **settings):
     """A run whose networks, one after the other, have these scores on the people kept for validation."""
     domain = SimpleNamespace(identities=6, offsets=np.arange(0, 13, 2), person=None)
     left = iter(scores)
@@ -106,7 +107,7 @@ def fake_run(tmp_path, scores, **settings):
     recorded = []
     return SimpleNamespace(
         folder=tmp_path,
-        config=SimpleNamespace(seed=0, save_every=1, choose=choose),
+        config=SimpleNamespace(seed=0, save_every=1, choose=choose, meta=SimpleNamespace(method=method)),
         people=SimpleNamespace(validation={"a": domain}),
         ranks=ALONE,
         logbook=SimpleNamespace(record=lambda *place, **values: recorded.append((place, values))),
@@ -131,6 +132,21 @@ def test_the_best_so_far_is_on_disk_and_the_record_goes_on_after_a_kill(tmp_path
         ("pretrain/validation", 2),
     ]
     assert again.explain().startswith("Handed out: base after 2 steps, 100.0 on 6 people of the sources")
+
+
+@pytest.mark.parametrize("method", ["no_meta", "mldg", "first_order"])
+def test_the_choice_names_the_model_of_stage_two_after_its_method(tmp_path, method):
+    run, _ = fake_run(tmp_path, [1, 1, 1, 0], method)
+    choosing = Choosing(run)
+    choosing.consider(network(), PRETRAIN, 2)
+    choosing.consider(network(), META, 3)
+    assert choosing.explain().startswith(f"Handed out: {method} after 3 steps, 100.0 on 6 people")
+    choosing.consider(network(), META, 3, "mean")
+    choosing.consider(network(), META, 4)
+    said = Choosing(run).explain()
+    assert said.startswith(f"Handed out: mean of the weights of {method} after 3 steps")
+    assert re.search(rf"\(base 100\.0, {method} \d", said)
+    assert "mfr" not in said
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"candidates": [{"of_stage": 1}]}', "[" * 100_000])

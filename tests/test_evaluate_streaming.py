@@ -6,7 +6,8 @@ import torch
 
 from fastmfr.evaluate import Histogram, identification, score, score_folds, verification
 from fastmfr.evaluate.all_pairs import AllPairs
-from fastmfr.evaluate.bootstrap import interval_of, samples, share_draws, tar_draws
+from fastmfr.evaluate.bootstrap import interval_of, share_draws, tar_draws
+from fastmfr.evaluate.sampling import samples
 from fastmfr.protocols import GalleryProbe, gallery_probe
 
 FAR = (1e-1, 1e-2, 1e-3)
@@ -37,9 +38,12 @@ def test_binned_scores_give_the_exact_figures_but_for_the_pairs_of_a_bin(streame
     binned = score(embedding, pairs, FAR)
     assert (exact.exact, binned.exact) == (True, False)
     measured = {"tar_at_far": {}, "auc": None, "eer": None, "roc": None, "exact": None}
+    measured |= {"auc_interval": None, "eer_interval": None}
     assert replace(binned, **measured) == replace(exact, **measured)
     assert binned.auc == pytest.approx(exact.auc, abs=1e-6)
     assert binned.eer == pytest.approx(exact.eer, abs=1e-3)
+    assert binned.auc_interval == pytest.approx(exact.auc_interval, abs=1e-5)
+    assert binned.eer_interval == pytest.approx(exact.eer_interval, abs=2e-3)
     for far in FAR:
         found, wanted = binned.tar_at_far[str(far)], exact.tar_at_far[str(far)]
         assert found.far <= far
@@ -141,9 +145,9 @@ def test_an_interval_from_an_even_sample_of_the_impostors_is_near_that_from_all(
     crossing = AllPairs(embedding[pairs.gallery], pairs.gallery_id, embedding[pairs.probe], pairs.probe_id)
     roc, _ = crossing.roc_and_ranks()
     arguments = crossing, roc, pairs.gallery_id, pairs.probe_id, (0.02,), np.arange(300)
-    every = samples(*arguments)[0.02]
-    monkeypatch.setattr("fastmfr.evaluate.bootstrap.KEPT", 5000)
-    some = samples(*arguments)[0.02]
+    every = samples(*arguments)[0][0.02]
+    monkeypatch.setattr("fastmfr.evaluate.sampling.KEPT", 5000)
+    some = samples(*arguments)[0][0.02]
     assert (every.kept, len(every.genuine_N)) == (1, 900)
     assert len(some.impostor_K) == pytest.approx(5000, rel=0.1)
     low, high = interval_of(tar_draws([every], 0.02))

@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from fastmfr.evaluate import paired_gains, score
+from fastmfr.evaluate.bootstrap import DRAWS, draw_people, interval_of
+from fastmfr.evaluate.roc import area_under, equal_error_rate, exact_roc
 from fastmfr.protocols import GalleryProbe
 from fastmfr.report import final_table, markdown_table, write_report
 from fastmfr.report.tables import rows
@@ -31,12 +33,68 @@ def scored(noise, worse_by=0.0):
 def test_people_who_are_hard_for_both_models_do_not_widen_the_interval():
     base, mfr = scored(1), scored(2)
     gains = paired_gains({"base": base, "mfr": mfr})["mfr"]
-    assert set(gains) == {"tar_at_far_0.1", "tar_at_far_0.01", "rank1"}
+    assert set(gains) == {"tar_at_far_0.1", "tar_at_far_0.01", "rank1", "auc", "eer"}
     for figure, (low, high) in gains.items():
-        assert low <= mfr.rates[figure] - base.rates[figure] <= high
-    low, high = gains["tar_at_far_0.1"]
-    alone = base.rate("0.1").interval
-    assert high - low < 0.7 * (alone[1] - alone[0])
+        of_mfr, of_base = (scores.rates.get(figure, scores.eer) for scores in (mfr, base))
+        assert low <= of_mfr - of_base <= high
+    for figure, alone in (("tar_at_far_0.1", base.rate("0.1").interval), ("auc", base.auc_interval)):
+        assert np.ptp(gains[figure]) < 0.7 * np.ptp(alone)
+
+
+def drawn_by_hand(cos_PG, weight):
+    """AUC and EER if person p, the p-th of gallery and of probes, counts as often as `weight` says."""
+    is_mate_PG = np.eye(len(cos_PG), dtype=bool)
+    often_PG = np.where(is_mate_PG, weight, np.outer(weight, weight))
+    roc = exact_roc(np.repeat(cos_PG.ravel(), often_PG.ravel()), np.repeat(is_mate_PG.ravel(), often_PG.ravel()))
+    return area_under(roc), equal_error_rate(roc)
+
+
+def test_auc_and_eer_of_every_draw_are_those_of_its_people_counted_as_often_as_they_are_drawn():
+    people = 12  # so few pairs that no threshold is left out
+    rng = np.random.default_rng(0)
+    gallery_PD = rng.normal(size=(people, 4))
+    probe_PD = gallery_PD + rng.normal(size=gallery_PD.shape)
+    who = np.arange(people)
+    found = score(
+        np.concatenate([gallery_PD, probe_PD]),
+        GalleryProbe(gallery=who, probe=who + people, gallery_id=who, probe_id=who),
+        (1e-1,),
+    )
+    unit_PD, unit_GD = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probe_PD, gallery_PD))
+    by_hand = [drawn_by_hand(unit_PD @ unit_GD.T, weight) for weight in draw_people(people)]
+    assert len(by_hand) == DRAWS
+    np.testing.assert_allclose(np.transpose([found.draws["auc"], found.draws["eer"]]), by_hand, atol=1e-12)
+    assert found.auc_interval == pytest.approx(interval_of([auc for auc, _ in by_hand]))
+
+
+def test_of_many_pairs_an_even_sample_and_few_thresholds_move_no_interval_of_auc_and_eer(monkeypatch):
+    whole = scored(1)
+    monkeypatch.setattr("fastmfr.evaluate.sampling.KEPT", 800)  # of 1600 pairs
+    monkeypatch.setattr("fastmfr.evaluate.curve_draws.THRESHOLDS", 64)
+    coarse = scored(1)
+    for name in ("auc_interval", "eer_interval"):
+        whole_ends, coarse_ends = getattr(whole, name), getattr(coarse, name)
+        assert coarse_ends != whole_ends
+        assert coarse_ends == pytest.approx(whole_ends, abs=0.35 * np.ptp(whole_ends))
+    assert coarse.auc == whole.auc
+
+
+def test_the_band_of_the_curve_lies_around_it_where_the_pairs_are_enough():
+    found = scored(1)
+    band = found.roc.band
+    assert min(band.far) * (PEOPLE**2 - PEOPLE) >= 100
+    assert max(band.far) == 1
+    for far, low, high in zip(band.far, band.low, band.high, strict=True):
+        assert low <= np.interp(far, found.roc.far, found.roc.tar) <= high
+    assert np.subtract(band.high, band.low).max() > 0.1
+
+
+def test_two_people_of_whom_a_draw_may_leave_one_have_intervals_of_the_draws_that_hold_both():
+    rows_ND = np.array([[1, 0], [0, 1], [1, 0.1], [0.2, 1]])
+    who = np.arange(2)
+    found = score(rows_ND, GalleryProbe(gallery=who, probe=who + 2, gallery_id=who, probe_id=who), (0.5,))
+    assert found.auc_interval == [1, 1]
+    assert 0 < len(found.draws["auc"]) < DRAWS
 
 
 def test_the_interval_is_that_of_the_differences_draw_by_draw():

@@ -13,9 +13,10 @@ from rich.console import Console
 from fastmfr.evaluate.roc import exact_roc, score_curve
 from fastmfr.report import contact_sheet, final_table, headline, markdown_table, write_report
 from fastmfr.report.folder import read
-from fastmfr.report.plots import BLUE, GREY, PANELS, Line, roc_plot, series, training_plot
+from fastmfr.report.panels import PANELS, Line, series
+from fastmfr.report.plots import BLUE, GREY, roc_plot, training_plot
 from fastmfr.report.tables import listed, short_far
-from fastmfr.results import Results, Scores, TarAtFar, TargetResult
+from fastmfr.results import Results, RocBand, Scores, TarAtFar, TargetResult
 
 CONFIG = "data:\n  sources: {studio: 'synthetic:studio', street: 'synthetic:street'}\n"
 
@@ -206,13 +207,67 @@ def test_three_targets_stand_beside_each_other_with_their_intervals(tmp_path, mo
     assert bars == [[[0.01, 0.4], [0.01, 0.7]]]
 
 
-def test_the_learning_rate_is_drawn_and_losses_begin_at_zero(tmp_path, monkeypatch):
+def test_the_band_of_the_curve_is_shaded_and_the_legend_stands_where_curves_leave_room(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("fastmfr.report.plots.save", lambda figure, path: figures.append(figure))
+    low, high = scored(0.1), scored(4)
+    band = RocBand(far=[0.01, 0.1, 1.0], low=[0.0, 0.1, 1.0], high=[0.1, 0.3, 1.0])
+    shaded = replace(low, roc=replace(low.roc, band=band))
+    roc_plot(
+        Results(targets={"a": TargetResult(models={"x": shaded}), "b": TargetResult(models={"x": high})}), tmp_path
+    )
+    poor, good = figures[0].axes
+    (shade,) = poor.collections
+    assert shade.get_paths()[0].get_extents().bounds == pytest.approx((0.01, 0.0, 0.99, 1.0))
+    assert not good.collections
+    names = [next(text for text in ax.texts if text.get_text().startswith("x ")) for ax in (poor, good)]
+    assert [text.get_horizontalalignment() for text in names] == ["left", "right"]
+
+
+def drawn_panels(metrics, tmp_path, monkeypatch):
+    """The panels of the picture of the training by their titles."""
     drawn = {}
     monkeypatch.setattr(
         "fastmfr.report.plots.save",
         lambda figure, path: drawn.update((ax.texts[0].get_text(), ax) for ax in figure.axes),
     )
-    training_plot([record("pretrain", step, loss=9.0 - step, learning_rate=0.1 * step) for step in (1, 2, 3)], tmp_path)
+    training_plot(metrics, tmp_path)
+    return drawn
+
+
+def test_scores_on_the_way_are_drawn_over_both_stages(tmp_path, monkeypatch):
+    metrics = [record("pretrain", step, loss=1.0) for step in range(100)] + [record("meta", step) for step in range(11)]
+    metrics += [
+        {"stage": "pretrain/nir", "step": 33, "rank1": 0.9, "tar_at_far_0.001": 0.1, "tar_at_far_0.01": 0.2},
+        {"stage": "pretrain/nir", "step": 66, "rank1": 0.9, "tar_at_far_0.001": 0.1, "tar_at_far_0.01": 0.3},
+        {"stage": "meta/nir", "step": 5, "rank1": 0.9, "tar_at_far_0.001": 0.1, "tar_at_far_0.01": 0.4},
+        {"stage": "pretrain/few", "step": 33, "auc": 0.7},
+        {"stage": "meta/validation", "step": 10, "score": 0.6, "nir": 0.1},
+    ]
+    drawn = drawn_panels(metrics, tmp_path, monkeypatch)
+    before, after = (line.get_xydata().tolist() for line in drawn["TAR@1e-2 on nir"].lines)
+    assert np.array(before) == pytest.approx(np.array([[33 / 99, 0.2], [66 / 99, 0.3]]))
+    assert after == [[0.5, 0.4]]
+    assert drawn["AUC on few"].get_xlabel() == "pretrain step"
+    assert drawn["AUC on few"].lines[0].get_xydata().tolist() == [[33, 0.7]]
+    assert drawn["Score in validation"].lines[0].get_xydata().tolist() == [[10, 0.6]]
+
+
+def test_no_axis_cuts_a_curve_that_is_zero_or_below(tmp_path, monkeypatch):
+    lines = [
+        record("meta", step, domain_alignment=0.0, gradient_norm=norm, negatives=-1.0)
+        for step, norm in enumerate([0.0, 1.0, 1000.0])
+    ]
+    drawn = drawn_panels(lines, tmp_path, monkeypatch)
+    for title, lowest in (("Domain alignment loss", 0), ("Hard pairs mined", -1), ("Gradient norm", 0)):
+        low, high = drawn[title].get_ylim()
+        assert low < lowest < high
+    assert drawn["Gradient norm"].get_yscale() == "symlog"
+
+
+def test_the_learning_rate_is_drawn_and_losses_begin_at_zero(tmp_path, monkeypatch):
+    lines = [record("pretrain", step, loss=9.0 - step, learning_rate=0.1 * step) for step in (1, 2, 3)]
+    drawn = drawn_panels(lines, tmp_path, monkeypatch)
     assert drawn["Pretraining loss"].get_ylim()[0] == 0
     assert drawn["Learning rate"].lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3])
 

@@ -9,8 +9,9 @@ from helpers import command
 from PIL import Image
 
 from fastmfr.evaluate.roc import exact_roc, score_curve
+from fastmfr.report import write_report
 from fastmfr.report.compare import compare, write_comparison
-from fastmfr.report.compare.plots import COLOURS
+from fastmfr.report.compare.plots import COLOURS, roc_plot, training_plot
 from fastmfr.report.compare.table import Figure, _best, rows
 from fastmfr.results import DomainGap, Results, Scores, TarAtFar, TargetResult
 
@@ -30,6 +31,26 @@ def curve(distance):
     is_mate = np.arange(1200) < 200
     scores = np.random.default_rng(0).normal(size=1200) + distance * is_mate
     return score_curve(exact_roc(scores, is_mate), (1e-2, 1e-5))
+
+
+def make_gap(distance, told):
+    return DomainGap(
+        domains=["a|b", "nir"],
+        people=[20, 20],
+        images=[40, 40],
+        distance=[[0, distance], [distance, 0]],
+        distance_by_chance=[[0, 0.1], [0.1, 0]],
+        told=told,
+        told_by_chance=0.5,
+        far=0.001,
+        threshold=0.6,
+        impostors=3000,
+        false_accepts=50,
+        across_of_all=0.5,
+        across=0.02,
+        false_accepts_of=[[40, 1], [0, 9]],
+        unseen=[False, True],
+    )
 
 
 @pytest.fixture
@@ -87,6 +108,7 @@ def test_two_runs_give_one_self_contained_page_in_a_folder_of_its_own(make_run, 
         "<td>in the folder</td><td>first</td><td>second</td>",
         "never seen",
         "Trained on, and scored on other people: studio.",
+        "No interval of the difference of two runs is known, for run folders keep no scores of pairs",
         "FAR 1e-05 needs at least",
     ):
         assert shown in text
@@ -113,6 +135,35 @@ def test_a_run_that_was_stopped_before_it_was_scored_is_shown_beside_the_others(
     assert "stopped: results.json is missing, so this run has not been scored" in page.read_text()
     assert "| nir | stopped | - | - | - |" in (page.parent / "table.md").read_text()
     assert colours_of(page.parent / "training.png")["#d9730d"] > 200
+
+
+def test_three_targets_stand_beside_each_other_and_scores_on_the_way_have_panels(make_run, tmp_path, monkeypatch):
+    figures = {}
+    monkeypatch.setattr("fastmfr.report.compare.plots.save", lambda figure, path: figures.update({path.stem: figure}))
+    runs = [make_run(name, {target: {"mfr": curve(2)} for target in "xyz"}) for name in "ab"]
+    for run in runs:
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "meta/nir", "step": 1, "tar_at_far_0.01": 0.5}\n')
+    compared = compare(runs)
+    for plot in (roc_plot, training_plot):
+        plot(compared, tmp_path / f"{plot.__name__}.png")
+    assert figures["roc_plot"].axes[0].get_gridspec().get_geometry() == (1, 3)
+    on_the_way = figures["training_plot"].axes[0]
+    assert (on_the_way.texts[0].get_text(), on_the_way.get_xlabel()) == ("TAR@1e-2 on nir", "meta step")
+    assert [line.get_xydata().tolist() for line in on_the_way.lines] == [[[1, 0.5]], [[1, 0.5]]]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_no_table_and_no_long_name_makes_a_page_wider_than_a_phone(make_run, tmp_path):
+    gap = {"mfr": make_gap(0.5, 0.5)}
+    runs = [make_run(name * 80, {"nir": {"base": curve(1), "mfr": curve(2)}}, gap=gap) for name in "ab"]
+    for page in (write_report(runs[0]), write_comparison(runs, tmp_path / "out")):
+        text = page.read_text()
+        assert text.count('<div class="scroll"><table') == text.count("<table") >= 2
+        assert re.search(r"body {[^}]*overflow-wrap: anywhere", text)
+        assert re.search(r"\.scroll { overflow-x: auto; overflow-wrap: normal; }", text)
+        assert re.search(r"img {[^}]*max-width: 100%", text)
+        assert re.search(r"pre {[^}]*overflow-x: auto", text)
 
 
 def test_a_dozen_runs_have_a_colour_each(make_run, tmp_path):
@@ -171,29 +222,10 @@ def test_older_results_are_shown_without_what_they_lack(make_run, tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_gap_between_domains_is_compared_where_it_is_known(make_run, tmp_path):
-    def gap(distance, told):
-        return DomainGap(
-            domains=["a|b", "nir"],
-            people=[20, 20],
-            images=[40, 40],
-            distance=[[0, distance], [distance, 0]],
-            distance_by_chance=[[0, 0.1], [0.1, 0]],
-            told=told,
-            told_by_chance=0.5,
-            far=0.001,
-            threshold=0.6,
-            impostors=3000,
-            false_accepts=50,
-            across_of_all=0.5,
-            across=0.02,
-            false_accepts_of=[[40, 1], [0, 9]],
-            unseen=[False, True],
-        )
-
-    scores, base = {"nir": {"mfr": model()}}, gap(0.9, 0.95)
+    scores, base = {"nir": {"mfr": model()}}, make_gap(0.9, 0.95)
     runs = [
-        make_run("near", scores, gap={"base": base, "mfr": gap(0.3, 0.6)}),
-        make_run("far", scores, gap={"base": base, "mfr": gap(0.8, 0.9)}),
+        make_run("near", scores, gap={"base": base, "mfr": make_gap(0.3, 0.6)}),
+        make_run("far", scores, gap={"base": base, "mfr": make_gap(0.8, 0.9)}),
     ]
     page = write_comparison(runs, tmp_path / "out")
     table = (page.parent / "table.md").read_text()

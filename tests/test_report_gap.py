@@ -9,8 +9,8 @@ from pictures import picture, pixels_of
 
 from fastmfr.evaluate import domain_gap
 from fastmfr.report import hardest_sheet, write_report
-from fastmfr.report.axes import ORANGE
-from fastmfr.report.gap import gap_plot
+from fastmfr.report.axes import DPI, ORANGE
+from fastmfr.report.gap import BAR, gap_plot
 from fastmfr.results import HardestPair, HardestPairs, Results, Scores, TarAtFar, TargetResult
 
 TARGETS = {"nir": TargetResult(unseen=True, models={"base": Scores(auc=0.8), "mfr": Scores(auc=0.9)})}
@@ -58,9 +58,47 @@ def test_many_domains_stand_below_each_other_and_one_model_alone(tmp_path):
     small = picture(gap_plot({"mfr": two}, tmp_path / "two.png")).shape
     wide = picture(gap_plot({"base": two, "mfr": two}, tmp_path / "both.png")).shape
     tall = picture(gap_plot({"base": many, "mfr": many}, tmp_path / "many.png")).shape
-    assert (wide[0], wide[1]) == (small[0], 2 * small[1])
+    bar = round(BAR * DPI)
+    assert (wide[0], wide[1] - bar) == (small[0], 2 * (small[1] - bar))
     assert tall[0] > 1.5 * tall[1]
     assert gap_plot({"base": None}, tmp_path / "none.png") is None
+
+
+def test_a_labelled_bar_says_which_colour_is_which_distance_and_stands_where_panels_leave_a_place(
+    tmp_path, monkeypatch
+):
+    figures = []
+    monkeypatch.setattr("fastmfr.report.gap.save", lambda figure, path: figures.append(figure))
+    wide = gap(0, 1, 3, 5, 6)
+    for count in (1, 3):
+        gap_plot({str(number): wide for number in range(count)}, tmp_path)
+    for count, figure in zip((1, 3), figures, strict=True):
+        *panels, bar = figure.axes
+        assert len(panels) == count
+        assert bar.get_ylabel() == "distance between means"
+        assert bar.get_ylim() == pytest.approx((0, np.max(wide.distance)))
+        place = bar.get_position()
+        assert place.x0 > panels[-1].get_position().x1
+        assert place.y0 == pytest.approx(panels[-1].get_position().y0)
+    assert figures[1].get_size_inches()[0] == pytest.approx(2 * (figures[0].get_size_inches()[0] - BAR))
+
+
+def texts_of(monkeypatch, drawn, path):
+    """What is written in the sheet of a target's hardest pairs, and in which colour."""
+    written = {}
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig",
+        lambda figure, *_, **__: written.update((text.get_text(), text.get_color()) for text in figure.texts),
+    )
+    hardest_sheet({"nir": drawn}, {"nir": np.zeros((8, 6, 6, 3), np.uint8)}, path)
+    return written
+
+
+def test_a_row_decided_wrongly_as_a_whole_says_so_instead_of_marking_every_pair(tmp_path, monkeypatch):
+    written = texts_of(monkeypatch, hardest([0.1, 0.2], [0.6, 0.4]), tmp_path / "sheet.png")
+    assert "2 of 2 decided wrongly: accepted from 0.500 on, at FAR 1e-2" in written
+    assert "1 of 2 decided wrongly: accepted from 0.500 on, at FAR 1e-2" in written
+    assert [text for text, colour in written.items() if colour == ORANGE] == ["0.600"]
 
 
 def test_hardest_pairs_are_marked_where_the_model_decides_wrongly(tmp_path):

@@ -7,6 +7,8 @@ all_pairs.py  all gallery x probe pairs, block by block
 rank.py       rank-1 and rank-k
 accuracy.py   accuracy by folds, as InsightFace computes it and exactly
 bootstrap.py  intervals, by drawing the people scored with replacement
+curve_draws.py  the same for AUC, EER and the curve
+sampling.py   which of all pairs are kept to draw people from
 gains.py      intervals of the gains over the base, on the same people
 score.py      what is reported on gallery and probe lists, pairs and templates
 gap.py        how far apart a model keeps domains

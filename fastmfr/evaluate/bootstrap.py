@@ -6,17 +6,14 @@ threshold lies among the highest impostor pairs, so only those are kept, or an e
 Shape suffixes: N genuine pairs, K impostor pairs kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from .all_pairs import AllPairs
-from .roc import Roc, refuse_not_finite
+from .roc import refuse_not_finite
 
 DRAWS = 200
-KEPT = 2**16  # impostor pairs, and genuine pairs, kept for a FAR: about 16,000 set the threshold, to 1 % of the FAR
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def tar_draws(folds: Sequence[Sample], far: float, draws: int = DRAWS) -> list[f
         far: A false accept rate that every fold can measure.
         draws: How many times the people are drawn.
     """
-    weights = _weights(folds[0].people, draws)
+    weights = draw_people(folds[0].people, draws)
     return [float(np.mean([_tar(sample, weight, far) for sample in folds])) for weight in weights]
 
 
@@ -68,7 +65,7 @@ def interval_of(drawn: Sequence[float] | np.ndarray) -> list[float]:
 
 def _tar(sample, weight, far):
     """TAR at `far` if each person weighs `weight`."""
-    accepted = np.cumsum(weight[sample.impostor_people_2K].prod(0))
+    accepted = np.cumsum(weight_of_pairs(weight, sample.impostor_people_2K))
     allowed = far * sample.total(weight) * sample.kept
     first_refused = np.searchsorted(accepted, allowed, side="right")
     above = sample.genuine_N > sample.impostor_K[min(first_refused, len(sample.impostor_K) - 1)]
@@ -99,7 +96,7 @@ def pair_sample(score_N: np.ndarray, is_mate_N: np.ndarray, people_2N: np.ndarra
         people_2N[0, is_mate_N],
         score_N[impostor],
         people_2K,
-        lambda weight: weight[people_2K].prod(0).sum(),
+        lambda weight: weight_of_pairs(weight, people_2K).sum(),
     )
 
 
@@ -113,87 +110,17 @@ def share_draws(hit_N: np.ndarray, person_N: np.ndarray, draws: int = DRAWS) -> 
     """
     people, person_N = np.unique(person_N, return_inverse=True)
     hits, tries = np.bincount(person_N, hit_N), np.bincount(person_N)
-    return [float((weight * hits).sum() / (weight * tries).sum()) for weight in _weights(len(people), draws)]
+    return [float((weight * hits).sum() / (weight * tries).sum()) for weight in draw_people(len(people), draws)]
 
 
-def _weights(people, draws):
-    """How often each of `people` persons is drawn, draw after draw."""
+def draw_people(people: int, draws: int = DRAWS) -> Iterator[np.ndarray]:
+    """Yield how often each of `people` persons is drawn, draw after draw; the same for every figure and model."""
     rng = np.random.default_rng(0)
     for _ in range(draws):
         yield np.bincount(rng.integers(people, size=people), minlength=people)
 
 
-def samples(
-    all_pairs: AllPairs,
-    roc: Roc,
-    gallery_id: np.ndarray,
-    probe_id: np.ndarray,
-    far: Sequence[float],
-    people: np.ndarray,
-) -> dict[float, Sample]:
-    """Return a Sample of all gallery x probe pairs for each of `far`, by one more pass over the pairs.
-
-    Args:
-        all_pairs: The scores.
-        roc: The curve of the scores.
-        gallery_id: The identity of each gallery row, (G,).
-        probe_id: The identity of each probe row, (P,).
-        far: False accept rates that `roc` can measure.
-        people: The identities to draw from, each once and in order; those of gallery and probes are among them.
-    """
-    if not far:
-        return {}
-    of_gallery, of_probe = (np.searchsorted(people, ids).astype(np.int32) for ids in (gallery_id, probe_id))
-    enrolled, looked_up = (np.bincount(of, minlength=len(people)) for of in (of_gallery, of_probe))
-    tails = {f: _Tail(roc, f) for f in far}
-    genuine = [], []
-    rng, of_column = np.random.default_rng(0), of_gallery[all_pairs.gallery_order]
-    for first, score_PG in all_pairs.blocks():
-        row, column = all_pairs.mates(first, len(score_PG))
-        mate = score_PG[row, column].cpu().numpy()
-        drawn = rng.random(len(mate)) * all_pairs.genuine < KEPT
-        genuine[0].append(mate[drawn])
-        genuine[1].append(of_probe[first + row.cpu().numpy()[drawn]])
-        score_PG[row, column] = -torch.inf
-        _keep_highest(tails.values(), score_PG, of_column, of_probe[first : first + len(score_PG)], rng)
-
-    def total(weight):
-        return (weight @ enrolled) * (weight @ looked_up) - (weight**2) @ (enrolled * looked_up)
-
-    score_N, person_N = map(np.concatenate, genuine)
-    return {f: Sample(len(people), score_N, person_N, *tail.falling(), total, tail.kept) for f, tail in tails.items()}
-
-
-class _Tail:
-    """The highest impostor pairs: ten times as many as FAR `far` lets through, or an even sample of four times as many.
-
-    So many are kept because a draw's weights move the threshold, and move it further the fewer people there are.
-    """
-
-    def __init__(self, roc, far):
-        let_through = far * roc.impostors
-        wanted = 100 + int(max(min(10 * let_through, KEPT), 4 * let_through))
-        k = np.searchsorted(roc.impostors_K, min(roc.impostors, wanted))
-        self.floor = roc.threshold_K[k]
-        self.kept = min(1.0, KEPT / roc.impostors_K[k])
-        self._scores, self._people_2 = [], []
-
-    def add(self, scores, people_2, rng):
-        keep = (scores >= self.floor) & (rng.random(len(scores)) < self.kept)
-        self._scores.append(scores[keep])
-        self._people_2.append(people_2[:, keep])
-
-    def falling(self):
-        scores = np.concatenate(self._scores)
-        order = np.argsort(scores)[::-1]
-        return scores[order], np.concatenate(self._people_2, axis=1)[:, order]
-
-
-def _keep_highest(tails, score_PG, of_column, of_row, rng):
-    """Add to each tail the impostor pairs of a block that may belong to the tail."""
-    lowest = min(tail.floor for tail in tails)
-    place = (score_PG.flatten() >= lowest).nonzero().squeeze(1)
-    scores, place = score_PG.flatten()[place].cpu().numpy(), place.cpu().numpy()
-    row, column = np.divmod(place, score_PG.shape[1])
-    for tail in tails:
-        tail.add(scores, np.stack([of_column[column], of_row[row]]), rng)
+def weight_of_pairs(weight: np.ndarray, people_2K: np.ndarray) -> np.ndarray:
+    """Return the weight of each pair, the product of the weights of its persons; a pair may have one row only."""
+    first, *second = people_2K
+    return weight.take(first) * weight.take(second[0]) if second else weight.take(first)

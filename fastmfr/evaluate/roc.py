@@ -90,8 +90,8 @@ def score_curve(roc: Roc, far: Sequence[float]) -> Scores:
     """Return TAR at each of `far`, AUC, EER, the counts of pairs and the points for plots of a curve."""
     return Scores(
         tar_at_far={str(f): _tar_at_far(roc, f) for f in far},
-        auc=float(np.trapezoid(roc.tar_K, roc.far_K)),
-        eer=_eer(roc),
+        auc=area_under(roc),
+        eer=equal_error_rate(roc),
         genuine=roc.genuine,
         impostors=roc.impostors,
         roc=_thinned(roc),
@@ -159,8 +159,13 @@ def _tar_at_far(roc: Roc, far: float) -> TarAtFar:
     return TarAtFar(tar=float(roc.tar_K[k]), threshold=float(roc.threshold_K[k]), far=float(roc.far_K[k]))
 
 
-def _eer(roc: Roc) -> float:
-    """The rate at which FAR equals 1 - TAR, on the straight line between the two thresholds around it."""
+def area_under(roc: Roc) -> float:
+    """Return the AUC, in [0, 1]: the share of genuine pairs that an impostor pair lies below, a tie counting half."""
+    return float(np.trapezoid(roc.tar_K, roc.far_K))
+
+
+def equal_error_rate(roc: Roc) -> float:
+    """Return the rate at which FAR equals 1 - TAR, on the straight line between the two thresholds around it."""
     gap_K = roc.far_K + roc.tar_K - 1  # rises from -1 to 1
     k = int(np.argmax(gap_K >= 0))
     step = gap_K[k - 1] / (gap_K[k - 1] - gap_K[k])

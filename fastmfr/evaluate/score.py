@@ -17,9 +17,11 @@ from fastmfr.results import FAR, Scores, TarAtFar
 
 from .accuracy import FOLDS, accuracies
 from .all_pairs import AllPairs, unit_rows
-from .bootstrap import Sample, interval_of, pair_sample, samples, share_draws, tar_draws
+from .bootstrap import Sample, interval_of, pair_sample, share_draws, tar_draws
+from .curve_draws import AUC, EER, CurveSample, band_of, curve_draws
 from .embed import embed_domain
 from .roc import exact_roc, score_curve
+from .sampling import curve_sample_of_pairs, samples
 
 ROWS = 2**16  # embeddings gathered at once
 
@@ -97,7 +99,7 @@ def score(embedding_ND: torch.Tensor | np.ndarray, pairs: GalleryProbe, far: Seq
 
     Returns:
         The figures of `verification`; rank-1 and rank-5 over the probes with a mate in the gallery; the counts; and
-        the 95 % intervals of TAR and rank-1 over draws of the people.
+        the 95 % intervals of TAR, the curve, AUC, EER and rank-1 over draws of the people.
 
     Raises:
         ValueError: no probe has a mate, the lists name an image that has no embedding, an embedding in the lists is not
@@ -111,18 +113,18 @@ def _people(*folds):
     return np.unique(np.concatenate([ids for pairs in folds for ids in (pairs.gallery_id, pairs.probe_id)]))
 
 
-def _score(embedding_ND, pairs, far, people) -> tuple[Scores, dict[float, Sample]]:
-    """(what `score` returns, {far: Sample} to draw the people from)."""
+def _score(embedding_ND, pairs, far, people) -> tuple[Scores, dict[float, Sample], CurveSample]:
+    """(what `score` returns, {far: Sample} to draw the people from, and what to draw from for AUC and EER)."""
     _check(embedding_ND, pairs)
     gallery_id, probe_id = pairs.gallery_id, pairs.probe_id
     all_pairs = AllPairs(embedding_ND[pairs.gallery], gallery_id, embedding_ND[pairs.probe], probe_id)
     roc, rank_P = all_pairs.roc_and_ranks()
     curve = score_curve(roc, far)
     measured = [f for f in far if curve.tar_at_far[str(f)].refused is None]
-    drawn_from = samples(all_pairs, roc, gallery_id, probe_id, measured, people)
+    drawn_from, of_curve = samples(all_pairs, roc, gallery_id, probe_id, measured, people)
     mated_P = rank_P >= 0
     first = share_draws(rank_P[mated_P] < 1, probe_id[mated_P])
-    curve = _with_intervals(curve, {f: [sample] for f, sample in drawn_from.items()})
+    curve = _with_intervals(curve, {f: [sample] for f, sample in drawn_from.items()}, [of_curve])
     scores = replace(
         curve,
         draws=curve.draws | {"rank1": first},
@@ -135,7 +137,7 @@ def _score(embedding_ND, pairs, far, people) -> tuple[Scores, dict[float, Sample
         identities=len(np.unique(gallery_id)),
         exact=all_pairs.exact,
     )
-    return scores, drawn_from
+    return scores, drawn_from, of_curve
 
 
 def _check(embedding_ND, pairs):
@@ -152,13 +154,26 @@ def _check(embedding_ND, pairs):
         )
 
 
-def _with_intervals(scores: Scores, folds_by_far: Mapping[float, Sequence[Sample]]) -> Scores:
-    """The scores, with draws and interval of TAR at each FAR that there are samples for."""
+def _with_intervals(
+    scores: Scores, folds_by_far: Mapping[float, Sequence[Sample]], curve_folds: Sequence[CurveSample]
+) -> Scores:
+    """The scores, with draws and intervals of TAR at each FAR that there are samples for, and of AUC and EER."""
     rates, draws = dict(scores.tar_at_far), dict(scores.draws)
     for f, folds in folds_by_far.items():
         drawn = draws[f"tar_at_far_{f}"] = tar_draws(folds, f)
         rates[str(f)] = replace(rates[str(f)], interval=interval_of(drawn))
-    return replace(scores, tar_at_far=rates, draws=draws)
+    scores = replace(scores, tar_at_far=rates, draws=draws)
+    drawn_RF = curve_draws(curve_folds)
+    if not len(drawn_RF):  # so few people that every draw lacks pairs of one kind
+        return scores
+    auc, eer = drawn_RF[:, AUC].tolist(), drawn_RF[:, EER].tolist()
+    return replace(
+        scores,
+        draws=draws | {"auc": auc, "eer": eer},
+        auc_interval=interval_of(auc),
+        eer_interval=interval_of(eer),
+        roc=scores.roc and replace(scores.roc, band=band_of(drawn_RF, curve_folds[0])),
+    )
 
 
 def score_folds(
@@ -179,7 +194,7 @@ def score_folds(
         ValueError: as in `score`.
     """
     people = _people(*folds)
-    scored, drawn_from = zip(*(_score(embedding_ND, pairs, far, people) for pairs in folds), strict=True)
+    scored, drawn_from, of_curve = zip(*(_score(embedding_ND, pairs, far, people) for pairs in folds), strict=True)
     rates = {str(f): _mean_tar([fold.tar_at_far[str(f)] for fold in scored]) for f in far}
     measured = [f for f in far if rates[str(f)].refused is None]
     scores = Scores(
@@ -190,7 +205,8 @@ def score_folds(
         rank1_std=float(np.std([fold.rank1 for fold in scored])),
         folds=[replace(fold, roc=None) for fold in scored],
     )
-    return _with_intervals(scores, {f: [samples_by_far[f] for samples_by_far in drawn_from] for f in measured})
+    folds_by_far = {f: [samples_by_far[f] for samples_by_far in drawn_from] for f in measured}
+    return _with_intervals(scores, folds_by_far, of_curve)
 
 
 def _mean_tar(found: Sequence[TarAtFar]) -> TarAtFar:
@@ -228,7 +244,8 @@ def score_pairs(embedding_ND: torch.Tensor | np.ndarray, pairs: PairList, far: S
     accuracy = None
     if min(roc.genuine, roc.impostors) >= FOLDS:
         accuracy = accuracies(cos_N, pairs.is_mate, pairs.fold, None if pairs.people is None else pairs.people[0])
-    return replace(_with_intervals(curve, {f: [sample] for f in measured}), accuracy=accuracy)
+    of_curve = curve_sample_of_pairs(sample, roc)
+    return replace(_with_intervals(curve, {f: [sample] for f in measured}, [of_curve]), accuracy=accuracy)
 
 
 def score_templates(

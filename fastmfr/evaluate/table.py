@@ -53,8 +53,8 @@ def _columns(scored: Sequence[Scores]) -> Iterator[list[str]]:
     for far in sorted({far for scores in scored for far in scores.tar_at_far}, key=float, reverse=True):
         yield [f"TAR@{float(far):.0e}".replace("e-0", "e-"), *(_tar(scores.rate(far)) for scores in scored)]
     yield ["rank-1", *(_share(scores.rank1) + _between(scores.rank1_interval) for scores in scored)]
-    yield ["AUC", *(_share(scores.auc) for scores in scored)]
-    yield ["EER", *(_share(scores.eer) for scores in scored)]
+    yield ["AUC", *(_share(scores.auc) + _between(scores.auc_interval) for scores in scored)]
+    yield ["EER", *(_share(scores.eer) + _between(scores.eer_interval) for scores in scored)]
     if any(scores.accuracy for scores in scored):
         yield ["accuracy", *map(_accuracy, scored)]
 

@@ -1,9 +1,9 @@
 """What a run leaves to read: report.html with its pictures, tables for the console and for papers.
 
-folder.py reads the run; tables.py, plots.py and gap.py make the parts; page.py joins the parts. compare/ does the same
-for several runs, and axes.py and markup.py hold what both draw and write with. hardest.py draws the images of pairs,
-which only the run itself has. A run that was stopped half-way is reported as far as it came, and the page says what is
-missing.
+folder.py reads the run; tables.py, plots.py and gap.py make the parts, panels.py says what is shown of the training;
+page.py joins the parts. compare/ does the same for several runs, and axes.py and markup.py hold what both draw and
+write with. hardest.py draws the images of pairs, which only the run itself has. A run that was stopped half-way is
+reported as far as it came, and the page says what is missing.
 """
 
 from pathlib import Path

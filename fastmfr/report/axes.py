@@ -41,6 +41,11 @@ def grid(count: int, columns: int, width: float, height: float) -> tuple["Figure
     return figure, axes[:count]
 
 
+def in_a_row(panels: int) -> int:
+    """Return how many large panels stand side by side: three all in one row, else two, so that few leave a hole."""
+    return 3 if panels == 3 else 2
+
+
 def panel_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
     """Add a panel, placed and sized in inches, `left` and `top` from the figure's upper left corner."""
     whole_width, whole_height = figure.get_size_inches()
@@ -93,10 +98,15 @@ def set_scale(ax: "Axes", scale: str, values: np.ndarray) -> None:
     """Set the y axis for `values` by a `scale` of `plots.Panel`."""
     positive = values[values > 0]  # the band is among them, so that it is in sight
     if scale == "log" and len(positive) and positive.max() > 10 * positive.min():
-        ax.set_yscale("log", nonpositive="mask")
+        if len(positive) == len(values):
+            ax.set_yscale("log")
+        else:  # a log axis has no place for 0
+            ax.set_yscale("symlog", linthresh=positive.min())
         ax.yaxis.set_minor_formatter("")
     elif scale != "near":
-        ax.set_ylim(min(0, values.min()), 1.1 * max(values.max(), 1e-12))
+        low, high = min(0, values.min()), max(values.max(), 1e-12)
+        room = 0.04 * (high - low) if values.min() <= 0 else 0  # the edge would cut a curve that lies on it in half
+        ax.set_ylim(low - room, 1.1 * high)
 
 
 def draw_roc(ax: "Axes", scores: Scores, **style: Any) -> None:

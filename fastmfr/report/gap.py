@@ -12,6 +12,7 @@ from .axes import DPI, INK, panel_at, save, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = ("Mean distance", "By chance", "Own domain nearest", "Across domains", "Of all pairs", "Most within")
 READING = (
@@ -24,6 +25,8 @@ READING = (
     "of the false accepts.",
 )
 CELL, LETTER, MARGIN = 0.82, 0.08, 0.35  # inches: a cell, a letter of a domain's name, room at each side
+BAR, BAR_WIDTH = 0.75, 0.14  # inches: room for the bar of colours at the right, the bar itself
+COLOURS, PALE = "Blues", 1.8  # the darkest colour stands for so many times the largest distance: letters are dark
 FITTING = 10  # letters as wide as a cell; longer names are written aslant below
 WIDEST = 10.5  # inches: panels that would be wider together stand below each other, so that letters stay readable
 
@@ -46,18 +49,34 @@ def gap_plot(gap_by_model: Mapping[str, DomainGap | None], path: Path) -> Path |
     width, height = left + side + MARGIN, side + 2 * MARGIN + (0.6 * LETTER * letters if letters > FITTING else 0)
     columns = max(1, min(len(gaps), int(WIDEST / width)))
     lines = -(-len(gaps) // columns)
-    figure = Figure(figsize=(width * columns, height * lines), dpi=DPI)
-    highest = max(np.max(gap.distance) for gap in gaps.values())
+    is_full = len(gaps) == columns * lines
+    figure = Figure(figsize=(width * columns + BAR * is_full, height * lines), dpi=DPI)
+    highest = max(1e-6, *(np.max(gap.distance) for gap in gaps.values()))
     for number, (model, gap) in enumerate(gaps.items()):
         line, column = divmod(number, columns)
         ax = panel_at(figure, column * width + left, line * height + MARGIN, side, side)
-        _draw(ax, gap, max(highest, 1e-6), aslant=letters > FITTING)
+        _draw(ax, gap, highest, aslant=letters > FITTING)
         write_title(ax, model)
+    line, column = divmod(len(gaps) - 1, columns)
+    at = (column + 1) * width + (0 if is_full else left)  # beside the last panel, in a place left free if there is one
+    _draw_bar(panel_at(figure, at, line * height + MARGIN, BAR_WIDTH, side), figure, highest)
     return save(figure, path)
 
 
 def _names(gap: DomainGap) -> list[str]:
     return [name + (" *" if unseen else "") for name, unseen in zip(gap.domains, gap.unseen, strict=True)]
+
+
+def _draw_bar(ax: "Axes", figure: "Figure", highest: float) -> None:
+    """The bar that says which colour is which distance, up to the largest one shown."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    bar = figure.colorbar(ScalarMappable(Normalize(0, PALE * highest), COLOURS), cax=ax)
+    ax.set_ylim(0, highest)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] the stubs call the outline's class a method
+    ax.tick_params(length=0, labelcolor=INK, labelsize=8)
+    ax.set_ylabel("distance between means", color=INK, fontsize=8.5)
 
 
 def _draw(ax: "Axes", gap: DomainGap, highest: float, aslant: bool) -> None:
@@ -66,7 +85,7 @@ def _draw(ax: "Axes", gap: DomainGap, highest: float, aslant: bool) -> None:
     names = _names(gap)
     count = len(names) - 1
     shown = np.ma.masked_array(distance_NN[1:, :-1], np.triu(np.ones((count, count), bool), 1))
-    ax.imshow(shown, cmap="Blues", vmin=0, vmax=1.8 * highest)  # pale enough for dark letters
+    ax.imshow(shown, cmap=COLOURS, vmin=0, vmax=PALE * highest)
     for row, column in zip(*(places.tolist() for places in np.tril_indices(count)), strict=True):
         ax.text(column, row - 0.07, f"{distance_NN[row + 1, column]:.2f}", ha="center", color=INK, fontsize=11)
         ax.text(column, row + 0.27, f"chance {by_chance_NN[row + 1, column]:.2f}", ha="center", color=INK, fontsize=7.5)

@@ -31,6 +31,8 @@ class _Row(NamedTuple):
 def hardest_sheet(targets: Mapping[str, TargetResult], pixels: Mapping[str, np.ndarray], path: Path | str) -> None:
     """Write a PNG with two rows of pairs a target, the cosine below each pair; bold if the model decides wrongly.
 
+    In a row whose pairs are all decided wrongly no cosine stands out: the row says so above.
+
     Args:
         targets: The results by target; targets without hardest pairs are left out.
         pixels: By target uint8 (n, H, W, 3), RGB: the gallery and the probe image of each pair in turn, the genuine
@@ -70,18 +72,21 @@ def _threshold(target: TargetResult, hardest: HardestPairs) -> tuple[str, float]
 def _draw_row(figure: "Figure", row: _Row, top: float, side: float) -> None:
     """Draw a row `top` inches from the figure's upper edge, each image `side` inches wide."""
     _write(figure, MARGIN, top + TITLE - 0.1, row.title, color=INK, weight="bold", fontsize=9.5)
-    if row.line and not row.impostor:
+    wrong = [row.line is not None and (pair.cosine >= row.line[1]) == row.impostor for pair in row.pairs]
+    if row.line:
         far, threshold = row.line
-        accepted = f"accepted from {threshold:.3f} on, at FAR {short_far(far)}"
-        _write(figure, WIDTH - MARGIN, top + TITLE - 0.1, accepted, color=GREY, fontsize=8.5, ha="right")
+        said = (
+            f"{sum(wrong)} of {len(wrong)} decided wrongly: accepted from {threshold:.3f} on, at FAR {short_far(far)}"
+        )
+        _write(figure, WIDTH - MARGIN, top + TITLE - 0.1, said, color=GREY, fontsize=8.5, ha="right")
     for place, (pair, both) in enumerate(zip(row.pairs, row.images, strict=True)):
         left = MARGIN + place * (2 * side + GUTTER)
         for shift, image in zip((0, side), both, strict=True):
             ax = panel_at(figure, left + shift, top + TITLE, side, side)
             ax.set_axis_off()
             ax.imshow(image, interpolation="antialiased")
-        wrong = row.line is not None and (pair.cosine >= row.line[1]) == row.impostor
-        style = {"color": ORANGE, "weight": "bold"} if wrong else {"color": INK, "weight": "normal"}
+        is_marked = wrong[place] and not all(wrong)
+        style = {"color": ORANGE, "weight": "bold"} if is_marked else {"color": INK, "weight": "normal"}
         _write(figure, left + side, top + TITLE + side + 0.17, f"{pair.cosine:.3f}", ha="center", fontsize=9, **style)
 
 

@@ -5,7 +5,8 @@ from html import escape
 from pathlib import Path
 
 STYLE = """
-body { margin: 0; background: #fff; color: #23262d; font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0; background: #fff; color: #23262d; font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif;
+  overflow-wrap: anywhere; }
 main { max-width: 60rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }
 .run { color: #6b717c; font-size: .9rem; margin: 0 0 .4rem; }
 h1 { font-size: 1.65rem; line-height: 1.32; font-weight: 650; margin: 0 0 1.2rem; text-wrap: balance; }
@@ -13,7 +14,8 @@ h2 { font-size: 1.1rem; margin: 2.8rem 0 .8rem; }
 .time { color: #6b717c; }
 .notes { border-left: 4px solid #d9930d; background: #fdf7ea; padding: .7rem 1rem; margin: 1.4rem 0; }
 .notes p { margin: .2rem 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; overflow-wrap: normal; }
+@media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; font-size: .85rem; color: #6b717c; border-bottom: 1px solid #c9cdd4; }
 td { text-align: right; vertical-align: top; white-space: nowrap; }
@@ -23,6 +25,7 @@ tbody tr:first-child td { border-top: 1px solid #c9cdd4; }
 td small { display: block; color: #6b717c; font-size: .75rem; line-height: 1.2; }
 .gain { display: inline-block; width: 3rem; text-align: left; padding-left: .35rem; font-size: .85rem; color: #6b717c; }
 th.figure { padding-right: 3.35rem; } td.figure { padding-right: 0; } td.figure small { margin-right: 3.35rem; }
+td.figure small[class] { margin-right: 0; }
 .better { color: #1d7a4f; } .worse { color: #b3413b; }
 .main td { font-weight: 600; } .main .target, .main small { font-weight: 400; }
 .runs th, .runs td { padding-left: .9rem; white-space: nowrap; }

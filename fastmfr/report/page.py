@@ -16,8 +16,8 @@ CAPTIONS = {
     "roc": (
         "ROC",
         "Share of genuine pairs accepted over share of impostor pairs accepted; higher and further left is "
-        "better. Every gallery x probe pair of the target is scored. Upright bars: 95 % intervals of TAR over draws of "
-        "the people.",
+        "better. Every gallery x probe pair of the target is scored. Shaded, and as upright bars at the table's rates: "
+        "95 % intervals of TAR over draws of the people.",
     ),
     "gap": (
         "Domain gap",
@@ -28,14 +28,14 @@ CAPTIONS = {
     "hardest": (
         "Hardest pairs",
         "Gallery x probe pairs with their cosine, a person at most once a row; orange and "
-        "bold: decided wrongly at the threshold named. Look here for wrong labels: a genuine "
-        "pair that shows two people, an impostor pair that shows one. The images' names are "
+        "bold: decided wrongly at the threshold named, where the row's other pairs are decided rightly. Look here for "
+        "wrong labels: a genuine pair that shows two people, an impostor pair that shows one. The images' names are "
         "in results.json.",
     ),
     "training": (
         "Training",
-        "Pale: every step; strong: running mean. The shaded band marks where the second-order "
-        "term is strong enough to matter and weak enough to be stable.",
+        "Pale: every step; strong: running mean. Scores on the way are of the weights after that many steps. The "
+        "shaded band marks where the second-order term is strong enough to matter and weak enough to be stable.",
     ),
     "domains": ("Domains", "Images as the model receives them, one row a domain."),
 }

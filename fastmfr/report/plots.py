@@ -4,15 +4,13 @@ A model keeps its colour everywhere: base grey, the model of the meta stage blue
 instead of in a legend.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastmfr.results import CHOSEN, META, PRETRAIN, Results, Scores, base_of
+from fastmfr.results import CHOSEN, Results, Scores, base_of
 
 from .axes import (
     BLUE,
@@ -20,11 +18,11 @@ from .axes import (
     GREEN,
     GREY,
     INK,
-    ORANGE,
     OTHERS,
     draw_roc,
     draw_series,
     grid,
+    in_a_row,
     lowest_far,
     percent,
     save,
@@ -32,79 +30,22 @@ from .axes import (
     set_scale,
     write_title,
 )
+from .panels import Panel, panels_of, series, stage_of
 from .tables import fars, short_far
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL = 1.3  # inches: room for the names of domains beside their images
-CORNER = {"ha": "right", "bbox": {"color": "white", "pad": 1}}  # text in the lower right corner of a panel
-
-
-class Line(NamedTuple):
-    """One curve of a training panel: the field `name` of the records of `stage`."""
-
-    stage: str
-    name: str
-    label: str
-    colour: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A quantity that training watches, and the `band` it should lie in.
-
-    `scale`: "near" shows the values' own range, "zero" starts the axis at 0, "log" is logarithmic beyond a decade.
-    """
-
-    title: str
-    lines: tuple[Line, ...]
-    scale: str = "near"
-    band: tuple[float, ...] = ()
-    percent: bool = False
-
-
-def _both(name: str) -> tuple[Line, Line]:
-    return Line(META, name, "meta-train", GREY), Line(META, f"{name}_test", "meta-test", BLUE)
-
-
-PANELS = (
-    Panel("Pretraining loss", (Line(PRETRAIN, "loss", "", ORANGE),), scale="zero"),
-    Panel("Hard-pair loss", _both("hard_pair")),
-    Panel("Soft classification", _both("soft_classification"), scale="log"),
-    Panel("Domain alignment loss", (Line(META, "domain_alignment", "", GREY),), scale="zero"),
-    Panel(
-        "Hard pairs mined",
-        (Line(META, "positives", "genuine", GREEN), Line(META, "negatives", "impostor", ORANGE)),
-        scale="log",
-    ),
-    # Far below the band second order changes nothing, far above it destroys: alpha is to be set by this ratio.
-    Panel("Second order, alpha |Hv| / |v|", (Line(META, "alpha_hv_over_v", "", BLUE),), scale="log", band=(0.1, 0.3)),
-    Panel(
-        "Learning rate",
-        (Line(PRETRAIN, "learning_rate", PRETRAIN, ORANGE), Line(META, "learning_rate", META, BLUE)),
-        scale="log",
-    ),
-    Panel("Gradient norm", (Line(META, "gradient_norm", "", BLUE),), scale="log"),
-    Panel(
-        "Images a second",
-        (Line(PRETRAIN, "images_per_second", PRETRAIN, ORANGE), Line(META, "images_per_second", META, BLUE)),
-        scale="zero",
-    ),
-    Panel(
-        "Time waiting for data",
-        (Line(PRETRAIN, "data_wait", PRETRAIN, ORANGE), Line(META, "data_wait", META, BLUE)),
-        scale="zero",
-        percent=True,
-    ),
-)
+LOW = 0.4  # TAR: below it a curve runs through the lower right corner of its panel
 
 
 def roc_plot(results: Results, path: Path) -> Path:
     """Draw one panel a target, TAR over FAR on a log axis, with every model's TAR at the coarsest measured FAR."""
     shown = results.scored
     width, height = (6.6, 4.6) if len(shown) == 1 else (4.7, 3.7)
-    figure, axes = grid(len(shown), columns=3 if len(shown) == 3 else 2, width=width, height=height)
+    columns = in_a_row(len(shown))
+    figure, axes = grid(len(shown), columns, width=width, height=height)
     lowest = min(lowest_far(scores) for target in shown.values() for scores in target.models.values())
     for ax, (name, target) in zip(axes, shown.items(), strict=True):
         set_roc_axes(ax, lowest)
@@ -112,22 +53,27 @@ def roc_plot(results: Results, path: Path) -> Path:
         for model, scores in target.models.items():
             main = model != base_of(target.models)
             draw_roc(ax, scores, color=colours[model], lw=2 if main else 1.6, zorder=3 if main else 2)
+            _draw_band(ax, scores, colours[model])
             _draw_intervals(ax, scores, colours[model])
         write_title(ax, name, "never seen in training" if target.unseen else "other people of a source domain")
         _write_tars(ax, target.models, colours, fars(results))
-    for ax in axes[:: 3 if len(shown) == 3 else 2]:
+    for ax in axes[::columns]:
         ax.set_ylabel("TAR, genuine pairs accepted")
     return save(figure, path)
 
 
 def training_plot(metrics: list[dict], path: Path) -> Path | None:
     """Draw a panel for each quantity in `metrics`, the records of metrics.jsonl; None if there is none."""
-    panels = [panel for panel in PANELS if any(len(series(metrics, line)[0]) for line in panel.lines)]
+    panels = [panel for panel in panels_of(metrics) if any(len(series(metrics, line)[0]) for line in panel.lines)]
     if not panels:
         return None
     figure, axes = grid(len(panels), columns=3, width=3.3, height=2.3)
+    last_step: dict[str, int] = {}
+    for record in metrics:
+        stage = stage_of(record["stage"])
+        last_step[stage] = max(record["step"], last_step.get(stage, 1))
     for ax, panel in zip(axes, panels, strict=True):
-        _draw_panel(ax, panel, metrics)
+        _draw_panel(ax, panel, metrics, last_step)
     return save(figure, path)
 
 
@@ -167,35 +113,30 @@ def _check_images(images_by_domain: Mapping[str, np.ndarray]) -> None:
         raise ValueError("want the images of at least one domain, got none")
 
 
-def series(metrics: list[dict], line: Line) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and values of `line` in the records of metrics.jsonl, finite numbers only."""
-    found = [
-        (record["step"], record[line.name])
-        for record in metrics
-        if record["stage"] == line.stage
-        and isinstance(record.get(line.name), int | float)
-        and math.isfinite(record[line.name])
-    ]
-    steps, values = np.array(found, float).reshape(-1, 2).T
-    return steps, values
-
-
-def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict]) -> None:
+def _draw_panel(ax: "Axes", panel: Panel, metrics: list[dict], last_step: Mapping[str, int]) -> None:
     curves = {line: found for line in panel.lines if len((found := series(metrics, line))[0])}
-    stages = sorted({line.stage for line in curves})
+    stages = sorted({line.of_stage for line in curves})
     for line, (steps, values) in curves.items():
-        draw_series(ax, steps / (max(steps[-1], 1) if len(stages) > 1 else 1), values, line.colour)
+        draw_series(ax, steps / (last_step[line.of_stage] if len(stages) > 1 else 1), values, line.colour)
     set_scale(ax, panel.scale, np.concatenate([*(values for _, values in curves.values()), panel.band]))
     if panel.band:
         ax.axhspan(panel.band[0], panel.band[1], color=GREEN, alpha=0.12, lw=0)
     ax.yaxis.set_major_formatter(percent if panel.percent else "{x:.5g}")
     if len(stages) > 1:  # stages differ in length, so each is drawn from its start to its end
+        ax.set_xlim(-0.03, 1.03)
         ax.xaxis.set_major_formatter(percent)
         ax.set_xlabel("part of the stage")
     else:
         ax.locator_params(axis="x", integer=True)
         ax.set_xlabel(f"{stages[0]} step")
     write_title(ax, panel.title, words=[(line.label, line.colour) for line in curves])
+
+
+def _draw_band(ax: "Axes", scores: Scores, colour: str) -> None:
+    """The 95 % interval of TAR along the curve, shaded."""
+    if scores.roc and scores.roc.band:
+        band = scores.roc.band
+        ax.fill_between(band.far, band.low, band.high, color=colour, alpha=0.13, lw=0, zorder=1.4)
 
 
 def _draw_intervals(ax: "Axes", scores: Scores, colour: str) -> None:
@@ -206,21 +147,27 @@ def _draw_intervals(ax: "Axes", scores: Scores, colour: str) -> None:
 
 
 def _write_tars(ax: "Axes", models: dict[str, Scores], colours: Mapping[str, str], names: Iterable[str]) -> None:
-    """Mark the coarsest FAR measured, and list the models' TAR there in the empty corner below the curves."""
+    """Mark the coarsest FAR measured, and list the models' TAR there in the corner that the curves leave empty."""
     measured = (far for far in names if all(scores.rate(far).tar is not None for scores in models.values()))
     far = next(measured, None)
     if far is not None:
         ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
+    lowest = ax.get_xlim()[0]
+    is_low = any(
+        np.interp(lowest**0.4, found.far, found.tar) < LOW for found in (s.roc for s in models.values()) if found
+    )
+    side, bottom = ("left", 0.88 - 0.075 * len(models)) if is_low else ("right", 0.04)
+    corner = {"x": 0.03 if is_low else 0.97, "ha": side, "bbox": {"color": "white", "pad": 1}}
     for height, (model, scores) in enumerate(reversed(models.items())):
         tar = None if far is None else scores.rate(far).tar
         text = model if tar is None else f"{model}  {100 * tar:.1f} %"
         style = {"color": colours[model], "fontsize": 10, "fontweight": "bold", "parse_math": False}
-        ax.text(0.97, 0.04 + 0.075 * height, text, transform=ax.transAxes, **style, **CORNER)
+        ax.text(y=bottom + 0.075 * height, s=text, transform=ax.transAxes, **style, **corner)
         if far is not None and tar is not None:
             ax.plot(float(far), tar, "o", color=colours[model], ms=5, zorder=4)
     if far is not None:
-        text, height = f"TAR at FAR {short_far(far)}", 0.05 + 0.075 * len(models)
-        ax.text(0.97, height, text, transform=ax.transAxes, color=INK, fontsize=9, **CORNER)
+        text, height = f"TAR at FAR {short_far(far)}", bottom + 0.01 + 0.075 * len(models)
+        ax.text(y=height, s=text, transform=ax.transAxes, color=INK, fontsize=9, **corner)
 
 
 def _colours(models: Mapping[str, Scores]) -> dict[str, str]:

@@ -63,8 +63,8 @@ class Row:
 
 AFTER_TAR = (
     Column("Rank-1", "rank1", 1, lambda scores: scores.rank1, lambda scores: scores.rank1_interval),
-    Column("AUC", "auc", 2, lambda scores: scores.auc),
-    Column("EER", "eer", 2, lambda scores: scores.eer, lower_is_better=True),
+    Column("AUC", "auc", 2, lambda scores: scores.auc, lambda scores: scores.auc_interval),
+    Column("EER", "eer", 2, lambda scores: scores.eer, lambda scores: scores.eer_interval, lower_is_better=True),
 )
 
 
@@ -111,8 +111,8 @@ def footnotes(results: Results) -> list[str]:
     gains = f"; with a figure its gain over {bases}, in points" if several else ""
     if any(target.gains for target in results.scored.values()):
         gains += (
-            " and, of TAR and rank-1, with its 95 % interval over draws of the people, the same for both models; green "
-            "or red: the interval does not span zero"
+            " and with its 95 % interval over draws of the people, the same for both models; green or red: the "
+            "interval does not span zero"
         )
     notes = [f"In percent{gains}. TAR@f: share of genuine pairs accepted at false accept rate f."]
     held_out = [name for name, target in results.scored.items() if not target.unseen]

@@ -16,7 +16,7 @@ from fastmfr.atomic import write_text
 from fastmfr.domains import people_of
 from fastmfr.evaluate import draw_evenly
 from fastmfr.evaluate.validation import validate
-from fastmfr.results import CHOSEN, LAST, META, MODEL_OF_STAGE, Candidate, Choice, from_json, to_json
+from fastmfr.results import CHOSEN, LAST, META, MODEL_OF_STAGE, Candidate, Choice, from_json, model_of, to_json
 from fastmfr.training.averages import Averages
 from fastmfr.training.run import Run
 from fastmfr.weights import save_weights
@@ -90,7 +90,8 @@ class Choosing:
             told_apart = {name: rows for name, rows in embedded.items() if len(np.unique(rows[1])) > 1}
             ranks, people = self._run.ranks, people_of(self._run.people.validation)
             found = ranks.by_first(partial(validate, told_apart, people))
-            candidate = Candidate(of_stage=stage, steps=steps, weights=weights, **vars(found))
+            model = model_of(stage, self._run.config.meta.method)
+            candidate = Candidate(of_stage=stage, steps=steps, weights=weights, model=model, **vars(found))
             self.choice.candidates.append(candidate)
             with ranks.alike():
                 if self.choice.best is candidate and ranks.is_first:
@@ -124,12 +125,8 @@ class Choosing:
         best = self.choice.best
         if best is None:
             return "no model was scored on people kept for validation"
-        lasts = {stage: self.choice.last_of(stage) for stage in MODEL_OF_STAGE}
-        others = ", ".join(
-            f"{MODEL_OF_STAGE[stage]} {100 * other.score:.1f}"
-            for stage, other in lasts.items()
-            if other and other is not best
-        )
+        lasts = map(self.choice.last_of, MODEL_OF_STAGE)
+        others = ", ".join(f"{other.name} {100 * other.score:.1f}" for other in lasts if other and other is not best)
         self.choice.why = (
             f"Handed out: {best}, {100 * best.score:.1f} on {self.choice.people} people of the sources kept out of "
             f"training{f' ({others})' if others else ''}: TAR in percent, a mean over FAR 1e-2 and 1e-3, within "

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastmfr.config.model_settings import STAGES
 from fastmfr.evaluate import paired_gains
-from fastmfr.results import BASE, CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult
+from fastmfr.results import BASE, CHOSEN, META, MODEL_OF_STAGE, PRETRAIN, Results, TargetResult, model_of
 from fastmfr.run_folder import commands_of, steps_of_weights
 from fastmfr.training.choosing import Choosing
 from fastmfr.training.diagnose import Diagnosis
@@ -54,7 +54,7 @@ def complete(run: Run) -> Results:
     for stage, steps in ((PRETRAIN, run.config.pretrain.steps), (META, run.config.meta.steps)):
         if steps:
             _train_or_load(run, stage, steps, backbone, choosing)
-            _score(run, _name(run, stage), backbone, diagnosis, results)
+            _score(run, model_of(stage, run.config.meta.method), backbone, diagnosis, results)
     if choosing.choice.best:
         _hand_out(run, choosing, backbone, diagnosis, results)
     if first and any(target.models for target in results.targets.values()):
@@ -69,11 +69,6 @@ def complete(run: Run) -> Results:
         run.logbook.record_end(run.config.by_dotted_name(), results, run.folder / "domains.png")
         results.save(run.folder / "results.json")
     return results
-
-
-def _name(run, stage: str) -> str:
-    """What the scores call the model that a stage leaves: after the method of the meta stage, for instance no_meta."""
-    return run.config.meta.method if stage == META else MODEL_OF_STAGE[stage]
 
 
 def _say_what_is_held(run, backbone: nn.Module):
@@ -110,7 +105,7 @@ def _hand_out(run, choosing, backbone: nn.Module, diagnosis, results):
     """Scores the model that is handed out, and says which one it is and why."""
     best, results.choice = choosing.choice.best, choosing.choice
     run.logbook.say(choosing.explain())
-    model = _name(run, best.of_stage)
+    model = model_of(best.of_stage, run.config.meta.method)
     if best is choosing.choice.last_of(best.of_stage) and model in results.gap:
         for target in results.targets.values():  # the same weights have the same scores
             target.models[CHOSEN] = target.models[model]

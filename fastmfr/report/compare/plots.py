@@ -21,6 +21,7 @@ from ..axes import (
     draw_roc,
     draw_series,
     grid,
+    in_a_row,
     lowest_far,
     percent,
     save,
@@ -28,7 +29,7 @@ from ..axes import (
     set_scale,
     write_title,
 )
-from ..plots import PANELS, Line, Panel, series
+from ..panels import Line, Panel, panels_of, series
 from ..tables import fars
 from .runs import Comparison, Entry
 
@@ -46,7 +47,8 @@ def roc_plot(compared: Comparison, path: Path) -> Path | None:
     shown = compared.results().scored
     if not shown:
         return None
-    figure, axes = grid(len(shown), columns=2, width=4.9, height=3.8)
+    columns = in_a_row(len(shown))
+    figure, axes = grid(len(shown), columns, width=4.9, height=3.8)
     lowest = min(lowest_far(scores) for target in shown.values() for scores in target.models.values())
     styles = {entry: _style(compared, entry) for entry in compared.entries if entry.model}
     for ax, (name, target) in zip(axes, shown.items(), strict=True):
@@ -57,7 +59,7 @@ def roc_plot(compared: Comparison, path: Path) -> Path | None:
             ax.axvline(float(far), color=INK, lw=0.8, ls=(0, (1, 2)), zorder=1)
         write_title(ax, name, "never seen in training" if target.unseen else "other people of a source domain")
         _write_missing(ax, [compared.full_name(entry) for entry in styles if name not in entry.scores])
-    for ax in axes[::2]:
+    for ax in axes[::columns]:
         ax.set_ylabel("TAR, genuine pairs accepted")
     _write_key(figure, [(compared.full_name(entry), style) for entry, style in styles.items()])
     return save(figure, path)
@@ -83,7 +85,7 @@ def training_plot(compared: Comparison, path: Path) -> Path | None:
     """Draw a panel for each curve that any run's metrics hold, all runs in it; None if there is no curve."""
     found = {
         (panel, line): {name: series(run.metrics, line) for name, run in compared.runs.items()}
-        for panel in PANELS
+        for panel in panels_of(record for run in compared.runs.values() for record in run.metrics)
         for line in panel.lines
     }
     shown = {curve: {name: drawn for name, drawn in by_run.items() if len(drawn[0])} for curve, by_run in found.items()}
@@ -106,8 +108,8 @@ def _set_training_axes(ax: "Axes", panel: Panel, line: Line, values: np.ndarray)
         ax.axhspan(panel.band[0], panel.band[1], color=GREEN, alpha=0.12, lw=0)
     ax.yaxis.set_major_formatter(percent if panel.percent else "{x:.5g}")
     ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel(f"{line.stage} step")
-    write_title(ax, panel.title, line.label if line.label != line.stage else "")
+    ax.set_xlabel(f"{line.of_stage} step")
+    write_title(ax, panel.title, line.label if line.label != line.of_stage else "")
 
 
 def _write_key(figure: "Figure", named: list[tuple[str, dict]]) -> None:

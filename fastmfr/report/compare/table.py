@@ -94,6 +94,8 @@ def reading(compared: Comparison) -> list[str]:
     return [
         "In percent. TAR@f: share of genuine pairs accepted at false accept rate f. In brackets or small: the 95 % "
         "interval over draws of the people scored; what another training run would show is not in it.",
+        "Each interval is of one run. No interval of the difference of two runs is known, for run folders keep no "
+        "scores of pairs: intervals that overlap do not show that two runs are alike.",
         "Bold: the best on its target, if its interval lies apart from that of the next best.",
         *footnotes(compared.results())[1:],
     ]
