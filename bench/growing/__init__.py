@@ -1,0 +1,1 @@
+"""The parts of bench/growth.py: what is measured at growing sizes, and the picture of it."""
