@@ -151,19 +151,20 @@ def build(
     """Build a backbone with fresh weights; it maps image_B3HW, with values in about [-1, 1], to embedding_BD.
 
     Args:
-        name: One of NAMES: mfr28, iresnet18, iresnet34, iresnet50, iresnet100 or iresnet200; or timm/NAME or
-            package.module:factory, as `fastmfr.external.build_external` takes them.
-        embedding: Outputs D. None is 512 * width for mfr28, 512 for an iResNet or a network of timm, and what a
-            factory makes of no number.
+        name: One of NAMES: mfr28, iresnet18, iresnet34, iresnet50, iresnet100 or iresnet200; or timm/NAME,
+            torchvision/NAME or package.module:factory, as `fastmfr.external.build_external` takes them.
+        embedding: Outputs D. None is 512 * width for mfr28, 512 for an iResNet or a network of timm or torchvision,
+            and what a factory makes of no number.
         width: Channels of mfr28, as a multiple of 64 to 512; the paper has 0.5.
         image_size: Width and height of the images in pixels; mfr28 takes any, an iResNet multiples of 16.
-        dropout: Probability of a zero before the last layer of an iResNet or of a network of timm.
+        dropout: Probability of a zero before the last layer of an iResNet or of a network of timm, and in every
+            dropout of a network of torchvision.
 
     Returns:
         The network, with D as its attribute `embedding`.
 
     Raises:
-        ImportError: If timm is wanted and missing.
+        ImportError: If timm or torchvision is wanted and missing.
         ValueError: If there is no backbone of this name, or if the backbone does not take the image size.
     """
     if is_external(name):
@@ -172,7 +173,10 @@ def build(
         return MfrNet(embedding, width)
     if name in IRESNET_BLOCKS:
         return IResNet(IRESNET_BLOCKS[name], embedding or 512, image_size, dropout)
-    raise ValueError(f"want a backbone out of {', '.join(NAMES)}, timm/NAME or package.module:factory, got {name!r}")
+    raise ValueError(
+        f"want a backbone out of {', '.join(NAMES)}, timm/NAME, torchvision/NAME or package.module:factory, got "
+        f"{name!r}"
+    )
 
 
 def check_backbone(config: Config, device: torch.device) -> None:

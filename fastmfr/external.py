@@ -1,7 +1,7 @@
-"""Backbones of others: timm/NAME, a network of timm with a layer to the embedding, and package.module:factory.
+"""Backbones of others: timm/NAME and torchvision/NAME with a layer to the embedding, and package.module:factory.
 
-The layer to the embedding is an iResNet's: a linear layer, and BatchNorm1d, whose weight is fixed to 1. Networks of
-timm end in the mean of an activation such as ReLU, whose values are nearly all positive: cosines between images would
+The layer to the embedding is an iResNet's: a linear layer, and BatchNorm1d, whose weight is fixed to 1. These networks
+end in the mean of an activation such as ReLU, whose values are nearly all positive: cosines between images would
 be near 1 at the start. BatchNorm takes what all images share off, and brings all numbers to one scale.
 Shape suffixes: B = batch, D = embedding, H W = image.
 """
@@ -16,9 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EMBEDDING", "HEAD", "STRIDED_FROM", "TIMM", "build_external", "check_on_cpu", "is_external"]
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "LIBRARIES",
+    "STRIDED_FROM",
+    "TIMM",
+    "TORCHVISION",
+    "build_external",
+    "check_on_cpu",
+    "is_external",
+]
 
-TIMM = "timm/"
+TIMM, TORCHVISION = "timm/", "torchvision/"
+LIBRARIES = (TIMM, TORCHVISION)
+CLASSES = 1000  # outputs of a network of torchvision
 EMBEDDING = 512  # of a network that leaves the number open
 # From fewer input channels, oneDNN's weight gradient of a 1 x 1 convolution with a stride writes past its memory where
 # channels are last: below 8 with AVX2, below 16 with AVX-512 (uxlfoundation/oneDNN issue 6035).
@@ -28,29 +40,34 @@ HEAD = "replaced_head"  # the attribute of a network that names the layer in the
 
 def is_external(name: str) -> bool:
     """Whether a backbone is made by code of others."""
-    return name.startswith(TIMM) or ":" in name
+    return name.startswith(LIBRARIES) or ":" in name
 
 
 def build_external(name: str, embedding: int | None, image_size: int, dropout: float = 0.0) -> nn.Module:
     """Build a backbone with fresh weights, and check it by one forward pass of two images.
 
     Args:
-        name: timm/NAME, a network of timm; or package.module:factory, where the factory is a callable that returns a
-            torch.nn.Module. Of the arguments `embedding` and `size` the factory gets those that its signature names.
-        embedding: Outputs D. None is 512 for timm, and what the factory makes of no number.
+        name: timm/NAME or torchvision/NAME, a network of that library; or package.module:factory, where the factory is
+            a callable that returns a torch.nn.Module. Of the arguments `embedding` and `size` the factory gets those
+            that its signature names.
+        embedding: Outputs D. None is 512 for timm and torchvision, and what the factory makes of no number.
         image_size: Width and height of the images in pixels.
-        dropout: Probability of a zero before the last layer, for networks of timm.
+        dropout: Probability of a zero before the last layer, for networks of timm; in every dropout of a network of
+            torchvision.
 
     Returns:
         The network, which maps image_B3HW to embedding_BD, with its D as the attribute `embedding`.
 
     Raises:
-        ImportError: timm is missing, or does not go with the installed torch.
+        ImportError: timm or torchvision is missing, or does not go with the installed torch.
         ValueError: there is no such network or factory, or it does not make embeddings (B, D) of such images.
     """
     if name.startswith(TIMM):
         network, made_for = _of_timm(name.removeprefix(TIMM), embedding or EMBEDDING, image_size, dropout)
         wanted, hint = embedding or EMBEDDING, f"timm made it for {made_for} pixels a side" if made_for else ""
+    elif name.startswith(TORCHVISION):
+        network = _of_torchvision(name.removeprefix(TORCHVISION), embedding or EMBEDDING, image_size, dropout)
+        wanted, hint = embedding or EMBEDDING, "most networks of torchvision were made for 224 pixels a side"
     else:
         network, wanted, hint = _of_factory(name, embedding, image_size), embedding, ""
     length = _length_of_embedding(network, name, image_size, hint)
@@ -93,9 +110,7 @@ def _of_timm(name, embedding, image_size, dropout):
     """(the network with its classifier replaced, the pixels a side that timm says it was made for, or None)."""
     timm = _timm()
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(TIMM + one for one in near)}?" if near else ""
-        raise ValueError(f"timm {timm.__version__} has no network {name!r}{hint}")
+        raise _no_network(timm, TIMM, name, timm.list_models())
     options = {"num_classes": embedding, "drop_rate": dropout}
     try:
         network = timm.create_model(name, img_size=image_size, **options)
@@ -113,6 +128,62 @@ def _of_timm(name, embedding, image_size, dropout):
     network.set_submodule(where, _head(old.in_features, embedding))
     setattr(network, HEAD, where)
     return network, known.get("input_size", (None,))[-1]
+
+
+def _no_network(library, prefix, name, names):
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"; did you mean {' or '.join(prefix + one for one in near)}?" if near else ""
+    return ValueError(f"{prefix.rstrip('/')} {library.__version__} has no network {name!r}{hint}")
+
+
+def _torchvision() -> Any:
+    try:
+        import_module("torchvision.models")
+        return import_module("torchvision")
+    except Exception as error:  # a torchvision that was built for another torch fails with RuntimeError
+        reason = " ".join(str(error).split())
+        raise ImportError(
+            f"to build a network of torchvision, torchvision is needed, and cannot be imported ({reason}): install the "
+            f"one that was built for torch {torch.__version__}, from where torch came"
+        ) from None
+
+
+def _of_torchvision(name, embedding, image_size, dropout):
+    """The network with its classifier replaced, its dropouts as asked for, and without stochastic depth."""
+    torchvision = _torchvision()
+    models = torchvision.models
+    names = models.list_models(module=models)
+    if name not in names:
+        raise _no_network(torchvision, TORCHVISION, name, names)
+    network = _made(models, name, image_size)
+    linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    where, old = linear[-1] if linear else ("", None)
+    if old is None or old.out_features != CLASSES:
+        raise ValueError(
+            f"want a network of torchvision that ends in a linear layer to {CLASSES} classes, got {TORCHVISION}{name}; "
+            "want another network, or wrap this one in a factory of yours and name it by package.module:factory"
+        )
+    network.set_submodule(where, _head(old.in_features, embedding))
+    setattr(network, HEAD, where)
+    dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    if dropout and not dropouts:
+        raise ValueError(f"want model.dropout 0 with {TORCHVISION}{name}, which has no dropout, got {dropout:g}")
+    for module in dropouts:
+        module.p, module.inplace = dropout, False  # the R-operator reads what a dropout in place would overwrite
+    for path, module in list(network.named_modules()):
+        if type(module).__name__ == "StochasticDepth":
+            network.set_submodule(path, nn.Identity())
+    return network
+
+
+def _made(models, name, image_size):
+    """The network with the first of these options that its builder knows; most builders know none of them."""
+    for options in ({"aux_logits": False, "init_weights": True}, {"image_size": image_size}):
+        try:
+            return models.get_model(name, weights=None, **options)
+        except TypeError:
+            continue
+    return models.get_model(name, weights=None)
 
 
 def _head(features, embedding):

@@ -71,7 +71,7 @@ def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) ->
 def load_weights(network: nn.Module, path: Path | str) -> str:
     """Fill the network from .safetensors, or from a .pt/.pth state dict such as InsightFace's, read by `read_state`.
 
-    A network of timm also takes weights that timm released: their classifier is left out.
+    A network of timm or torchvision also takes weights that these released: their classifier is left out.
 
     Returns:
         A sentence on what keeps its fresh weights, or "".
@@ -315,7 +315,7 @@ def open_model(
 
     Raises:
         FileNotFoundError: there are no weights.
-        ImportError: the backbone is of timm, and timm is missing.
+        ImportError: the backbone is of timm or torchvision, which is missing.
         ValueError: no settings lie beside the weights, or the weights are of another backbone.
     """
     weights = weights_of(run_or_file)

@@ -116,6 +116,7 @@ def place(tmp_path_factory):
         assert (run / name).stat().st_size > 0
     for name in ("NAME", "OTHER", "FIRST", "SECOND"):
         shutil.copytree(run, place / "runs" / name)
+    assert run_command(["export", str(run), "--classifier", "--out", str(place / "classifier.safetensors")]) == 0
     return place
 
 

@@ -27,7 +27,7 @@ MATHS = {
     *("architecture", "backbone", "cuda_graph", "external", "flat", "freezing", "fused", "head", "losses", "rop"),
     *("kernels", "margin_losses"),
 }
-ABOVE = {"meta", "evaluate", "weights", "embedding"}
+ABOVE = {"meta", "evaluate", "weights", "embedding", "classifier_files"}
 MAY = {
     **{name: GROUND for name in GROUND},
     **{name: GROUND | DATA | {"kernels"} for name in DATA},

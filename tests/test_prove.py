@@ -119,6 +119,21 @@ def test_every_arm_is_matched_in_steps_and_images():
         assert settings.choose.patience == 0
 
 
+def test_more_of_stage_one_has_the_settings_of_stage_one_but_those_typed():
+    config = load_config("mfr")
+    one = replace(config.pretrain, batch_norm="frozen", precision="bf16", momentum=0.8, learning_rate=0.2)
+    two = replace(config.meta, memory="kept", sharing="per_domain", batch_norm="per_domain", domain_alignment=0.0)
+    config = replace(config, pretrain=one, meta=two)
+    meta = config_of("cosface", ARMS["cosface"], config).meta
+    assert (meta.batch_norm, meta.precision, meta.momentum) == ("frozen", "bf16", 0.8)
+    assert meta.beta == pytest.approx(0.02)
+    typed = arms_of(["low=cosface momentum=0.5"])["low"]
+    assert config_of("low", typed, config).meta.momentum == 0.5
+    config = replace(config, pretrain=replace(one, batch_norm="batch"))
+    assert config_of("cosface", ARMS["cosface"], config).meta.batch_norm == "per_domain"  # not frozen
+    assert config_of("mfr", ARMS["mfr"], config).meta == two
+
+
 def test_a_domain_that_is_left_out_is_in_no_stage():
     domains = {"a": "/a", "b": "/b", "c": "/c"}
     config = Config()

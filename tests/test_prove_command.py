@@ -1,21 +1,13 @@
 """`fastmfr prove` as a user types it: a small comparison, gone on with, and what it refuses before any work is done."""
 
 import json
-from dataclasses import replace
 
 import pytest
-import torch
 
 from fastmfr import synthetic
 from fastmfr.__main__ import main
-from fastmfr.config import load_config, parse
-from fastmfr.domains import join
-from fastmfr.head import MarginHead
-from fastmfr.progress import new_console
-from fastmfr.prove.cell import Cell, leaving_out
+from fastmfr.config import load_config
 from fastmfr.prove.pace import Pace
-from fastmfr.prove.pooled import grown, with_all_people, with_all_people_in_stage_one
-from fastmfr.results import META, PRETRAIN
 from fastmfr.training import NonFiniteLoss
 
 DOMAINS = ("street", "tungsten", "nir")
@@ -129,61 +121,6 @@ def test_a_base_that_diverges_ends_the_command_with_its_name(faces, tmp_path, ca
     said = capsys.readouterr().err
     assert "error: the base of seed 2019, nir left out: the margin-softmax loss is not finite at pretraining" in said
     assert not (tmp_path / "rows.jsonl").exists()
-
-
-@pytest.fixture
-def cell(faces, tmp_path):
-    """A cell whose stage two has people whom stage one has not."""
-    config, _ = parse(words(faces, "--data.new_people=0.5", "--data.validation=0"))
-    config = replace(config, data=replace(config.data, targets={}))
-    made = Cell(leaving_out(config, "nir", 1), tmp_path, {}, new_console())
-    yield made
-    made.close()
-
-
-def test_more_of_stage_one_has_everybody_and_keeps_the_rows_of_those_it_knows(cell):
-    run = cell._run
-    before = run.data[PRETRAIN].sources
-    head = MarginHead(8, before.identities, lambda cos_B, _: cos_B)
-    larger_run = with_all_people(run)
-    everybody = larger_run.data[META].sources
-    assert everybody.identities == join(list(run.people.trained.values())).identities == 2 * before.identities
-
-    def first_pixels(image_B3HW):
-        return image_B3HW.flatten(1)[:, :8]
-
-    larger = grown(head, larger_run, torch.nn.Sequential(Lambda(first_pixels)))
-    assert larger.weight_CD.shape == (everybody.identities, 8)
-    names = [
-        [
-            (domain.name, domain.identity_name(person))
-            for domain in sources.domains
-            for person in range(domain.identities)
-        ]
-        for sources in (before, everybody)
-    ]
-    length = head.weight_CD.norm(dim=1).mean()
-    for label, person in enumerate(names[1]):
-        row = larger.weight_CD[label]
-        if person in names[0]:
-            assert torch.equal(row, head.weight_CD[names[0].index(person)])
-        else:
-            assert row.norm().item() == pytest.approx(length.item(), rel=1e-5)
-
-
-def test_stage_one_on_everybody_meets_each_as_often_and_takes_the_images_of_stage_two_too(cell):
-    run, larger = cell._run, with_all_people_in_stage_one(cell._run)
-    before, everybody = run.data[PRETRAIN].sources, larger.data[PRETRAIN].sources
-    assert everybody.identities == 2 * before.identities
-    assert larger.data[META] is run.data[META]
-    of_stage_two = STEPS * 2 * 4 * 4 / (2 * 6)  # steps, splits, people in a half, images of each; images of a batch
-    assert larger.config.pretrain.steps == 2 * run.config.pretrain.steps + round(of_stage_two)
-
-
-class Lambda(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.forward = function
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,24 @@ def test_no_batch_and_no_half_of_a_split_holds_a_person_twice(opened):
             assert len(np.unique(joint.label(pairs.domain, pairs.identity))) == len(pairs.identity)
 
 
+def test_pairs_are_of_one_domain_and_a_person_may_be_trained_on_by_one_and_tested_by_the_other(opened):
+    """No pair leads from the domain left out into meta-training, though its people are there by their other images."""
+    sources = opened("--meta.batch_identities=16", "--data.validation=0").sources[META]
+    splits, of_both = Splits(sources, parse(["--config=mfr", "--meta.batch_identities=16"])[0]), 0
+    for i in range(60):
+        train, test = splits.pairs(i)
+        assert (test.domain == splits.left_out(i)).all()
+        assert (train.domain != splits.left_out(i)).all()
+        for half in (train, test):
+            for number, domain in enumerate(sources.domains):
+                mine = half.domain == number
+                for images in (half.gallery[mine], half.probe[mine]):
+                    assert np.array_equal(domain.identity_of(images), half.identity[mine])
+        labels = [sources.label(half.domain, half.identity) for half in (train, test)]
+        of_both += len(np.intersect1d(*labels))
+    assert of_both > 0
+
+
 def test_a_person_kept_for_validation_is_kept_in_all_domains(opened):
     people = opened("--data.validation=0.3")
     kept, trained = names(*people.validation.values()), names(*people.trained.values())

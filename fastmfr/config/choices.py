@@ -18,6 +18,6 @@ Fit = Literal["crop", "pad", "stretch"]
 Cache = Literal["auto", "gpu", "host", "none"]
 Method = Literal["mfr", "first_order", "no_meta", "mldg"]
 Backbone = Literal["mfr28", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"]
-EXTERNAL = r"timm/[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"  # timm/NAME and package.module:factory
+EXTERNAL = r"(timm|torchvision)/[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"  # and package.module:factory
 Margin = Literal["cosface", "arcface", "combined", "adaface", "magface", "arcface_insightface", "combined_insightface"]
 Mirror = Literal["concat", "sum", "none"]

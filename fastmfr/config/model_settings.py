@@ -19,14 +19,14 @@ class Model:
 
     name: str = "mfr28"
     """mfr28, the 28-layer network of the MFR paper; iresnet18, 34, 50, 100 or 200, InsightFace's; 'auto', which reads
-    name, embedding and width off the weights; timm/NAME; or package.module:factory, a callable of yours that takes
-    `embedding` and `size`, or fewer, and returns a module"""
+    name, embedding and width off the weights; timm/NAME; torchvision/NAME; or package.module:factory, a callable of
+    yours that takes `embedding` and `size`, or fewer, and returns a module"""
     embedding: int | None = None
     """outputs; null takes the network's own number"""
     width: float = 0.5
     """channels of mfr28, as a multiple of 64 to 512"""
     dropout: float = 0.0
-    """dropout before the last layer of an iResNet or of a network of timm"""
+    """dropout before the last layer of an iResNet or of a network of timm; in every dropout of one of torchvision"""
     weights: str | None = None
     """start from this file, .safetensors or a .pt/.pth state dict such as InsightFace's, or from a run folder"""
     freeze: int = 0
@@ -38,7 +38,10 @@ class Model:
         names = ", ".join((*get_args(Backbone), AUTO))
         is_external = bool(re.fullmatch(EXTERNAL, str(self.name)))
         known = is_external or self.name in (AUTO, *get_args(Backbone))
-        require(known, f"want model.name out of {names}, timm/NAME, package.module:factory, got {self.name!r}")
+        require(
+            known,
+            f"want model.name out of {names}, timm/NAME, torchvision/NAME, package.module:factory, got {self.name!r}",
+        )
         require_at_least(self, 1, "embedding")
         require(1 / 64 <= self.width < math.inf, f"want model.width of at least 1/64, got {self.width}")
         whole = isinstance(self.freeze, int) and 0 <= self.freeze <= STAGES

@@ -156,6 +156,9 @@ class Pretrain:
     """all of the margin's numbers; null, or another margin than the recipe's, takes the margin's own numbers"""
     scale: float = 64.0
     """multiplies the cosines"""
+    classifier: str | None = None
+    """begin from this classifier, .safetensors, .pt or .npy with the list of its people beside it, as `export
+    --classifier` writes them: people found there by domain and name begin with their rows, others with fresh ones"""
     sample_rate: float = 1.0
     """part of the identities in each step, the batch's own among them; below 1 as in PartialFC"""
     learning_rate: float = 0.1
@@ -188,6 +191,8 @@ class Pretrain:
         require_at_least(self, 2, "batch_identities")
         object.__setattr__(self, "margin_values", checked_values(self.margin, _tuple(self.margin_values)))
         require(0 < self.scale < math.inf, f"want pretrain.scale > 0 and finite, got {self.scale}")
+        unused = f"pretrain.classifier {self.classifier} is of a stage without steps; want pretrain.steps above 0"
+        require(self.classifier is None or self.steps > 0, unused)
         require_choice("pretrain.precision", self.precision, Precision)
         require(0 < self.sample_rate <= 1, f"want pretrain.sample_rate above 0 and at most 1, got {self.sample_rate}")
         require_choice("pretrain.batch_norm", self.batch_norm, FreezableStatistics)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmfr.atomic import replacing
-from fastmfr.external import TIMM, is_external
+from fastmfr.external import LIBRARIES, is_external
 
 from .facts import Facts, metadata_of
 from .graph import Graph
@@ -77,8 +77,8 @@ def export_model(facts: Facts, graph: Graph, path: Path) -> tuple[dict[str, str]
 
 def _names(backbone):
     """Whose names the parameters have."""
-    if backbone.startswith(TIMM):
-        return "timm's names, but for the layer to the embedding"
+    if backbone.startswith(LIBRARIES):
+        return f"{backbone.partition('/')[0]}'s names, but for the layer to the embedding"
     if is_external(backbone):
         return "its own names"
     return "InsightFace's names" if backbone.startswith("iresnet") else "fastmfr's own names"

@@ -1,6 +1,6 @@
 """What is compared: arms that go on from one base, matched in optimizer steps and in images; and their controls."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -146,26 +146,39 @@ def models_of(wanted: Sequence[str], arms: Mapping[str, Arm]) -> list[str]:
     return [name for name in order if name == BASE or name in wanted]
 
 
-def rate_of_more(config: Config) -> float:
-    """The learning rate at which stage one goes on."""
-    return AT_FOUR_FIFTHS * config.pretrain.learning_rate
+def as_stage_one(meta: Meta, config: Config, typed: Collection[str] = ()) -> Meta:
+    """Settings of stage two with which its loop takes steps of stage one as the run's stage one takes them.
+
+    Args:
+        meta: the settings; which images are drawn stays as they say.
+        config: of the run.
+        typed: names of settings that stay too.
+
+    Raises:
+        ValueError: a typed setting does not go with the others.
+    """
+    own = {name: getattr(config.pretrain, name) for name in ("momentum", "weight_decay", "precision", "batch_norm")}
+    if own["batch_norm"] == "batch" and meta.sharing != "none":
+        own["batch_norm"] = "per_domain"  # the loop only asks whether they are frozen, and "batch" is refused here
+    own |= {"beta": AT_FOUR_FIFTHS * config.pretrain.learning_rate, "curvature": None}
+    return replace(meta, **{name: value for name, value in own.items() if name not in typed})
 
 
 def config_of(name: str, arm: Arm, config: Config) -> Config:
     """The run's settings as an arm has them, matched in steps and images.
 
-    More of stage one goes on at a tenth of its highest learning rate. MLDG's one split a step has as many people as the
-    splits of the other arms together. No arm ends early.
+    More of stage one trains as stage one does, at a tenth of its highest learning rate. MLDG's one split a step has as
+    many people as the splits of the other arms together. No arm ends early.
 
     Raises:
         ValueError: a setting of the arm has a wrong value, or does not go with the others.
     """
     try:
         meta = replace(config.meta, **arm.meta)
+        if arm.kind == "cosface":
+            meta = as_stage_one(meta, config, arm.meta)
     except (ValueError, TypeError) as error:
         raise ValueError(f"arm {name!r}: {error}") from None
     if meta.method == "mldg":
         meta = replace(meta, batch_identities=meta.people * len(config.data.sources))
-    if arm.kind == "cosface" and "beta" not in arm.meta:
-        meta = replace(meta, beta=rate_of_more(config))
     return replace(config, meta=meta, choose=replace(config.choose, patience=0))

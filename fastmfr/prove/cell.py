@@ -17,7 +17,7 @@ from fastmfr.evaluate import embed_domain
 from fastmfr.head import MarginHead
 from fastmfr.progress import Meter, new_console
 from fastmfr.protocols import leave_one_out
-from fastmfr.prove.arms import Arm, config_of, rate_of_more
+from fastmfr.prove.arms import Arm, config_of
 from fastmfr.prove.pace import Pace, measure
 from fastmfr.prove.pooled import BesideTrainer, PooledTrainer, grown, with_all_people, with_all_people_in_stage_one
 from fastmfr.prove.scores import by_person
@@ -153,8 +153,7 @@ class Cell:
             elif arm.kind in LOSSES:
                 make_trainer = partial(TrainerWithLosses, losses=arm.kind)
             elif arm.kind == "beside":
-                rate = rate_of_more(self._run.config)
-                make_trainer = partial(BesideTrainer, head=grown(head, run, backbone), rate=rate)
+                make_trainer = partial(BesideTrainer, head=grown(head, run, backbone))
             meta_train(run, backbone, AllKept(run, self.folder / BASE), make_trainer)
             save_weights(backbone, run.folder / _FINISHED)
             return _facts(run.logbook.path)

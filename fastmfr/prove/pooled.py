@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from fastmfr.domains import join
 from fastmfr.evaluate import draw_evenly
+from fastmfr.freezing import hold_statistics
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaStep, PairBatch
+from fastmfr.precision import autocast, matmul_precision
+from fastmfr.prove.arms import as_stage_one
 from fastmfr.results import META, PRETRAIN
 from fastmfr.runtime import to_device
 from fastmfr.training import Run
@@ -32,10 +35,11 @@ class PooledTrainer:
 
     def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead | None = None):
         """`head`: the classifier of more CosFace, whose first labels are those of the run's stage two; None trains on
-        hard pairs."""
+        hard pairs. With a classifier the run's settings `meta` are those of `as_stage_one`."""
         self._run, self._backbone, self._optimizer, self._head = run, backbone, optimizer, head
         self._splits, self._number = Splits(run.data[META].sources, run.config), 0
-        backbone.train(head is not None or run.config.meta.batch_norm != "frozen")  # stage one goes on as before
+        self._multiplier = 1.0 if head is None else run.config.pretrain.backbone_multiplier
+        _train(backbone, frozen=run.config.meta.batch_norm == "frozen")
 
     def step(self, splits: Iterable, *, alpha: float, rate: float, losses: MfrLosses) -> MetaStep:
         """Take one step along the mean gradient of the splits; `alpha` has no part in it."""
@@ -43,10 +47,11 @@ class PooledTrainer:
         self._optimizer.zero_grad()
         for train, test in splits:
             values.append(self._loss(pooled_images(train, test), losses))
-            (values[-1] / self._splits.of_a_step).backward()
+            with matmul_precision(self._run.config.meta.precision):
+                (values[-1] / self._splits.of_a_step).backward()
             self._number += 1
         gradients = [value.grad for value in self._backbone.parameters() if value.grad is not None]
-        set_rate(self._optimizer, rate)
+        set_rate(self._optimizer, self._multiplier * rate)
         self._optimizer.step()
         if self._head is not None:
             meta = self._run.config.meta
@@ -54,26 +59,34 @@ class PooledTrainer:
         return MetaStep({"total_test": torch.stack(values).detach()}, {}, torch.nn.utils.get_total_norm(gradients))
 
     def _loss(self, image_B3HW, losses):
-        embedding_BD = self._backbone(image_B3HW)
+        with autocast(self._run.config.meta.precision, image_B3HW.device):
+            embedding_BD = self._backbone(image_B3HW)
         if self._head is None:
-            return losses(*embedding_BD.chunk(2)).hard_pair
+            return losses(*embedding_BD.float().chunk(2)).hard_pair
         pairs = self._splits.pairs(self._number)
         domain_B, identity_B = (
             np.concatenate([getattr(half, name) for half in pairs]) for name in ("domain", "identity")
         )
         label_B = np.tile(self._run.data[META].sources.label(domain_B, identity_B), 2)
-        return self._head(embedding_BD, to_device(label_B, embedding_BD.device), self._number).mean()
+        with autocast(self._run.config.meta.precision, embedding_BD.device):
+            return self._head(embedding_BD, to_device(label_B, embedding_BD.device), self._number).mean()
 
 
 class BesideTrainer:
-    """Takes a meta step, and after it a step of stage one's loss on the same images."""
+    """Takes a meta step, and after it a step of stage one's loss on the same images.
 
-    def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead, rate: float):
-        """`head` as of PooledTrainer; `rate`: of the steps of stage one's loss."""
-        meta = run.config.meta
-        self._backbone, self._rate, self._is_frozen = backbone, rate, meta.batch_norm == "frozen"
+    BatchNorm's statistics are frozen in the steps of stage one's loss if they are in either stage of the run: such a
+    step must not move what the meta step holds.
+    """
+
+    def __init__(self, run: Run, backbone: nn.Module, optimizer: torch.optim.SGD, head: MarginHead):
+        """`head` as of PooledTrainer."""
+        one = as_stage_one(run.config.meta, run.config)
+        self._backbone, self._rate = backbone, one.beta
+        self._is_frozen = "frozen" in (one.batch_norm, run.config.meta.batch_norm)
         self._meta = mfr_trainer(run, backbone, optimizer)
-        self._pooled = PooledTrainer(run, backbone, sgd(backbone.parameters(), meta.momentum, meta.weight_decay), head)
+        more = replace(run, config=replace(run.config, meta=one))
+        self._pooled = PooledTrainer(more, backbone, sgd(backbone.parameters(), one.momentum, one.weight_decay), head)
         backbone.train()
 
     @property
@@ -85,10 +98,17 @@ class BesideTrainer:
         """Take both steps; return what is known of the meta step."""
         splits = list(splits)
         result = self._meta.step(splits, alpha=alpha, rate=rate, losses=losses)
-        self._backbone.train(not self._is_frozen)
+        _train(self._backbone, frozen=self._is_frozen)
         self._pooled.step(splits, alpha=0.0, rate=self._rate, losses=losses)
         self._backbone.train()
         return result
+
+
+def _train(backbone, *, frozen):
+    """Puts the backbone into training, its BatchNorms into evaluation if their statistics are frozen."""
+    backbone.train()
+    if frozen:
+        hold_statistics(backbone)
 
 
 def pooled_images(train: PairBatch, test: PairBatch) -> Tensor:

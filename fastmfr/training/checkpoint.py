@@ -174,7 +174,7 @@ class Checkpoints:
         Raises:
             ValueError: the newest whole state is of other networks.
         """
-        name = self._ranks.of_first(self._newest_whole() if self._ranks.is_first else None)
+        name = self._ranks.of_first(self.newest_whole() if self._ranks.is_first else None)
         if name is None:
             return 0
         path = self._folder / name
@@ -182,8 +182,8 @@ class Checkpoints:
             _fill(path, _read(path, rows_of(networks)), networks, optimizer)
         return _step_of(path)
 
-    def _newest_whole(self) -> str | None:
-        """The name of the newest state that is as it was written; a warning for each one that is not."""
+    def newest_whole(self) -> str | None:
+        """Return the name of the newest state that is as it was written; a warning for each one that is not."""
         for path in reversed(self._paths()):
             try:
                 _check(path)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastmfr.classifier_files import open_classifier
 from fastmfr.distributed import ALONE, Ranks, gather_whole, over_ranks
 from fastmfr.freezing import hold_statistics
 from fastmfr.fused import AS_IT_IS, fused, has_batch_norm
@@ -53,6 +54,9 @@ def pretrain(run: Run, backbone: nn.Module, choosing: Choosing | None = None) ->
     networks = nn.ModuleDict({"backbone": backbone, "head": head, "averages": candidates.averages})
     optimizer = sgd(backbone.parameters(), settings.momentum, settings.weight_decay)
     first = run.checkpoints(PRETRAIN).resume(networks, optimizer)
+    if settings.classifier and not first:
+        with run.ranks.alike():
+            _begin_with(run, head, settings.classifier)
     stream = partial(data.images.open, lambda step: images_of(sampler.batch(step)))
     if first < settings.steps:
         _train(run, backbone, head, networks, optimizer, candidates, sampler, stream, first)
@@ -107,6 +111,18 @@ def _new_head(run, backbone):
         group=run.ranks.group,
     )
     return head.to(run.device)
+
+
+@torch.no_grad()
+def _begin_with(run, head, path):
+    """Puts the rows of a classifier that was handed on in the place of fresh ones, and says how many."""
+    classifier, (begin, end) = open_classifier(path, head.weight_CD.shape[1]), head.rows
+    row_C = classifier.row_of(run.data[PRETRAIN].sources)
+    for places, weight_CD in classifier.rows(row_C[begin:end]):
+        head.weight_CD[torch.from_numpy(places).to(run.device)] = weight_CD.to(run.device)
+    found = int((row_C >= 0).sum())
+    tell = run.logbook.say if found else run.logbook.warn
+    tell(f"classifier: {found:,} of {len(row_C):,} rows are those of {path}, {len(row_C) - found:,} are drawn new")
 
 
 def _network(run, backbone, head):

@@ -17,6 +17,7 @@ from torch import nn
 
 from fastmfr.atomic import write_text
 from fastmfr.backbone import build_backbone, check_backbone
+from fastmfr.classifier_files import IDENTITIES, open_classifier, write_identities
 from fastmfr.config import Config
 from fastmfr.decode import ImageStream, Preprocess, checked_decoder, exact_decoder
 from fastmfr.distributed import ALONE, Ranks
@@ -241,6 +242,8 @@ def _begin(logbook, made_with, config, people, new):
     (made_with or MadeWith(logbook.folder)).write(config, people.trained)
     write_text(logbook.folder / "config.yaml", config.to_yaml())
     write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
+    if config.pretrain.steps and not (logbook.folder / IDENTITIES).is_file():
+        write_identities(logbook.folder / IDENTITIES, people.sources[PRETRAIN])
 
 
 def _check_shared(folder):
@@ -267,4 +270,12 @@ def _check_before_data(config, device, logbook) -> Config:
     if found.model != config.model:
         logbook.say(f"backbone  {found.model.name}, {found.model.embedding} outputs, read off {config.model.weights}")
     check_backbone(found, device)
+    if found.pretrain.classifier:
+        open_classifier(found.pretrain.classifier, found.model.embedding or _own_embedding(found))
     return found
+
+
+def _own_embedding(config) -> Any:
+    """The length of embeddings of a backbone of which the settings name none; no random state changes."""
+    with torch.random.fork_rng([]):
+        return build_backbone(config).embedding
