@@ -33,8 +33,8 @@ docs: $(DOCS_INSTALLED)  ## the documentation site, into build/site; warnings ar
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
 	@echo "wrote build/site/index.html; to search it: $(PYTHON) -m http.server --directory build/site"
 
-bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results
-	$(VENV)/bin/python -m pytest bench
+bench: $(INSTALLED)  ## throughput beside the peers; one results file a run in bench/results; ARGS=--quick, ARGS=--resume
+	$(VENV)/bin/python -m pytest bench $(ARGS)
 
 wheel: $(RELEASE_INSTALLED)  ## dist/: sdist, and the wheel made of it, which is then tried; PLAT=manylinux_2_28_x86_64
 	rm -rf dist build/wheel fastmfr.egg-info

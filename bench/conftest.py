@@ -1,5 +1,8 @@
 """The bench's harness: every run writes one file into bench/results, with the environment it must be read beside.
 
+running.py keeps each row as soon as its case is done, and says how long the rest will take. `--quick` takes few cases
+with few rounds, to see that all works: its file says "quick", and its times are no figures.
+
 Timings of one machine drift, so contenders are never timed one after the other: `compare` runs them in turn, round by
 round, and what counts is the median of the ratios within a round.
 """
@@ -7,58 +10,67 @@ round, and what counts is the median of the ratios within a round.
 import ctypes
 import multiprocessing
 import resource
+import signal
 import statistics
 import time
-from datetime import datetime
 from pathlib import Path
 
+import keeping
 import pytest
 import torch
+from running import Running, short
 
-from fastmfr.runtime import environment, keep_freed_memory
+from fastmfr.runtime import keep_freed_memory
 
-RESULTS = Path(__file__).parent / "results"
-BEGIN = pytest.StashKey[float]()
+RUN = pytest.StashKey[Running]()
 
 
 def pytest_addoption(parser):
     parser.addoption("--deadline", type=float, help="seconds after which no further bench begins")
+    parser.addoption("--quick", action="store_true", help="at most 5 minutes on two cores; its times are no figures")
+    parser.addoption("--resume", action="store_true", help="go on with the newest run of this commit that was cut")
+
+
+def pytest_configure(config):
+    """Memory is kept as the trainer does it, for all contenders alike. A time limit's SIGTERM ends as Ctrl-C does."""
+    keep_freed_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
     """The ceilings of the machine first: what comes after is read beside them."""
     items.sort(key=lambda item: item.path.stem != "bench_ceilings")
-    config.stash[BEGIN] = time.monotonic()
+    if config.getoption("quick"):
+        place = {name: number for number, name in enumerate(keeping.QUICK)}
+        kept = [item for item in items if short(item) in place]
+        config.hook.pytest_deselected(items=[item for item in items if short(item) not in place])
+        items[:] = sorted(kept, key=lambda item: place[short(item)])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session):
+    if session.items and not session.config.option.collectonly:
+        session.config.stash[RUN] = Running(session)
 
 
 def pytest_runtest_setup(item):
-    limit = item.config.getoption("deadline")
-    if limit and time.monotonic() - item.config.stash[BEGIN] > limit:
-        pytest.skip(f"{limit:.0f} seconds are over")
+    item.config.stash[RUN].begin(item)
 
 
-def pytest_configure(config):
-    """Each run is kept under a name of its own: when, on what, at which commit. Memory is kept as the trainer does it,
-    for all contenders alike."""
-    keep_freed_memory()
-    if config.getoption("benchmark_json", None) is None:
-        where = environment()
-        device = (where["gpu"] or f"cpu{where['cores']}").replace(" ", "-")
-        commit = (where["commit"] or "unknown")[:8] + ("+" if (where["commit"] or "").endswith("+") else "")
-        RESULTS.mkdir(exist_ok=True)
-        config.option.benchmark_json = str(RESULTS / f"{datetime.now():%Y%m%d-%H%M%S}-{device}-{commit}.json")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and report.passed:
+        item.config.stash[RUN].passed(item)
+    elif call.when == "call" or report.failed or report.skipped:
+        item.config.stash[RUN].without_row(item)
+    return report
 
 
-def pytest_benchmark_update_machine_info(machine_info):
-    """What pytest-benchmark records of the machine, replaced by what a run of fastmfr records."""
-    machine_info.clear()
-    machine_info.update(environment())
-
-
-def pytest_benchmark_update_json(output_json):
-    """Single timings are left out: medians, spread and ratios are kept, and the file stays readable."""
-    for row in output_json["benchmarks"]:
-        row["stats"].pop("data", None)
+def pytest_sessionfinish(session):
+    """However the run ends, its results file is made of the rows that it has; a kill alone leaves that to the next."""
+    if run := session.config.stash.get(RUN, None):
+        run.end()
 
 
 def cpu_seconds():
@@ -132,7 +144,7 @@ def _resident(name):
 
 
 @pytest.fixture
-def compare(benchmark):
+def compare(benchmark, request):
     """compare(ours, peers={name: function}, rounds, **facts): times all in turn; the figures go into extra_info.
 
     For each: seconds (median and 20th to 80th percentile), CPU seconds (median), `times_ours` and `cpu_times_ours`,
@@ -143,6 +155,7 @@ def compare(benchmark):
 
     def run(ours, peers, rounds=10, units=None, warm=True, **facts):
         units = {"ours": 1} | (units or {})
+        rounds = min(rounds, keeping.QUICK_ROUNDS) if request.config.getoption("quick") else rounds
         spent = {name: [] for name in ("ours", *peers)}
         for function in (ours, *peers.values()) if warm else ():
             function()  # caches, allocators, lazy initialisation
@@ -186,5 +199,3 @@ def pytest_terminal_summary(terminalreporter, config):
                 f"  {name:<22} {rate} a second {value['times_ours']:>9,.2f} x our time "
                 f"{cpu_rate} a CPU second {value['cpu_times_ours']:>9,.2f} x our CPU time{memory}"
             )
-    if rows and config.option.benchmark_json:
-        terminalreporter.write_line(f"results in {config.option.benchmark_json}")

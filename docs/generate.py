@@ -122,7 +122,8 @@ def results_page() -> str:
         "versions and the commit that made them. A file is never edited.",
         "",
     ]
-    lines += [f"- [{path.name}](bench/results/{path.name})" for path in sorted(RESULTS.iterdir())]
+    names = sorted(path.name for path in RESULTS.iterdir())
+    lines += [f"- [{name}](bench/results/{name})" for name in names if "-quick-" not in name]  # quick: no figures
     return "\n".join([*lines, ""])
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmfr.kernels import batchnorm_prelu  # pyright: ignore[reportMissingImports]  # the folder kernels/
+from fastmfr.profiling import is_taken_apart
 
 __all__ = ["PLAINLY", "Recordings", "obstacle", "record"]
 
@@ -43,7 +44,7 @@ class Recordings:
             key: The shapes and numbers that a recording holds; compared by ==.
             make: Records the step. If it raises RuntimeError, no step is recorded from then on.
         """
-        if not self.is_possible:
+        if not self.is_possible or is_taken_apart():
             return None
         if key != self._key:
             self._key, self._recording = key, None

@@ -11,6 +11,7 @@ GROUND = {
     "config",
     "distributed",
     "precision",
+    "profiling",
     "progress",
     "results",
     "run_folder",

@@ -4,7 +4,7 @@ sections.py        a class for each section of a recipe
 images.py, meta_settings.py, margins.py, choices.py   what components compute with, inherited by the sections
 checks.py          a failed check is one sentence
 yaml_file.py       files of strangers
-model_settings.py, choose_settings.py   two of these sections, in files of their own
+model_settings.py, choose_settings.py, profile_settings.py   three of these sections, in files of their own
 command.py         from a command line and a recipe to a Config
 """
 

@@ -49,7 +49,7 @@ def _recipe(name) -> dict:
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold sections such as `data:`, but it holds {type(content).__name__}")
-    for section in ("data", "model", "pretrain", "meta", "choose", "evaluate"):
+    for section in ("data", "model", "pretrain", "meta", "choose", "evaluate", "profile"):
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"{path} should hold settings below `{section}:`, but it holds {content[section]!r}")
     if not isinstance(content["data"].setdefault("synthetic", {}), dict):

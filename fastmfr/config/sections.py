@@ -28,6 +28,7 @@ from fastmfr.config.images import Preprocess
 from fastmfr.config.margins import checked_values
 from fastmfr.config.meta_settings import GradientSettings, LossSettings
 from fastmfr.config.model_settings import Model
+from fastmfr.config.profile_settings import Profile
 from fastmfr.results import FAR
 
 DOMAINS = (  # settings whose names are the user's
@@ -309,6 +310,7 @@ class Config:
     meta: Meta = field(default_factory=Meta)
     choose: Choose = field(default_factory=Choose)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    profile: Profile = field(default_factory=Profile)
 
     def __post_init__(self):
         require_kinds(self)

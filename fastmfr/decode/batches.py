@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fastmfr.image_set import ImageSet
+from fastmfr.profiling import DATA, part_of_step
 
 Requests = Callable[[int], tuple[np.ndarray, np.ndarray]]  # batch number -> (domain_B, image_B)
 Runs = Callable[[int], tuple[list[np.ndarray], np.ndarray, np.ndarray]]  # run number -> a run, see pipeline.py
@@ -38,7 +39,8 @@ class Batches:
             raise StopIteration
         start = time.perf_counter()
         try:
-            batch = self._make(self._next)
+            with part_of_step(DATA):
+                batch = self._make(self._next)
         except BaseException:
             self.close()
             raise

@@ -16,6 +16,7 @@ from fastmfr.meta.held import Held
 from fastmfr.meta.pair_batches import Groups, loss_gradients
 from fastmfr.meta.types import PairBatch, TestPass, TrainPass
 from fastmfr.precision import autocast, matmul_precision
+from fastmfr.profiling import BACKWARD, FORWARD, LOSSES, part_of_step
 
 
 class AutogradEngine:
@@ -65,10 +66,11 @@ class AutogradEngine:
         """Compute losses and gradient of a meta-train batch, as Engine says."""
         keep_graph = second_order and self.precision == self.curvature
         there = self._pass(theta, pairs, self.precision, tracking=True, second_order=keep_graph)
-        domain_B = there.groups.domains(domain_B)
-        terms, norms, dz = loss_gradients(losses, there.embeddings, domain_B, create_graph=keep_graph)
-        if second_order:
-            refuse_first_order(terms.total)
+        with part_of_step(LOSSES):
+            domain_B = there.groups.domains(domain_B)
+            terms, norms, dz = loss_gradients(losses, there.embeddings, domain_B, create_graph=keep_graph)
+            if second_order:
+                refuse_first_order(terms.total)
         gradient = there.gradient(dz)
         again = partial(self._hvp_of_new_passes, theta, pairs, domain_B, losses, there.held)
         hvp = partial(there.hvp, gradient) if keep_graph else again
@@ -77,8 +79,10 @@ class AutogradEngine:
     def test(self, theta: Sequence[Tensor], pairs: PairBatch, losses: MfrLosses) -> TestPass:
         """Compute losses and gradient of a meta-test batch, as Engine says."""
         there = self._pass(theta, pairs, self.precision, tracking=False, second_order=False)
-        terms = losses(*there.embeddings)
-        return TestPass(terms, there.gradient(torch.autograd.grad(terms.total, there.embeddings)))
+        with part_of_step(LOSSES):
+            terms = losses(*there.embeddings)
+            dz = torch.autograd.grad(terms.total, there.embeddings)
+        return TestPass(terms, there.gradient(dz))
 
     def _hvp_of_new_passes(self, theta, pairs, domain_B, losses, held, v):
         """H v with passes in the precision of H v, from the buffers and random numbers of the gradient's passes."""
@@ -91,7 +95,7 @@ class AutogradEngine:
         held = Held(self.backbone, leaves, self.batch_norm, **settings)
         groups = Groups(pairs, self.batch_norm == "per_domain", self._group)
         warned = reentrant_checkpoints() if self._is_new else nullcontext([])
-        with warned as refusals, held.first(), autocast(precision, theta[0].device):
+        with part_of_step(FORWARD), warned as refusals, held.first(), autocast(precision, theta[0].device):
             rows = [self.backbone(images) for images in groups.images]
         self._is_new = False
         embeddings = groups.join(rows)
@@ -115,7 +119,10 @@ class _Pass:
 
     def gradient(self, dz):
         """The gradient on the leaves; with `second_order` it can be differentiated again."""
-        with self._backward():  # autocast is for the forward pass: the backward follows its dtypes
+        with (
+            part_of_step(BACKWARD),
+            self._backward(),
+        ):  # autocast is for the forward pass: the backward follows its dtypes
             return torch.autograd.grad(
                 self.embeddings, self.leaves, dz, create_graph=self.second_order, materialize_grads=True
             )

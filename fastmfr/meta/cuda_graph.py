@@ -13,6 +13,7 @@ from fastmfr.cuda_graph import Recordings, record
 from fastmfr.losses import MfrLosses
 from fastmfr.meta.pair_batches import train_and_test
 from fastmfr.meta.types import MetaStep, PairBatch, Split
+from fastmfr.profiling import REPLAY, part_of_step
 from fastmfr.rop.tracing import dropping
 
 
@@ -69,9 +70,10 @@ class _Recording:
     result: MetaStep
 
     def run(self, splits):
-        for held, given in zip(self.splits, splits, strict=True):
-            torch._foreach_copy_(_tensors(held), _tensors(given), non_blocking=True)
-        self.replay()
+        with part_of_step(REPLAY):
+            for held, given in zip(self.splits, splits, strict=True):
+                torch._foreach_copy_(_tensors(held), _tensors(given), non_blocking=True)
+            self.replay()
         return self.result
 
 

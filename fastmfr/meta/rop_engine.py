@@ -17,6 +17,7 @@ from fastmfr.meta.graphs import refuse_first_order
 from fastmfr.meta.pair_batches import Groups, loss_gradients
 from fastmfr.meta.types import PairBatch, TestPass, TrainPass
 from fastmfr.precision import activations, matmul_precision
+from fastmfr.profiling import BACKWARD, FORWARD, LOSSES, part_of_step
 from fastmfr.rop import NoROperator, Program, Tape
 from fastmfr.runtime import free_bytes
 
@@ -79,11 +80,12 @@ class RopEngine:
     ) -> TrainPass:
         """Compute losses and gradient of a meta-train batch, as Engine says."""
         groups, tapes, leaves = self._forward(theta, pairs, "tracked")
-        embeddings, domain_B = groups.join(leaves), groups.domains(domain_B)
-        terms, norms, dz = loss_gradients(losses, embeddings, domain_B, create_graph=second_order)
-        if second_order:
-            refuse_first_order(terms.total)
-        dz = torch.autograd.grad(embeddings, leaves, dz, create_graph=second_order)
+        with part_of_step(LOSSES):
+            embeddings, domain_B = groups.join(leaves), groups.domains(domain_B)
+            terms, norms, dz = loss_gradients(losses, embeddings, domain_B, create_graph=second_order)
+            if second_order:
+                refuse_first_order(terms.total)
+            dz = torch.autograd.grad(embeddings, leaves, dz, create_graph=second_order)
         keep = second_order and self._keep(tapes, leaves[0].device)
         gradient = self._backward(tapes, dz, keep=keep)
         if keep:
@@ -94,8 +96,10 @@ class RopEngine:
     def test(self, theta: Sequence[Tensor], pairs: PairBatch, losses: MfrLosses) -> TestPass:
         """Compute losses and gradient of a meta-test batch, as Engine says."""
         groups, tapes, leaves = self._forward(theta, pairs, "batch")
-        terms = losses(*groups.join(leaves))
-        return TestPass(terms, self._backward(tapes, torch.autograd.grad(terms.total, leaves), keep=False))
+        with part_of_step(LOSSES):
+            terms = losses(*groups.join(leaves))
+            dz = torch.autograd.grad(terms.total, leaves)
+        return TestPass(terms, self._backward(tapes, dz, keep=False))
 
     def _hvp_kept(self, tapes, leaves, dz, v):
         """H v from the state of the gradient's passes, which is freed."""
@@ -131,7 +135,7 @@ class RopEngine:
         """The groups; for each a Tape that has run forward, and its embeddings as a leaf of autograd."""
         groups = Groups(pairs, self.batch_norm == "per_domain", self._group)
         tapes = [self._tape(theta, self.precision) for _ in groups.images]
-        with matmul_precision(self.precision):
+        with part_of_step(FORWARD), matmul_precision(self.precision):
             leaves = [
                 tape.forward(images, self._statistics(statistics)).requires_grad_()
                 for tape, images in zip(tapes, groups.images, strict=True)
@@ -139,7 +143,7 @@ class RopEngine:
         return groups, tapes, leaves
 
     def _backward(self, tapes, dz, *, keep):
-        with matmul_precision(self.precision):
+        with part_of_step(BACKWARD), matmul_precision(self.precision):
             return _sum_of_groups(tape.backward(part.detach(), keep=keep) for tape, part in zip(tapes, dz, strict=True))
 
     def _tape(self, theta, precision):

@@ -29,6 +29,7 @@ from fastmfr.losses import LOSSES, MfrLosses
 from fastmfr.meta.engine import Engine
 from fastmfr.meta.pair_batches import train_and_test
 from fastmfr.meta.types import Split, Summand
+from fastmfr.profiling import CURVATURE, UPDATE, part_of_step
 
 COUNTS = ("positives", "negatives")  # of mined pairs: summed over domains, while losses are averaged
 
@@ -99,14 +100,16 @@ def _of_split(engine, flat, ranks, theta_P, split, alpha, losses, g_P, v_P, hv_P
     ranks.sum_(flat.fill(g_P, trained.gradient))
     terms, loss_gradient_norms, hvp = trained.terms, trained.loss_gradient_norms, trained.hvp
     del trained  # the gradient's memory
-    look_ahead(v_P, theta_P, g_P, alpha)
+    with part_of_step(UPDATE):
+        look_ahead(v_P, theta_P, g_P, alpha)
     tested = engine.test(flat.views(v_P), test, losses)
     ranks.sum_(flat.fill(v_P, tested.gradient))  # in the place of theta', which has served
     test_terms = tested.terms
     del tested
     norms = _norms(g_P.norm(), v_P.norm(), torch.zeros_like(terms.total), loss_gradient_norms)
     if hv_P is not None:
-        ranks.sum_(flat.fill(hv_P, hvp(flat.views(v_P))))
+        with part_of_step(CURVATURE):
+            ranks.sum_(flat.fill(hv_P, hvp(flat.views(v_P))))
         norms["alpha_hv_over_v"] = alpha * hv_P.norm() / _positive(norms["meta_test"])
     log = _losses(_as_one_split(vars(terms)), _as_one_split(vars(test_terms)))
     return Summand(g_P, v_P, hv_P, alpha, log, _as_one_split(norms))
@@ -135,7 +138,8 @@ def _shared(engine, flat, ranks, theta_P, domains, alpha, order, losses):
     v_NP = g_NP  # _test_all has overwritten each g with its split's v
     v_P, hv_P = _sum_of_buffers(v_NP), None
     if order == 2:
-        hv_P = ranks.sum_(_sum_of_hvps(flat, hvps, v_P, v_NP))
+        with part_of_step(CURVATURE):
+            hv_P = ranks.sum_(_sum_of_hvps(flat, hvps, v_P, v_NP))
         norms["alpha_hv_over_v"] += step * hv_P.norm() / _positive(v_P.norm())
     trained = {
         name: (value.sum() - value) / (1 if name in COUNTS else N - 1)
@@ -150,11 +154,13 @@ def _test_all(engine, flat, ranks, theta_P, tests, losses, sum_g_P, g_NP, step, 
     The norm alpha_hv_over_v is left 0.
     """
     base_P = flat.empty()
-    look_ahead(base_P, theta_P, sum_g_P, step)
+    with part_of_step(UPDATE):
+        look_ahead(base_P, theta_P, sum_g_P, step)
     tested, norms = [], []
     for i, (test, g_P) in enumerate(zip(tests, g_NP, strict=True)):
         g_norm = torch.dist(sum_g_P, g_P) / (len(tests) - 1)
-        look_ahead(g_P, base_P, g_P, -step)
+        with part_of_step(UPDATE):
+            look_ahead(g_P, base_P, g_P, -step)
         at_split = engine.test(flat.views(g_P), test, losses)
         ranks.sum_(flat.fill(g_P, at_split.gradient))
         tested.append(vars(at_split.terms))

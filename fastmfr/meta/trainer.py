@@ -20,6 +20,7 @@ from fastmfr.meta.engine import gradients_on, make_engine
 from fastmfr.meta.optimizer import FlatOptimizer
 from fastmfr.meta.splits import concatenated, summands
 from fastmfr.meta.types import MetaStep, Split
+from fastmfr.profiling import UPDATE, part_of_step
 
 
 class MetaTrainer:
@@ -112,11 +113,12 @@ class MetaTrainer:
         for part, is_last in summands(self._settings, engine, flat, theta_P, splits, alpha, losses, self._group):
             logs.append((part.losses, part.norms))
             count += len(part.losses["total"])
-            if is_last:
-                gradient_norm = optimizer.step(total_P, part, gamma=gamma, splits=count, rate=rate)
-            else:
-                total_P = optimizer.flat.zeros() if total_P is None else total_P
-                add_split(total_P, part.g_P, part.v_P, part.hv_P, part.alpha, gamma)
+            with part_of_step(UPDATE):
+                if is_last:
+                    gradient_norm = optimizer.step(total_P, part, gamma=gamma, splits=count, rate=rate)
+                else:
+                    total_P = optimizer.flat.zeros() if total_P is None else total_P
+                    add_split(total_P, part.g_P, part.v_P, part.hv_P, part.alpha, gamma)
         for buffer in self._apart:  # the ranks have gone apart in them alone; all go on with those of the first rank
             dist.broadcast(buffer, 0, group=self._group)
         terms, norms = concatenated(logs)

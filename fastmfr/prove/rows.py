@@ -14,7 +14,10 @@ from fastmfr.config.sections import plain
 from fastmfr.prove.arms import Arm
 from fastmfr.training.resuming import Held, change
 
-FREE = ("recipe", "folder", "seed", "device", "threads", "save_every", "data.threads", "data.vet", "data.cache")
+FREE = (  # settings that decide on no figure
+    *("recipe", "folder", "seed", "device", "threads", "save_every", "data.threads", "data.vet", "data.cache"),
+    *("profile.steps", "profile.after"),
+)
 FAILED = "failed"
 
 

@@ -6,8 +6,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fastmfr.profiling import SAVING, UPDATE, part_of_step
 from fastmfr.stopping import Stop
 from fastmfr.training.choosing import Candidates
+from fastmfr.training.profile import StageProfile
 from fastmfr.training.run import Run
 
 
@@ -45,14 +47,17 @@ class AfterStep:
         self._state, self._candidates, self._settle = (networks, optimizer), candidates, settle
         self._states = run.checkpoints(stage)
         self._stop = Stop(run.logbook.warn, patient=run.ranks.world > 1)
+        self._profile = StageProfile(run, stage, steps - first)
 
     def __enter__(self) -> "AfterStep":
         self._stop.__enter__()
         if self._first:  # a kill may have come between a state and its score
             self._candidates.consider(self._first)
+        self._profile.begin()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._profile.end()
         self._stop.__exit__(*error)
         if error[0] is None:
             self._states.wait()
@@ -67,7 +72,8 @@ class AfterStep:
             KeyboardInterrupt: a signal has asked the process to end; the state is kept.
             NonFiniteLoss: the weights are NaN or infinite.
         """
-        self._candidates.update(done)
+        with part_of_step(UPDATE):
+            self._candidates.update(done)
         is_due = done % self._run.config.save_every == 0 or done == self._steps
         if self._run.ranks.any(self._stop.asked):
             self._stop.ask()
@@ -86,8 +92,10 @@ class AfterStep:
         ends = done >= self._candidates.steps
         if ends and not is_due:
             self._keep(done)
+        self._profile.step()
         return ends
 
     def _keep(self, done, *, aside=False):
-        self._settle()
-        self._states.save(done, *self._state, aside=aside)
+        with part_of_step(SAVING):
+            self._settle()
+            self._states.save(done, *self._state, aside=aside)

@@ -16,6 +16,7 @@ from fastmfr.atomic import write_text
 from fastmfr.domains import people_of
 from fastmfr.evaluate import draw_evenly
 from fastmfr.evaluate.validation import validate
+from fastmfr.profiling import SCORING, part_of_step
 from fastmfr.results import CHOSEN, LAST, META, MODEL_OF_STAGE, Candidate, Choice, from_json, model_of, to_json
 from fastmfr.training.averages import Averages
 from fastmfr.training.run import Run
@@ -176,7 +177,8 @@ class Candidates:
         """Score the weights after `done` steps if it is time for that."""
         if not self._choosing or (done % self._every and done != self._steps):
             return
-        self._choosing.consider(self._backbone, self._stage, done)
+        with part_of_step(SCORING):
+            self._choosing.consider(self._backbone, self._stage, done)
         if self._stage == META and done < self._steps and self._choosing.has_stalled(self._patience):
             self._choosing.end(META, done, self._steps)
 

@@ -16,6 +16,7 @@ from fastmfr.config import narrowed
 from fastmfr.distributed import ALONE
 from fastmfr.losses import MfrLosses
 from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
+from fastmfr.profiling import RECORDS, part_of_step
 from fastmfr.results import META
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
@@ -100,7 +101,8 @@ def _train(run, trainer, splits, stream, after, first, weight):
                 rate=rates.beta,
                 losses=narrowed(settings, MfrLosses, tau_p=rates.tau_p, tau_n=rates.tau_n, domain_alignment=weight),
             )
-            told.add(step, result, rates)
+            with part_of_step(RECORDS):
+                told.add(step, result, rates)
             if after(step + 1):
                 break
     logbook.say(f"meta: {trainer.graph}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")

@@ -17,6 +17,7 @@ from fastmfr.distributed import ALONE, Ranks, gather_whole, over_ranks
 from fastmfr.freezing import hold_statistics
 from fastmfr.fused import AS_IT_IS, fused, has_batch_norm
 from fastmfr.head import MarginHead, make_margin
+from fastmfr.profiling import RECORDS, UPDATE, part_of_step
 from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
@@ -90,9 +91,11 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
             rate = pretrain_rate(step, settings.steps, settings.learning_rate, settings.warmup)
             set_rate(optimizer, settings.backbone_multiplier * rate)
             loss_B = step_of(image_B3HW, label_B, step)
-            optimizer.step()
-            head.update(rate, settings.momentum, settings.weight_decay)
-            losses.add(of_all_ranks(loss_B, ranks), step, pairs, rate)
+            with part_of_step(UPDATE):
+                optimizer.step()
+                head.update(rate, settings.momentum, settings.weight_decay)
+            with part_of_step(RECORDS):
+                losses.add(of_all_ranks(loss_B, ranks), step, pairs, rate)
             after(step + 1)
     optimizer.zero_grad()  # a few gradients left of a CUDA graph would keep all of its memory
     logbook.say(f"pretrain: {step_of.state}; peak memory {peak_bytes(run.device) / 2**20:,.0f} MB")

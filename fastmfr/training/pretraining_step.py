@@ -14,6 +14,7 @@ from fastmfr.config.choices import Precision
 from fastmfr.cuda_graph import PLAINLY, Recordings, record
 from fastmfr.head import MarginHead
 from fastmfr.precision import autocast, matmul_precision
+from fastmfr.profiling import BACKWARD, FORWARD, LOSSES, REPLAY, part_of_step
 
 
 class PretrainingStep:
@@ -68,8 +69,11 @@ class PretrainingStep:
     def _run(self, image_B3HW, label_B, draw):
         self._drop_gradients()
         with autocast(self._precision, label_B.device, cache=False):  # nothing cast outlives a step
-            loss_B = self._head(self._backbone(image_B3HW), label_B, draw=draw)
-        with matmul_precision(self._precision):
+            with part_of_step(FORWARD):
+                embedding_BD = self._backbone(image_B3HW)
+            with part_of_step(LOSSES):
+                loss_B = self._head(embedding_BD, label_B, draw=draw)
+        with part_of_step(BACKWARD), matmul_precision(self._precision):
             loss_B.mean().backward()
         return loss_B.detach()  # autograd's graph must not live on: its nodes would keep the stream they began on
 
@@ -105,9 +109,10 @@ class _Recording:
     written: _Written
 
     def run(self, image_B3HW, label_B):
-        self.image_B3HW.copy_(image_B3HW, non_blocking=True)
-        self.label_B.copy_(label_B, non_blocking=True)
-        self.replay()
+        with part_of_step(REPLAY):
+            self.image_B3HW.copy_(image_B3HW, non_blocking=True)
+            self.label_B.copy_(label_B, non_blocking=True)
+            self.replay()
         return self.written.loss_B, self.written.gradients
 
 

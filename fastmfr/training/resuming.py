@@ -18,7 +18,7 @@ FREE = (  # settings that a resumed run may change: they do not decide on the we
     *("recipe", "folder", "device", "threads", "save_every", "pretrain.steps", "meta.steps"),
     *("pretrain.cuda_graph", "meta.cuda_graph", "data.threads", "data.vet", "data.cache", "data.synthetic.folder"),
 )
-FREE_SECTIONS = ("evaluate.",)
+FREE_SECTIONS = ("evaluate.", "profile.")
 
 
 def settings_kept(config: Config) -> dict[str, Any]:

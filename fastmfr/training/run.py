@@ -27,6 +27,7 @@ from fastmfr.evaluate.embed import bad_of_ranks, stream_of_rank
 from fastmfr.freezing import hold_stages
 from fastmfr.head import make_margin
 from fastmfr.precision import check_precision
+from fastmfr.profiling import SCORING, part_of_step
 from fastmfr.results import META, PRETRAIN, Scores
 from fastmfr.run_folder import note_command, weights_of
 from fastmfr.runtime import device_for, environment, seed_and_set_threads, to_channels_last
@@ -212,8 +213,9 @@ class Run:
         every = self.config.evaluate.every
         if not every or steps % every:
             return
-        for name, scores, *_ in self.score(backbone):
-            self.logbook.record(f"{stage}/{name}", steps - 1, **scores.rates)
+        with part_of_step(SCORING):
+            for name, scores, *_ in self.score(backbone):
+                self.logbook.record(f"{stage}/{name}", steps - 1, **scores.rates)
 
     @property
     def exact_decoding(self) -> Mapping[str, Any]:
