@@ -78,7 +78,7 @@ def margin_softmax(
     """Compute the margin softmax loss of each row. Differentiable twice.
 
     Embeddings and weights are normalised inside. Products are taken in autocast's dtype if autocast is on, else in the
-    embeddings' dtype. The logits are never materialised.
+    embeddings' dtype. No tensor has the size of the logits, unless they are kept.
 
     Args:
         embedding_BD: Embeddings of any length.
