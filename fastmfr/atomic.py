@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["of_usual_mode", "replacing", "write_text"]
 
 
 @contextmanager
@@ -20,6 +20,18 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def of_usual_mode(path: Path) -> Iterator[None]:
+    """Give `path` the mode of any new file, by the umask, after a block that writes to it.
+
+    safetensors makes files that their owner alone can read, whatever the umask says.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    yield
+    path.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

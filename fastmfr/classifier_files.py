@@ -7,7 +7,7 @@ InsightFace's partial FC calls its rows `weight` too. Shape suffixes: C = people
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -41,10 +41,12 @@ class Classifier:
     Attributes:
         path: the file.
         shape: people C and length of an embedding D.
+        listed: the row of each (domain, name), as the list beside the file says.
     """
 
     path: Path
     shape: tuple[int, int]
+    listed: Mapping[tuple[str, str], int]
     _read: Callable[[int, int], Tensor]
 
     def rows(self, row_C: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -73,33 +75,12 @@ class Classifier:
         """Return the row of each label of joined domains by (domain, name), int64 (labels,); -1 for people without one.
 
         Of a person with several rows, who is in several domains, the row that is met first is taken.
-
-        Raises:
-            ValueError: the list is wrong; the sentence says in which line.
         """
-        listed = self._listed()
         row_C = np.full(sources.identities, -1, np.int64)
         for label, domain, name in reversed(list(_people(sources))):
-            if (row := listed.get((domain, name))) is not None:
+            if (row := self.listed.get((domain, name))) is not None:
                 row_C[label] = row
         return row_C
-
-    def _listed(self) -> dict[tuple[str, str], int]:
-        """{(domain, name): row} of the list beside the file."""
-        path, found = list_beside(self.path), dict[tuple[str, str], int]()
-        refuse_unless_regular(path)
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = csv.reader(file)
-            if next(lines, None) != COLUMNS:
-                raise ValueError(f"want {','.join(COLUMNS)} as the first line of {path}, got another one")
-            for line in lines:
-                if len(line) != len(COLUMNS) or not line[0].isdecimal() or int(line[0]) >= self.shape[0]:
-                    raise ValueError(
-                        f"line {lines.line_num} of {path} is not `row,domain,name` with a row below {self.shape[0]}, "
-                        f"got {','.join(line)[:100]!r}"
-                    )
-                found.setdefault((line[1], line[2]), int(line[0]))
-        return found
 
 
 def list_beside(path: Path) -> Path:
@@ -133,7 +114,8 @@ def open_classifier(path: Path | str, embedding: int | None = None) -> Classifie
 
     Raises:
         FileNotFoundError: there is no such file, or no list beside it.
-        ValueError: the file holds no classifier, or one of another length.
+        ValueError: the file holds no classifier, or one of another length; or its list is wrong, and the sentence says
+            in which line.
     """
     path = Path(path)
     kinds = ", ".join(SUFFIXES)
@@ -160,7 +142,30 @@ def open_classifier(path: Path | str, embedding: int | None = None) -> Classifie
             f"the rows in {path} have {shape[1]} numbers, and the embeddings of this backbone {embedding}; want the "
             f"classifier of such a backbone, or --model.embedding {shape[1]}"
         )
-    return Classifier(path, (shape[0], shape[1]), read)
+    return Classifier(path, (shape[0], shape[1]), _listed(list_beside(path), shape[0]), read)
+
+
+def _listed(path, people) -> dict[tuple[str, str], int]:
+    """{(domain, name): row} of a list of rows below `people`."""
+    found = dict[tuple[str, str], int]()
+    refuse_unless_regular(path)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = csv.reader(file)
+        if next(lines, None) != COLUMNS:
+            raise ValueError(f"want {','.join(COLUMNS)} as the first line of {path}, got another one")
+        for line in filter(None, lines):  # blank lines are passed over
+            if len(line) != len(COLUMNS) or not line[0].isdecimal() or int(line[0]) >= people:
+                raise ValueError(
+                    f"line {lines.line_num} of {path} is not `row,domain,name` with a row below {people}, "
+                    f"got {','.join(line)[:100]!r}"
+                )
+            person, row = (line[1], line[2]), int(line[0])
+            if found.setdefault(person, row) != row:
+                raise ValueError(
+                    f"line {lines.line_num} of {path} gives {line[2]!r} of the domain {line[1]!r} the row {row}, and a "
+                    f"line before it the row {found[person]}; want one row for each domain and name"
+                )
+    return found
 
 
 def _is_pointer(path):

@@ -9,7 +9,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Meter", "duration", "new_console", "progress_of"]
+__all__ = ["Meter", "duration", "new_console", "progress_of", "rate_text"]
 
 
 def new_console(file: IO[str] | None = None, **options: Any) -> Console:
@@ -23,6 +23,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def rate_text(rate: float) -> str:
+    """Return a rate with two digits at least if it is below 10, so that a slow task is not shown as one that stands."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 class Meter:
@@ -73,7 +78,7 @@ class Meter:
         self._history.append((now, images, waited or 0.0))
         then, images_then, waited_then = self._history[0]
         rate, wait = (images - images_then) / (now - then), ((waited or 0.0) - waited_then) / (now - then)
-        parts = (f"{rate:,.0f} images/s", "" if waited is None else f"{100 * wait:.0f} % waiting for data", note)
+        parts = (f"{rate_text(rate)} images/s", "" if waited is None else f"{100 * wait:.0f} % waiting for data", note)
         text = " · ".join(part for part in parts if part)
         if self._task is not None:
             self._bar.update(self._task, completed=done, note=text)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastmfr.architecture import check_fits, difference, read_off
-from fastmfr.atomic import replacing
+from fastmfr.atomic import of_usual_mode, replacing
 from fastmfr.backbone import build_backbone
 from fastmfr.config import Config, load_config, narrowed
 from fastmfr.config.choices import AUTO, Device, Mirror
@@ -64,7 +64,7 @@ def save_weights(network: nn.Module, path: Path, *, steps: int | None = None) ->
         steps: The steps of the stage that trained them, kept in the file's metadata.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with replacing(path) as partial:
+    with replacing(path) as partial, of_usual_mode(partial):
         safetensors.torch.save_file(tensors, partial, {} if steps is None else {STEPS: str(steps)})
 
 

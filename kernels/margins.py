@@ -73,6 +73,9 @@ class CosFace:
 class ArcFace:
     """f(cos) = cos(theta + m) (arXiv 1801.07698). Past theta + m = pi, f goes on with slope one in cos.
 
+    InsightFace's trainer takes cos(theta + m) past pi too, which rises again. So its loss is lower there; with
+    `straight_through` the gradients are equal.
+
     Args:
         m: Margin in radians, in [0, pi).
         straight_through: Take the gradient of cos instead of the gradient of f, as InsightFace's trainer does: it hides
@@ -92,6 +95,8 @@ class ArcFace:
 @dataclass(frozen=True)
 class Combined:
     """f(cos) = cos(m1 theta + m2) - m3 (arXiv 1801.07698). Past m1 theta + m2 = pi, f goes on with slope one in cos.
+
+    InsightFace's trainer leaves m1 and m2 out if m3 is above 0: its (1, 0.3, 0.2) is CosFace(0.2).
 
     Args:
         m1: Factor of the angle, above 0. Below 1, f is a margin only if m1 pi + m2 >= pi, as in (0.9, 0.4, 0.15); else

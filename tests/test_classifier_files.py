@@ -132,7 +132,7 @@ def test_each_rank_begins_with_the_rows_it_has(domains, tmp_path):
     number = domains.identities
     assert said == [f"classifier: {number} of {number} rows are those of {path}, 0 are drawn new"]
     logbook.warn = said.append
-    list_beside(path).write_text("row,domain,name\n0,elsewhere,0001\n")
+    list_beside(path).write_text("row,domain,name\n0,elsewhere,0001\n\n")
     _begin_with(run, head, path)
     assert said[-1] == f"classifier: 0 of {number} rows are those of {path}, {number} are drawn new"
 
@@ -157,7 +157,7 @@ def test_files_of_others_are_read(domains, tmp_path, kind):
 
 def test_rows_are_read_in_parts_and_each_once(domains, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier_files, "READ_AT_ONCE", 4)
-    weight_CD = torch.arange(20.0).view(10, 2)
+    weight_CD = torch.arange(2.0 * domains.identities).view(-1, 2)
     opened = open_classifier(handed_on(tmp_path / "c.safetensors", weight_CD, domains))
     row_C = np.array([9, -1, 0, 9, 8])
     found = {place: row for places, rows in opened.rows(row_C) for place, row in zip(places, rows, strict=True)}
@@ -199,13 +199,17 @@ def test_names_with_commas_lines_and_bytes_that_are_no_text_come_back(tmp_path):
         ("row,domain,name\n0,a\n", r"line 2 of \S+ is not `row,domain,name` with a row below 3, got '0,a'"),
         ("row,domain,name\n0,a,b\n3,a,c\n", "line 3 of .* got '3,a,c'"),
         ("row,domain,name\n-1,a,b\n", "line 2 of .* got '-1,a,b'"),
+        (
+            "row,domain,name\n0,a,b\n0,a,b\n1,a,b\n",
+            "line 4 of .* 'b' of the domain 'a' the row 1, and .* row 0;",
+        ),
     ],
 )
 def test_a_wrong_list_is_told_by_its_line(domains, tmp_path, lines, words):
     path = handed_on(tmp_path / "c.safetensors", torch.zeros(3, 2), domains)
     list_beside(path).write_text(lines)
     with pytest.raises(ValueError, match=words):
-        open_classifier(path).row_of(domains)
+        open_classifier(path)  # before any data is opened
 
 
 @pytest.mark.parametrize(
@@ -227,7 +231,7 @@ def test_refuses_what_is_no_classifier(domains, tmp_path, content, words):
 
 
 def test_refuses_rows_that_are_not_finite(domains, tmp_path):
-    path = handed_on(tmp_path / "c.safetensors", torch.full((3, 2), torch.nan), domains)
+    path = handed_on(tmp_path / "c.safetensors", torch.full((domains.identities, 2), torch.nan), domains)
     with pytest.raises(ValueError, match="rows that are NaN or infinite"):
         list(open_classifier(path).rows(np.array([1])))
 

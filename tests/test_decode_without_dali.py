@@ -1,6 +1,7 @@
 """Where DALI is not installed Pillow decodes, says so, and gives the reference's pixels; DALI is hidden here."""
 
 import importlib
+import json
 import sys
 
 import numpy as np
@@ -134,5 +135,6 @@ def test_a_whole_run_is_trained_and_says_which_decoder_it_took(tmp_path, capsys,
     assert main(argv) == 0
     assert " ".join(capsys.readouterr().out.split()).count(SENTENCE) == 1
     (folder,) = (tmp_path / "runs").iterdir()
-    assert "decode: pillow" in (folder / "config.yaml").read_text()
+    assert "decode: auto" in (folder / "config.yaml").read_text()
+    assert json.loads((folder / "made_with.json").read_text())["settings"]["data.decode"] == "pillow"
     assert (folder / "results.json").is_file()

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from fastmfr.progress import Meter, duration, new_console
+from fastmfr.progress import Meter, duration, new_console, rate_text
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,11 @@ from fastmfr.progress import Meter, duration, new_console
 )
 def test_times_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.0, "0"), (0.451, "0.45"), (8.3, "8.3"), (10.4, "10"), (7500.0, "7,500")])
+def test_a_slow_rate_is_not_shown_as_none(rate, text):
+    assert rate_text(rate) == text
 
 
 def lines(monkeypatch, seconds_a_step, steps, total):
@@ -34,7 +39,7 @@ def test_a_quick_task_has_a_line_at_every_tenth(monkeypatch):
 def test_a_slow_task_has_a_line_every_half_minute(monkeypatch):
     said = lines(monkeypatch, 12.0, 9, 10_000)
     assert said == [
-        "pretrain 3/10,000 · 33.3 h left · 8 images/s",
-        "pretrain 6/10,000 · 33.3 h left · 8 images/s",
-        "pretrain 9/10,000 · 33.3 h left · 8 images/s",
+        "pretrain 3/10,000 · 33.3 h left · 8.3 images/s",
+        "pretrain 6/10,000 · 33.3 h left · 8.3 images/s",
+        "pretrain 9/10,000 · 33.3 h left · 8.3 images/s",
     ]

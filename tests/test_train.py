@@ -136,6 +136,7 @@ def test_the_decoder_is_chosen_once_and_each_image_vetted_once_a_run(small, tmp_
     assert len(seen) == len(set(seen))
     assert main(["--resume", str(only_run(tmp_path))]) == 0
     assert "decoder cpu, as asked for" in capsys.readouterr().out  # not chosen anew: another would give other bits
+    assert "decode: auto" in (only_run(tmp_path) / "config.yaml").read_text()  # a recipe for another machine too
 
 
 def test_every_meta_step_logs_what_is_needed_to_judge_it(small, tmp_path):

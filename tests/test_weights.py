@@ -1,5 +1,8 @@
 """Weights of every kind that people bring, and images of every kind that they embed."""
 
+import os
+import stat
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from small_runs import same, trained
 
 from fastmfr.backbone import build
 from fastmfr.config import Config, Data, Model, load_config
+from fastmfr.training.checkpoint import TENSORS, Checkpoints
 from fastmfr.weights import load_weights, open_model, save_weights
 
 
@@ -22,6 +26,18 @@ def test_weights_come_back(tmp_path, suffix):
     other, _ = trained(0, seed=1)
     load_weights(other, path)
     assert same(network, other)
+
+
+def test_weights_and_states_are_read_by_whom_the_umask_lets(tmp_path):
+    network, optimizer = trained(1)
+    before = os.umask(0o027)
+    try:
+        save_weights(network, tmp_path / "w.safetensors")
+        Checkpoints(tmp_path, "meta").save(1, network, optimizer)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "w.safetensors", tmp_path / "meta-00000001" / TENSORS):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_weights_of_another_network_or_none_are_refused_with_a_sentence(tmp_path):

@@ -104,7 +104,8 @@ def set_scale(ax: "Axes", scale: str, values: np.ndarray) -> None:
             ax.set_yscale("symlog", linthresh=positive.min())
         ax.yaxis.set_minor_formatter("")
     elif scale != "near":
-        low, high = min(0, values.min()), max(values.max(), 1e-12)
+        low, high = min(0, values.min()), max(0, values.max())
+        high = 1 if low == high else high  # a curve that is 0 everywhere
         room = 0.04 * (high - low) if values.min() <= 0 else 0  # the edge would cut a curve that lies on it in half
         ax.set_ylim(low - room, 1.1 * high)
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastmfr.atomic import write_text
+from fastmfr.atomic import of_usual_mode, write_text
 from fastmfr.distributed import ALONE, Ranks
 from fastmfr.head import MarginHead
 from fastmfr.protocols.files import refuse_unless_regular
@@ -262,7 +262,8 @@ def _part_of(path):
 def _write(path, tensors):
     """Raises OSError where safetensors has an error of its own."""
     try:
-        safetensors.torch.save_file(tensors, path)
+        with of_usual_mode(path):
+            safetensors.torch.save_file(tensors, path)
     except SafetensorError as error:
         code = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
         raise OSError(code, "no space is left on the device" if code == errno.ENOSPC else str(error)) from None

@@ -102,7 +102,7 @@ class Run:
                 that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
-        began = time.time()
+        began, wish = time.time(), config.data.decode
         with ranks.alike():
             device = device_for(config.device)
             made_with = None if new else MadeWith(logbook.folder)
@@ -125,11 +125,11 @@ class Run:
             scored = [target.domain for target in people.targets.values()]
             domains = [*people.trained.values(), *people.validation.values(), *scored]
             decoder, decoding = choose_decoding(config, domains, device, logbook, ranks)
-        # The settings keep the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
-        config = replace(config, data=replace(config.data, decode=decoder))
+        # made_with.json keeps the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
+        config = _decoding_by(config, decoder)
         with ranks.alike():
             if ranks.is_first:
-                _begin(logbook, made_with, config, people, new)
+                _begin(logbook, made_with, config, wish, people, new)
                 note_command(logbook.folder, began)
         logbook.folder = ranks.of_first(logbook.folder)
         with ranks.alike():
@@ -236,13 +236,18 @@ def _timed(seconds, part):
         seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
 
 
-def _begin(logbook, made_with, config, people, new):
-    """Makes the run's folder, and writes there what the run is made with."""
+def _decoding_by(config, decoder):
+    """The settings with another decoder."""
+    return replace(config, data=replace(config.data, decode=decoder))
+
+
+def _begin(logbook, made_with, config, wish, people, new):
+    """Makes the run's folder, and writes what the run is made with; config.yaml has the decoder that was wished for."""
     if new:
         logbook.folder = make_new_folder(logbook.folder)
     logbook.folder.mkdir(parents=True, exist_ok=True)
     (made_with or MadeWith(logbook.folder)).write(config, people.trained)
-    write_text(logbook.folder / "config.yaml", config.to_yaml())
+    write_text(logbook.folder / "config.yaml", _decoding_by(config, wish).to_yaml())
     write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
     if config.pretrain.steps and not (logbook.folder / IDENTITIES).is_file():
         write_identities(logbook.folder / IDENTITIES, people.sources[PRETRAIN])
