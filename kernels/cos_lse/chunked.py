@@ -48,12 +48,16 @@ class _Chunk(NamedTuple):
 
     def logits(self, unit_BD: Tensor, scale: float, out_BN: Tensor | None = None) -> Tensor:
         """Compute z of this chunk (B, N), into `out_BN` if given."""
-        return self.scaled(torch.mm(unit_BD, self.weight_ND.T, out=out_BN)).mul_(scale)
+        return self.scaled(self.products(unit_BD, out_BN)).mul_(scale)
+
+    def products(self, rows_BD: Tensor, out_BN: Tensor | None = None) -> Tensor:
+        """Compute rows . weights (B, N), an identity's side by side in memory: so oneMKL was 1.5 times as fast."""
+        return torch.mm(self.weight_ND, rows_BD.T, out=None if out_BN is None else out_BN.T).T
 
     def kept(self, kept: Tensor) -> Tensor | None:
         """The place (B, N) of this chunk's logits in what is kept of all; None if nothing is."""
         B = len(self.column_B1)
-        return kept[B * self.at.start : B * self.at.stop].view(B, -1) if kept.numel() else None
+        return kept[B * self.at.start : B * self.at.stop].view(-1, B).T if kept.numel() else None
 
     def softmax(self, z_BN: Tensor, log_sum_B: Tensor) -> Tensor:
         """Compute P of this chunk (B, N)."""
@@ -201,7 +205,7 @@ def _unit_tangent(uw_CD, chunk):
 
 def _tangent(x_BD, ux_BD, uw_ND, chunk):
     """T of this chunk (B, N): how the cosines move."""
-    t_BN = chunk.scaled(ux_BD @ chunk.weight_ND.T)
+    t_BN = chunk.scaled(chunk.products(ux_BD))
     return t_BN if uw_ND is None else t_BN.addmm_(x_BD, uw_ND.T)
 
 
