@@ -24,7 +24,18 @@ from fastmfr.protocols.files import refuse_unless_regular
 from fastmfr.protocols.shared_people import names_of
 from fastmfr.weights import LFS, UNREADABLE
 
-__all__ = ["COLUMNS", "IDENTITIES", "WEIGHT", "Classifier", "list_beside", "open_classifier", "write_identities"]
+__all__ = [
+    "COLUMNS",
+    "IDENTITIES",
+    "OF_CHECKPOINTS",
+    "READ_AT_ONCE",
+    "SUFFIXES",
+    "WEIGHT",
+    "Classifier",
+    "list_beside",
+    "open_classifier",
+    "write_identities",
+]
 
 IDENTITIES = "identities.csv"  # in a run folder: who each row of stage one's classifier is of
 COLUMNS = ["row", "domain", "name"]

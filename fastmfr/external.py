@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "CLASSES",
     "EMBEDDING",
     "HEAD",
     "LIBRARIES",

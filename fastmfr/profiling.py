@@ -11,7 +11,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch.autograd.profiler import record_function
 
-__all__ = ["PARTS", "PREFIX", "Clock", "clocked", "is_taken_apart", "part_of_step"]
+__all__ = [
+    "BACKWARD",
+    "CURVATURE",
+    "DATA",
+    "FORWARD",
+    "LOSSES",
+    "OCCASIONAL",
+    "PARTS",
+    "PREFIX",
+    "RECORDS",
+    "REPLAY",
+    "SAVING",
+    "SCORING",
+    "UPDATE",
+    "Clock",
+    "clocked",
+    "is_taken_apart",
+    "part_of_step",
+]
 
 DATA = "data wait"
 FORWARD = "forward"
