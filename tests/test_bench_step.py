@@ -1,6 +1,7 @@
 """The trainer that bench/bench_step.py measures beside fastmfr's takes the same steps, and all are timed in turn."""
 
 import copy
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,9 @@ STEPS = 2
 # Of a network without training, which the quickstart's rates tear apart; all pairs are hard, so rounding moves none.
 SMOOTH = {"alpha": 0.01, "beta": 1e-3, "share_p": 1.0, "share_n": 1.0}
 APART = 1e-3  # of what two steps move; rounding grows from step to step
+COMPILED = pytest.mark.skipif(
+    "FASTMFR_COMPILED_PEERS" not in os.environ, reason="compiling takes a minute; set FASTMFR_COMPILED_PEERS"
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +95,8 @@ def difference(ours, theirs, before):
         ("host", 0.0, {}),
         ("none", 1.0, {}),
         ("host", 1.0, {"in_memory": True}),
-        # by the ways of torch.compile, but without its compiler; ten seconds
-        pytest.param("none", 0.0, {"compiled": "aot_eager"}, marks=pytest.mark.slow),
+        # by the ways of torch.compile, but without its compiler
+        pytest.param("none", 0.0, {"compiled": "aot_eager"}, marks=COMPILED),
     ],
 )
 def test_steps_of_stage_one_are_those_of_the_peer(opened, monkeypatch, cache, flip, options):
@@ -135,7 +139,7 @@ def test_steps_of_stage_two_are_those_of_the_peer_if_they_are_exact(opened, meth
         assert difference(backbone, theirs, before) > 10 * APART
 
 
-@pytest.mark.slow  # the compiler of torch.compile takes a minute
+@COMPILED
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_compiled_peer_is_the_eager_one(opened):
     run = opened(PRETRAIN, stop_after(1), flip=0.0)
