@@ -9,15 +9,13 @@ replayed from a CUDA graph.
 Shape suffixes: B = batch, C = identities, N = identities of one chunk, D = embedding.
 """
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import torch
+from card.page import figures, find
 from fastmfr.kernels.cos_lse import tiles
 
-RESULTS = Path(__file__).parent / "results"
 RECORDED = "20261127-030155-gpu-h200.jsonl", "20261127-211118-gpu-h200.jsonl"
 # Measured in the first: a bf16 product of 8192^3 by cuBLAS (FLOP/s) and a copy in memory (bytes/s). L2 (bytes/s) is
 # what the forward pass by tiles of 100,000 identities read there, so that this one line is no prediction.
@@ -152,8 +150,7 @@ def outside(C, one_sweep):
 
 def recorded():
     """{(what, way, identities): ms} of the recorded runs."""
-    rows = [json.loads(line) for name in RECORDED for line in (RESULTS / name).read_text().splitlines()]
-    rows = [row for row in rows if row["stage"] == "margin" and row.get("replayed") and row.get("B") == B]
+    rows = [row for name in RECORDED for row in find(figures(name), stage="margin", replayed=True, B=B)]
     came = {(row["what"], row["who"], row["C"]): 1e3 * row["median_seconds"] for row in rows}
     for C in SIZES:  # chunks make both gradients where nothing is kept
         came[BOTH, "ours, chunks", C] = came.get((BOTH, "ours, nothing kept", C))

@@ -22,7 +22,7 @@ from fastmfr.atomic import replacing
 from fastmfr.domains import Joint
 from fastmfr.protocols.files import refuse_unless_regular
 from fastmfr.protocols.shared_people import names_of
-from fastmfr.weights import LFS, UNREADABLE
+from fastmfr.weights import UNREADABLE, is_pointer
 
 __all__ = [
     "COLUMNS",
@@ -144,7 +144,7 @@ def open_classifier(path: Path | str, embedding: int | None = None) -> Classifie
     try:
         shape, dtype, read = _opened(path)
     except UNREADABLE as error:
-        hint = "; it is a pointer of Git LFS: fetch the file by `git lfs pull`" if _is_pointer(path) else ""
+        hint = "; it is a pointer of Git LFS: fetch the file by `git lfs pull`" if is_pointer(path) else ""
         raise ValueError(f"{path} cannot be read as a classifier ({type(error).__name__}){hint}") from None
     if len(shape) != 2 or not dtype.is_floating_point:
         raise ValueError(f"want {WEIGHT} in {path} as numbers (people, embedding), got {dtype} {tuple(shape)}")
@@ -177,11 +177,6 @@ def _listed(path, people) -> dict[tuple[str, str], int]:
                     f"line before it the row {found[person]}; want one row for each domain and name"
                 )
     return found
-
-
-def _is_pointer(path):
-    with path.open("rb") as file:
-        return file.read(len(LFS)) == LFS
 
 
 def _opened(path) -> tuple[Any, torch.dtype, Callable[[int, int], Tensor]]:

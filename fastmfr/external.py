@@ -96,20 +96,23 @@ def check_on_cpu(network: nn.Module, name: str) -> None:
             )
 
 
-def _timm() -> Any:
+def _library(module: str, how: str) -> Any:
+    """The library of a module, once the module is imported. Raises ImportError; `how`: a sentence on installing it."""
+    name = module.partition(".")[0]
     try:
-        return import_module("timm")
-    except Exception as error:  # an installed timm fails with RuntimeError if its torchvision is of another torch
+        import_module(module)
+        return import_module(name)
+    except Exception as error:  # RuntimeError where it, or a torchvision beneath it, was built for another torch
         reason = " ".join(str(error).split())
         raise ImportError(
-            f"to build a network of timm, timm is needed, and cannot be imported ({reason}): "
-            "`pip install 'fastmfr[timm]'`; timm needs the torchvision that goes with the installed torch"
+            f"to build a network of {name}, {name} is needed, and cannot be imported ({reason}): {how}"
         ) from None
 
 
 def _of_timm(name, embedding, image_size, dropout):
     """(the network with its classifier replaced, the pixels a side that timm says it was made for, or None)."""
-    timm = _timm()
+    how = "`pip install 'fastmfr[timm]'`; timm needs the torchvision that goes with the installed torch"
+    timm = _library("timm", how)
     if not timm.is_model(name):
         raise _no_network(timm, TIMM, name, timm.list_models())
     options = {"num_classes": embedding, "drop_rate": dropout}
@@ -126,8 +129,7 @@ def _of_timm(name, embedding, image_size, dropout):
             f"{where if old is None else type(old).__name__}; want another network, or wrap this one in a factory of "
             "yours and name it by package.module:factory"
         )
-    network.set_submodule(where, _head(old.in_features, embedding))
-    setattr(network, HEAD, where)
+    _put_head(network, where, old.in_features, embedding)
     return network, known.get("input_size", (None,))[-1]
 
 
@@ -137,21 +139,10 @@ def _no_network(library, prefix, name, names):
     return ValueError(f"{prefix.rstrip('/')} {library.__version__} has no network {name!r}{hint}")
 
 
-def _torchvision() -> Any:
-    try:
-        import_module("torchvision.models")
-        return import_module("torchvision")
-    except Exception as error:  # a torchvision that was built for another torch fails with RuntimeError
-        reason = " ".join(str(error).split())
-        raise ImportError(
-            f"to build a network of torchvision, torchvision is needed, and cannot be imported ({reason}): install the "
-            f"one that was built for torch {torch.__version__}, from where torch came"
-        ) from None
-
-
 def _of_torchvision(name, embedding, image_size, dropout):
     """The network with its classifier replaced, its dropouts as asked for, and without stochastic depth."""
-    torchvision = _torchvision()
+    how = f"install the one that was built for torch {torch.__version__}, from where torch came"
+    torchvision = _library("torchvision.models", how)
     models = torchvision.models
     names = models.list_models(module=models)
     if name not in names:
@@ -164,8 +155,7 @@ def _of_torchvision(name, embedding, image_size, dropout):
             f"want a network of torchvision that ends in a linear layer to {CLASSES} classes, got {TORCHVISION}{name}; "
             "want another network, or wrap this one in a factory of yours and name it by package.module:factory"
         )
-    network.set_submodule(where, _head(old.in_features, embedding))
-    setattr(network, HEAD, where)
+    _put_head(network, where, old.in_features, embedding)
     dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if dropout and not dropouts:
         raise ValueError(f"want model.dropout 0 with {TORCHVISION}{name}, which has no dropout, got {dropout:g}")
@@ -187,10 +177,12 @@ def _made(models, name, image_size):
     return models.get_model(name, weights=None)
 
 
-def _head(features, embedding):
+def _put_head(network, where, features, embedding):
+    """Puts the layer to the embedding in the place of the network's classifier, and notes where that is."""
     norm = nn.BatchNorm1d(embedding)
     norm.weight.requires_grad = False  # the embedding's scale is meaningless under a cosine
-    return nn.Sequential(nn.Linear(features, embedding), norm)
+    network.set_submodule(where, nn.Sequential(nn.Linear(features, embedding), norm))
+    setattr(network, HEAD, where)
 
 
 def _of_factory(name, embedding, image_size):

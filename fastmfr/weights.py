@@ -37,6 +37,7 @@ __all__ = [
     "UNREADABLE",
     "WRAPPERS",
     "Model",
+    "is_pointer",
     "load_weights",
     "open_model",
     "read_state",
@@ -167,11 +168,8 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}; want a .safetensors, .pt or .pth file")
-    with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise ValueError(
-                f"{path} is a pointer of Git LFS, not the weights themselves; fetch them by `git lfs pull`"
-            )
+    if is_pointer(path):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights themselves; fetch them by `git lfs pull`")
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -183,6 +181,12 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
             "torch.save wrote of a state dict; a file that holds code or is cut short is not read"
         ) from None
     return _state_in(state, path)
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(LFS)) == LFS
 
 
 def _state_in(content, path) -> dict[str, Tensor]:

@@ -47,14 +47,19 @@ def one_after_the_other(net, image):
     return net.last(F.softplus(net.middle(net.first(image))))
 
 
-def batches():
-    gen = torch.Generator().manual_seed(1)
+def splits(seed, size=8, count=2):
+    """So many splits: four pairs of two domains, and four of a third one that is left out; float64."""
+    gen = torch.Generator().manual_seed(seed)
 
     def batch(domain_B):
-        gallery, probe = (torch.randn(4, 3, 8, 8, generator=gen, dtype=torch.float64) for _ in range(2))
+        gallery, probe = (torch.randn(4, 3, size, size, generator=gen, dtype=torch.float64) for _ in range(2))
         return PairBatch(gallery, probe, domain_B)
 
-    return batch(torch.arange(4) % 2), batch(torch.full((4,), 2))
+    return [(batch(torch.arange(4) % 2), batch(torch.full((4,), 2))) for _ in range(count)]
+
+
+def batches():
+    return splits(1, count=1)[0]
 
 
 def images_of(batch):

@@ -11,9 +11,13 @@ BENCH = Path(__file__).parent.parent / "bench"
 SCRIPTS = sorted({*BENCH.glob("*.py")} - {BENCH / "conftest.py"})
 
 
+@pytest.fixture(autouse=True)
+def _scripts_find_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_can_be_imported(path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
     spec = spec_from_file_location("conftest", BENCH / "conftest.py")
     monkeypatch.setitem(sys.modules, "conftest", module_from_spec(spec))  # the tests have another of that name
     spec.loader.exec_module(sys.modules["conftest"])

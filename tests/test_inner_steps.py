@@ -2,15 +2,17 @@
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 
+import meta_fakes
 import pytest
 import torch
 from torch.func import functional_call
 
 from fastmfr.backbone import MfrNet
 from fastmfr.losses import MfrLosses
-from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch
+from fastmfr.meta import MetaSettings, MetaTrainer
 from fastmfr.training.optim import set_rate, sgd
 
 sys.path.append(str(Path(__file__).parent.parent / "bench" / "proof"))
@@ -20,6 +22,7 @@ from inner_steps import Ahead, InnerStepsTrainer
 LOSSES = MfrLosses(mining="share", share_n=0.2, scale=3.0, domain_alignment=0.1)
 RATES = {"alpha": 0.3, "rate": 0.05, "losses": LOSSES}
 SETTINGS = MetaSettings(0.3, order=2, batch_norm="frozen")
+splits = partial(meta_fakes.splits, size=16)
 
 
 def network():
@@ -28,16 +31,6 @@ def network():
     with torch.no_grad():  # statistics that frozen layers differ by from those of a batch
         net.train()(torch.randn(8, 3, 16, 16, dtype=torch.float64))
     return net
-
-
-def splits(seed):
-    gen = torch.Generator().manual_seed(seed)
-
-    def batch(domain_B):
-        gallery, probe = (torch.randn(4, 3, 16, 16, generator=gen, dtype=torch.float64) for _ in range(2))
-        return PairBatch(gallery, probe, domain_B)
-
-    return [(batch(torch.arange(4) % 2), batch(torch.full((4,), 2))) for _ in range(2)]
 
 
 def optimizer_of(net):

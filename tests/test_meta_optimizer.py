@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from meta_fakes import splits
 from torch import nn
 
 from fastmfr.losses import MfrLosses
-from fastmfr.meta import MetaSettings, MetaTrainer, PairBatch, meta_gradient
+from fastmfr.meta import MetaSettings, MetaTrainer, meta_gradient
 from fastmfr.meta.optimizer import FlatOptimizer
 from fastmfr.training.optim import set_rate, sgd
 
@@ -50,16 +51,6 @@ RATES = {"alpha": 0.1, "rate": 0.05, "losses": LOSSES}
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(36, 3)).double()
-
-
-def splits(seed):
-    gen = torch.Generator().manual_seed(seed)
-
-    def batch(domain_B):
-        gallery, probe = (torch.randn(4, 3, 8, 8, generator=gen, dtype=torch.float64) for _ in range(2))
-        return PairBatch(gallery, probe, domain_B)
-
-    return [(batch(torch.arange(4) % 2), batch(torch.full((4,), 2))) for _ in range(2)]
 
 
 def two_groups(**rates):
