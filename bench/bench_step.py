@@ -52,6 +52,8 @@ class Size:
         config = load_config(self.recipe)
         changed = {name: replace(getattr(config, name), **values) for name, values in self.sections.items()}
         config = replace(config, save_every=10**9, **changed)
+        longest = {stage: replace(getattr(config, stage), steps=10**6) for stage in (PRETRAIN, META)}  # ended by Turns
+        config = replace(config, **longest)
         sources = {name: str(path) for name, path in folders.items()}
         return replace(config, data=replace(config.data, sources=sources, targets={}, cache=cache))
 

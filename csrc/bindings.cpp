@@ -5,6 +5,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <exception>
@@ -13,6 +14,7 @@
 #include <optional>
 #include <utility>
 
+#include "batchnorm_prelu.hpp"
 #include "gather.hpp"
 #include "recordio.hpp"
 #include "sampler.hpp"
@@ -136,10 +138,174 @@ void warp_image(const py::array_t<uint8_t, py::array::c_style>& image, const py:
     warp(picture, numbers, height, width, written);
 }
 
+using Address = std::uintptr_t;  // of a tensor's first element, or 0 for no tensor
+
+template <class T>
+T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+Sizes sizes_of(const std::array<int64_t, 3>& sizes) {
+    const auto [pixels, channels, threads] = sizes;
+    if (pixels < 1 || channels < 1) throw std::invalid_argument("want at least one pixel and one channel");
+    return {pixels, channels, int(threads)};
+}
+
+template <class T>
+Layer<T> layer_of(const std::array<Address, 5>& layer, int64_t slopes) {
+    const auto [mean, r, weight, bias, slope] = layer;
+    return {at<T>(mean), at<T>(r), at<T>(weight), at<T>(bias), at<T>(slope), slopes};
+}
+
+template <class T>
+Moving<T> moving_of(const std::array<Address, 3>& moving) {
+    return {at<T>(moving[0]), at<T>(moving[1]), at<T>(moving[2])};
+}
+
+/// Calls `function` with a float or a double, whose type says what the tensors hold.
+template <class Function>
+void of_dtype(bool is_double, const Function& function) {
+    if (is_double)
+        function(double());
+    else
+        function(float());
+}
+
+using Three = std::array<int64_t, 3>;
+using Five = std::array<Address, 5>;
+using Moved = std::array<Address, 3>;
+
+void batchnorm_statistics(bool is_double, const Three& sizes, Address running_mean, Address running_variance,
+                          double momentum, double eps, Address x, Address mean, Address r) {
+    of_dtype(is_double, [&](auto kind) {
+        using T = decltype(kind);
+        const Running<T> running{at<T>(running_mean), at<T>(running_variance), T(momentum)};
+        batch_statistics(sizes_of(sizes), running, T(eps), at<T>(x), at<T>(mean), at<T>(r));
+    });
+}
+
+void batchnorm_forward(bool is_double, const Three& sizes, const Five& layer, int64_t slopes, Address x, Address y) {
+    of_dtype(is_double, [&](auto kind) {
+        using T = decltype(kind);
+        forward(sizes_of(sizes), layer_of<T>(layer, slopes), at<T>(x), at<T>(y));
+    });
+}
+
+void batchnorm_backward(bool is_double, const Three& sizes, const Five& layer, int64_t slopes, bool batch, Address x,
+                        Address dy, Address dx, Address sum) {
+    of_dtype(is_double, [&](auto kind) {
+        using T = decltype(kind);
+        backward(sizes_of(sizes), layer_of<T>(layer, slopes), batch, at<T>(x), at<T>(dy), at<T>(dx), at<T>(sum));
+    });
+}
+
+void batchnorm_tangent(bool is_double, const Three& sizes, const Five& layer, int64_t slopes, const Moved& moving,
+                       bool batch, Address x, Address xd, Address yd, Address moved) {
+    of_dtype(is_double, [&](auto kind) {
+        using T = decltype(kind);
+        tangent(sizes_of(sizes), layer_of<T>(layer, slopes), moving_of<T>(moving), batch, at<T>(x), at<T>(xd),
+                at<T>(yd), at<T>(moved));
+    });
+}
+
+void batchnorm_second_backward(bool is_double, const Three& sizes, const Five& layer, int64_t slopes,
+                               const Moved& moving, bool batch, Address x, Address dy, Address xd, Address dyd,
+                               Address sum, Address moved, Address dxd, Address sum_d) {
+    of_dtype(is_double, [&](auto kind) {
+        using T = decltype(kind);
+        second_backward(sizes_of(sizes), layer_of<T>(layer, slopes), moving_of<T>(moving), batch, at<T>(x), at<T>(dy),
+                        at<T>(xd), at<T>(dyd), at<T>(sum), at<T>(moved), at<T>(dxd), at<T>(sum_d));
+    });
+}
+
+void add_batchnorm(py::module_& module) {
+    module.def("batchnorm_statistics", &batchnorm_statistics, GilRelease(), py::arg("is_double"), py::arg("sizes"),
+               py::arg("running_mean"), py::arg("running_variance"), py::arg("momentum"), py::arg("eps"), py::arg("x"),
+               py::arg("mean"), py::arg("r"), R"(Write the mean of each channel of x, and r = 1 / sqrt(variance + eps).
+
+fastmfr.kernels.batchnorm_prelu is the package to use; this function and the next four serve it on the CPU. A tensor
+is given as the address of its first element, 0 for none, and is not checked. The GIL is released.
+
+Args:
+    is_double: Whether tensors hold float64; else float32.
+    sizes: Pixels N, channels C, threads.
+    running_mean: Moved towards the mean, (C,), or none.
+    running_variance: Moved towards the unbiased variance, (C,), or none.
+    momentum: Weight of this batch in the running statistics.
+    eps: Added to the variance.
+    x: (N, C).
+    mean: (C,), overwritten.
+    r: (C,), overwritten.)");
+
+    module.def("batchnorm_forward", &batchnorm_forward, GilRelease(), py::arg("is_double"), py::arg("sizes"),
+               py::arg("layer"), py::arg("slopes"), py::arg("x"), py::arg("y"), R"(Write y = PReLU(BatchNorm(x)).
+
+Args:
+    is_double: As batchnorm_statistics takes it.
+    sizes: As batchnorm_statistics takes them.
+    layer: Mean, r, weight, bias and slope; without a slope there is no PReLU.
+    slopes: How many slopes there are: C, or one for all channels.
+    x: (N, C).
+    y: (N, C), overwritten.)");
+
+    module.def("batchnorm_backward", &batchnorm_backward, GilRelease(), py::arg("is_double"), py::arg("sizes"),
+               py::arg("layer"), py::arg("slopes"), py::arg("batch"), py::arg("x"), py::arg("dy"), py::arg("dx"),
+               py::arg("sum"), R"(Write the gradients of x and of the layer.
+
+Args:
+    is_double: As batchnorm_statistics takes it.
+    sizes: As batchnorm_statistics takes them.
+    layer: As batchnorm_forward takes it.
+    slopes: As batchnorm_forward takes them.
+    batch: Whether mean and r are the batch's, and so depend on x.
+    x: (N, C).
+    dy: Gradient of y, (N, C).
+    dx: (N, C), overwritten.
+    sum: Gradients of bias, weight and slope per channel, (3, C), overwritten.)");
+
+    module.def("batchnorm_tangent", &batchnorm_tangent, GilRelease(), py::arg("is_double"), py::arg("sizes"),
+               py::arg("layer"), py::arg("slopes"), py::arg("moving"), py::arg("batch"), py::arg("x"), py::arg("xd"),
+               py::arg("yd"), py::arg("moved"), R"(Write the tangent of y.
+
+Args:
+    is_double: As batchnorm_statistics takes it.
+    sizes: As batchnorm_statistics takes them.
+    layer: As batchnorm_forward takes it.
+    slopes: As batchnorm_forward takes them.
+    moving: Tangents of weight, bias and slope.
+    batch: As batchnorm_backward takes it.
+    x: (N, C).
+    xd: Tangent of x, (N, C).
+    yd: (N, C), overwritten.
+    moved: Sums per channel, (2, C), overwritten; batchnorm_second_backward reads them.)");
+
+    module.def("batchnorm_second_backward", &batchnorm_second_backward, GilRelease(), py::arg("is_double"),
+               py::arg("sizes"), py::arg("layer"), py::arg("slopes"), py::arg("moving"), py::arg("batch"), py::arg("x"),
+               py::arg("dy"), py::arg("xd"), py::arg("dyd"), py::arg("sum"), py::arg("moved"), py::arg("dxd"),
+               py::arg("sum_d"), R"(Write the derivatives of all results of batchnorm_backward along the tangent.
+
+Args:
+    is_double: As batchnorm_statistics takes it.
+    sizes: As batchnorm_statistics takes them.
+    layer: As batchnorm_forward takes it.
+    slopes: As batchnorm_forward takes them.
+    moving: As batchnorm_tangent takes it.
+    batch: As batchnorm_backward takes it.
+    x: (N, C).
+    dy: Gradient of y, (N, C).
+    xd: Tangent of x, (N, C).
+    dyd: Derivative of dy, (N, C).
+    sum: What batchnorm_backward wrote.
+    moved: What batchnorm_tangent wrote.
+    dxd: Derivative of dx, (N, C), overwritten.
+    sum_d: Derivatives of sum, (3, C), overwritten.)");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The compiled parts of fastmfr: RecordIO files, the grouped domain sampler, gathering and warping on the CPU.";
+    module.doc() = "The compiled parts of fastmfr: RecordIO files, the grouped domain sampler, and on the CPU gathering,"
+                   " warping, BatchNorm with PReLU.";
+
+    add_batchnorm(module);
 
     module.def("gather_images", &gather_images, py::arg("images"), py::arg("index"), py::arg("mirror").none(true),
                py::arg("shift").none(true), py::arg("block").none(true), py::arg("gain").none(true),

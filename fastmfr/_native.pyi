@@ -6,6 +6,52 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+_Three = tuple[int, int, int]
+_Five = tuple[int, int, int, int, int]
+
+def batchnorm_statistics(
+    is_double: bool,
+    sizes: _Three,
+    running_mean: int,
+    running_variance: int,
+    momentum: float,
+    eps: float,
+    x: int,
+    mean: int,
+    r: int,
+) -> None: ...
+def batchnorm_forward(is_double: bool, sizes: _Three, layer: _Five, slopes: int, x: int, y: int) -> None: ...
+def batchnorm_backward(
+    is_double: bool, sizes: _Three, layer: _Five, slopes: int, batch: bool, x: int, dy: int, dx: int, sum: int
+) -> None: ...
+def batchnorm_tangent(
+    is_double: bool,
+    sizes: _Three,
+    layer: _Five,
+    slopes: int,
+    moving: _Three,
+    batch: bool,
+    x: int,
+    xd: int,
+    yd: int,
+    moved: int,
+) -> None: ...
+def batchnorm_second_backward(
+    is_double: bool,
+    sizes: _Three,
+    layer: _Five,
+    slopes: int,
+    moving: _Three,
+    batch: bool,
+    x: int,
+    dy: int,
+    xd: int,
+    dyd: int,
+    sum: int,
+    moved: int,
+    dxd: int,
+    sum_d: int,
+) -> None: ...
 def gather_images(
     images: NDArray[np.uint8],
     index: NDArray[np.int64] | None,

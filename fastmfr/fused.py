@@ -1,10 +1,11 @@
-"""A backbone whose BatchNorms, each with the PReLU after it, run as the kernels of kernels/batchnorm_prelu.
+"""A backbone whose BatchNorms, each with the PReLU after it, run as kernels/batchnorm_prelu, on a GPU or on a CPU.
 
 PyTorch makes one pass each for the statistics, the normalisation and the slope, and keeps a tensor between two passes.
-The kernels make two passes forward and two back, and keep the input and two numbers per channel. They have first
-derivatives only, so a second-order step is refused.
+The kernels, in Triton on a GPU and in C++ on a CPU, make two passes forward and two back, and keep the input and two
+numbers per channel. They have first derivatives only, so a second-order step is refused.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -149,7 +150,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, slope, options):
         left = SimpleNamespace()
-        with torch.autocast(x.device.type, enabled=False):  # autocast would round intermediate results
+        with _as_they_are(x.device):
             y = batchnorm_prelu.forward(left, x, weight, bias, slope, batch_statistics=True, **options)
         tensors = {name: value for name, value in vars(left).items() if isinstance(value, Tensor)}
         ctx.rest = {name: value for name, value in vars(left).items() if name not in tensors}
@@ -168,18 +169,33 @@ class _Function(torch.autograd.Function):
         (dy,) = dys
         saved = ctx.saved_tensors
         left = SimpleNamespace(**ctx.rest, **dict(zip(ctx.names, saved, strict=False)))
-        with torch.autocast(dy.device.type, enabled=False):
+        with _as_they_are(dy.device):
             dx, *gradients = batchnorm_prelu.backward(left, dy)
         wants_x, *wanted = ctx.needs_input_grad[:4]
         gradients = [gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)]
         return dx if wants_x else None, *_copied(gradients, saved[-3:]), None
 
 
+def _as_they_are(device):
+    """In this context autocast does not round intermediate results. Entering one costs as much as a small operation."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
+
+
 def _copied(gradients, parameters):
     """Copies of the gradients in their parameters' dtypes, made in one operation if shapes and dtypes allow.
 
-    A gradient may be one row of a large buffer of sums, and would keep the whole buffer alive.
+    A gradient may be one row of a large buffer of sums, and would keep the whole buffer alive. On the CPU the buffer
+    has no more rows than there are gradients.
     """
+    wide = [
+        gradient
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+        if gradient is not None
+        and (gradient.dtype != parameter.dtype or gradient.untyped_storage().nbytes() > 3 * gradient.nbytes)
+    ]
+    if not wide:
+        return gradients
     given = [
         (gradient, parameter.dtype)
         for gradient, parameter in zip(gradients, parameters, strict=True)

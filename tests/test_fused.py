@@ -15,7 +15,7 @@ from fastmfr.distributed import ALONE
 from fastmfr.fused import BatchNormPReLU, fused
 from fastmfr.head import MarginHead, make_margin
 from fastmfr.precision import autocast, matmul_precision
-from fastmfr.training.pretrain import _network
+from fastmfr.training.pretrain import _network, _why_not_fused
 from fastmfr.training.pretraining_step import PretrainingStep
 
 if DEVICE == "cpu":
@@ -311,13 +311,14 @@ def all_of(network, image, dy):
     ]
 
 
-def test_the_stage_takes_it_on_a_gpu_alone_and_says_so(monkeypatch):
-    """Unless asked for, only where steps are replayed: launched, the fused step took 97 ms and PyTorch's 42 (H200)."""
+def test_the_stage_takes_it_and_says_so(monkeypatch):
+    """Unless asked for, on a GPU only where steps are replayed: launched, it took 97 ms and PyTorch's 42 (H200)."""
     said, backbone = [], make("mfr28")
     logbook = SimpleNamespace(say=said.append)
     monkeypatch.setattr("fastmfr.cuda_graph.obstacle", lambda network: "")
     for wanted, device, rate, cuda_graph, is_plain in (
-        (True, "cpu", 1.0, True, True),
+        (None, "cpu", 1.0, True, False),
+        (False, "cpu", 1.0, True, True),
         (False, "cuda", 1.0, True, True),
         (True, "cuda", 0.5, False, False),
         (None, "cuda", 1.0, True, False),
@@ -325,6 +326,7 @@ def test_the_stage_takes_it_on_a_gpu_alone_and_says_so(monkeypatch):
         (None, "cuda", 1.0, False, True),
     ):
         settings = {"fused": wanted, "sync_batch_norm": True, "batch_norm": "batch", "cuda_graph": cuda_graph}
+        settings["precision"] = "fp32"
         config, head = (
             SimpleNamespace(pretrain=SimpleNamespace(**settings)),
             SimpleNamespace(sample_rate=rate, group=None),
@@ -334,7 +336,14 @@ def test_the_stage_takes_it_on_a_gpu_alone_and_says_so(monkeypatch):
     plainly = "pretrain: BatchNorm and PReLU run as PyTorch has them,"
     busy = f"{plainly} for fused kernels that are not replayed would keep the host busy for longer"
     fused_ones = f"pretrain: {SENTENCES['mfr28']}"
-    assert said == [f"{plainly} as was asked for", fused_ones, fused_ones, busy, busy]
+    asked = f"{plainly} as was asked for"
+    assert said == [fused_ones, asked, asked, fused_ones, fused_ones, busy, busy]
+
+
+def test_on_a_cpu_16_bits_are_left_to_pytorch():
+    settings = SimpleNamespace(fused=None, precision="bf16")
+    reason = _why_not_fused(settings, torch.device("cpu"), make("mfr28"), None)
+    assert reason == "for on the CPU bf16 has no fused passes"
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="runs on a device")

@@ -183,8 +183,8 @@ class Pretrain:
     """with several processes, take BatchNorm's statistics over the images of all of them, as one process would; false
     takes those of each process's own images, with fewer messages and another result"""
     fused: bool | None = None
-    """on a GPU, run each BatchNorm and the PReLU after it as one operation; false runs PyTorch's own, one by one; null
-    fuses them if steps are replayed, for launched one by one the fused kernels keep the host busy for longer"""
+    """run each BatchNorm and the PReLU after it as one operation; false runs PyTorch's own, one by one; null fuses them
+    on a CPU in fp32, and on a GPU if steps are replayed, for launched one by one the kernels keep the host busy"""
 
     def __post_init__(self):
         require_kinds(self)

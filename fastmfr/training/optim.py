@@ -13,7 +13,7 @@ def sgd(parameters: Iterable[torch.nn.Parameter], momentum: float, weight_decay:
     The learning rate is 0 until `set_rate` is called, which each step does.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.optim.SGD(wanted, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.SGD(wanted, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

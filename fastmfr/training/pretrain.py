@@ -129,27 +129,27 @@ def _begin_with(run, head, path):
 
 
 def _network(run, backbone, head):
-    """What runs in place of the backbone and shares its parameters and buffers; on one CPU the backbone itself."""
+    """What runs in place of the backbone and shares its parameters and buffers."""
     settings, group = run.config.pretrain, run.ranks.group
     sync = group is not None and settings.sync_batch_norm and settings.batch_norm == "batch"
     sync = sync and has_batch_norm(backbone)
-    network = backbone
-    if run.device.type == "cuda" or sync:
-        reason = "" if sync else _why_not_fused(settings, backbone, head)
-        network, sentence = (backbone, f"{AS_IT_IS}, {reason}") if reason else fused(backbone, group if sync else None)
-        run.logbook.say(f"pretrain: {sentence}")
-        if sync and has_batch_norm(network):
-            raise ValueError(
-                f"pretrain.sync_batch_norm: {sentence}, so the statistics of all processes' images cannot be had; want "
-                "pretrain.sync_batch_norm false"
-            )
+    reason = "" if sync else _why_not_fused(settings, run.device, backbone, head)
+    network, sentence = (backbone, f"{AS_IT_IS}, {reason}") if reason else fused(backbone, group if sync else None)
+    run.logbook.say(f"pretrain: {sentence}")
+    if sync and has_batch_norm(network):
+        raise ValueError(
+            f"pretrain.sync_batch_norm: {sentence}, so the statistics of all processes' images cannot be had; want "
+            "pretrain.sync_batch_norm false"
+        )
     if group is None:
         return network
     return over_ranks(network, group, same_buffers=not sync)
 
 
-def _why_not_fused(settings, backbone, head):
+def _why_not_fused(settings, device, backbone, head):
     """Why BatchNorms run as PyTorch has them, or ""."""
+    if settings.fused is None and device.type == "cpu":
+        return "" if settings.precision == "fp32" else f"for on the CPU {settings.precision} has no fused passes"
     if settings.fused is None:
         is_recorded = settings.cuda_graph and not obstacle(backbone, head)
         return "" if is_recorded else "for fused kernels that are not replayed would keep the host busy for longer"

@@ -1,6 +1,7 @@
 """BatchNorm followed by PReLU, or by nothing, as one operation with all that an exact Hessian-vector product needs.
 
-    reference.py  the formulas, in plain PyTorch: the path on the CPU
+    reference.py  the formulas, in plain PyTorch
+    native.py     the same in C++ on the CPU, at most two readings a pass
     fused.py      the same in Triton, two launches a pass
     tiles.py      what the kernels share
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..launching import dispatch
-from . import fused, reference
+from . import fused, native, reference
 
 __all__ = ["backward", "forward", "prepare_capture", "second_backward", "tangent"]
 
@@ -57,7 +58,8 @@ def forward(
     if group is not None and batch_statistics:
         ctx.path = reference
         return reference.forward(ctx, x, weight, bias, slope, **options, group=group)
-    ctx.path = dispatch(x, kernels=fused, reference=reference)
+    on_cpu = native if native.takes(x, weight, bias, slope, *running) else reference
+    ctx.path = dispatch(x, kernels=fused, reference=on_cpu)
     return ctx.path.forward(ctx, x, weight, bias, slope, **options)
 
 
