@@ -107,7 +107,7 @@ def gain(
     groups = [np.array([c for c, (_, left_out) in enumerate(cells) if left_out == each]) for each in _domains(cells)]
     if min(map(len, groups)) < 2:
         return Gain(float(mean_R.mean()))
-    widened = _student(len(cells) - len(groups)) / NORMAL
+    widened = student(len(cells) - len(groups)) / NORMAL
     drawn_K = difference_KR.mean(1)
     for group in groups:
         n = len(group)
@@ -122,8 +122,12 @@ def _domains(cells):
     return dict.fromkeys(left_out for _, left_out in cells)
 
 
-def _student(degrees):
-    """The 97.5 % point of Student's t."""
+def student(degrees: int) -> float:
+    """Return the 97.5 % point of Student's t.
+
+    Args:
+        degrees: Degrees of freedom, at least 1.
+    """
     if degrees <= len(STUDENT):
         return STUDENT[degrees - 1]
     return NORMAL + (NORMAL**3 + NORMAL) / (4 * degrees)
