@@ -160,9 +160,9 @@ def test_the_cpu_gives_the_same_bits_with_any_number_of_threads(shape):
 
 def test_the_cpu_takes_what_it_can_read_and_leaves_the_rest_to_pytorch():
     x, (weight, bias, slope), _, running, _ = inputs((3, 5, 3, 3), "each", device="cpu")
-    layer = weight, bias, slope, *running
+    layer = slope, weight, bias, *running
     assert native.takes(x, *layer)
-    assert native.takes(x, weight, bias, None, None, None)
+    assert native.takes(x, None, weight, bias, None, None)
     assert native.takes(x.double(), *(one.double() for one in layer))
     assert native.takes(x[:, :, 0, 0].contiguous(), *layer)
     for other in (
@@ -175,8 +175,10 @@ def test_the_cpu_takes_what_it_can_read_and_leaves_the_rest_to_pytorch():
         x[:, :, 0, 0],
     ):
         assert not native.takes(other, *layer), other.shape
-    assert not native.takes(x, weight, bias, slope, *(one.double() for one in running))
-    assert not native.takes(x, torch.stack([weight, weight], 1)[:, 0], bias, slope)
+    assert not native.takes(x, slope, weight, bias, *(one.double() for one in running))
+    assert not native.takes(x, slope, torch.stack([weight, weight], 1)[:, 0], bias)
+    assert not native.takes(x, slope[:2], weight, bias)
+    assert not native.takes(x, slope, weight[:4], bias), "would be read past its end"
     paths = []
     for one in (x, x.contiguous()):
         ctx = SimpleNamespace()
@@ -184,6 +186,16 @@ def test_the_cpu_takes_what_it_can_read_and_leaves_the_rest_to_pytorch():
         batchnorm_prelu.forward(ctx, one, weight, bias, slope, **options)
         paths.append(ctx.path)
     assert paths == [native, reference]
+
+
+def test_a_gradient_of_another_shape_is_not_read():
+    x, layer, _, running, (dy, _, _) = inputs((3, 5, 3, 3), "each", device="cpu")
+    ctx = SimpleNamespace()
+    native.forward(ctx, x, *layer, running=running, batch_statistics=True, momentum=0.1, eps=1e-5)
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 5, 3, 3\), .* got \(2, 5, 3, 3\)"
+    ):
+        native.backward(ctx, dy[:2])
 
 
 def test_the_cpu_takes_gradients_in_any_memory_order():

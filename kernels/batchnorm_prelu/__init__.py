@@ -58,7 +58,7 @@ def forward(
     if group is not None and batch_statistics:
         ctx.path = reference
         return reference.forward(ctx, x, weight, bias, slope, **options, group=group)
-    on_cpu = native if native.takes(x, weight, bias, slope, *running) else reference
+    on_cpu = native if native.takes(x, slope, weight, bias, *running) else reference
     ctx.path = dispatch(x, kernels=fused, reference=on_cpu)
     return ctx.path.forward(ctx, x, weight, bias, slope, **options)
 

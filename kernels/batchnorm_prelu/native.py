@@ -15,20 +15,26 @@ from fastmfr import native
 _DTYPES = (torch.float32, torch.float64)
 
 
-def takes(x: Tensor, *layer: Tensor | None) -> bool:
+def takes(x: Tensor, slope: Tensor | None, *per_channel: Tensor | None) -> bool:
     """Return whether these passes serve a call: plain tensors on the CPU, of one dtype, with channels last in memory.
+
+    What does not fit is left to the reference, which raises PyTorch's own errors.
 
     Args:
         x: Input.
-        layer: What the layer has of weight, bias, slope and running statistics.
+        slope: PReLU's slope, or None.
+        per_channel: Weight, bias and running statistics, or None for what the layer does not have.
     """
+    layer = [value for value in (slope, *per_channel) if value is not None]
     return (
         type(x) is Tensor  # no subclass, which may have no memory of its own
         and x.device.type == "cpu"
         and x.dtype in _DTYPES
         and x.numel() > 0
         and _is_channels_last(x)
-        and all(value.dtype == x.dtype and value.is_contiguous() for value in layer if value is not None)
+        and all(value.dtype == x.dtype and value.device == x.device and value.is_contiguous() for value in layer)
+        and all(value is None or value.numel() == x.shape[1] for value in per_channel)
+        and (slope is None or slope.numel() in (1, x.shape[1]))
     )
 
 
@@ -70,8 +76,10 @@ def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | Non
 
 def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Tensor | None) -> Tensor:
     """Compute y', as reference.tangent does."""
-    moving = weight_d, bias_d, slope_d
-    ctx.xd, ctx.moving = _like(xd, ctx.x), [None if value is None else value.contiguous() for value in moving]
+    ctx.xd, ctx.moving = _like(xd, ctx.x), [weight_d, bias_d, slope_d]
+    for number, (value, still) in enumerate(zip(ctx.moving, ctx.layer, strict=True)):
+        if value is not None:
+            ctx.moving[number] = value.to(still.dtype).expand(still.shape).contiguous()
     yd, ctx.moved = torch.empty_like(ctx.x), ctx.x.new_empty((2, ctx.x.shape[1]))
     addresses = (one.data_ptr() for one in (ctx.x, ctx.xd, yd, ctx.moved))
     native.batchnorm_tangent(*_sizes(ctx), *_layer(ctx), _moving(ctx), ctx.batch, *addresses)
@@ -95,6 +103,8 @@ def _is_channels_last(x):
 
 def _like(value, x):
     """A tensor in the dtype and memory order of x."""
+    if value.shape != x.shape:
+        raise ValueError(f"want a tensor of shape {tuple(x.shape)}, as the input has, got {tuple(value.shape)}")
     if value.dtype == x.dtype and _is_channels_last(value):
         return value
     order = torch.channels_last if x.ndim == 4 else torch.contiguous_format
