@@ -192,9 +192,7 @@ def test_a_gradient_of_another_shape_is_not_read():
     x, layer, _, running, (dy, _, _) = inputs((3, 5, 3, 3), "each", device="cpu")
     ctx = SimpleNamespace()
     native.forward(ctx, x, *layer, running=running, batch_statistics=True, momentum=0.1, eps=1e-5)
-    with pytest.raises(
-        ValueError, match=r"shape \(3, 5, 3, 3\), .* got \(2, 5, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(3, 5, 3, 3\), .* got \(2, 5, 3, 3\)"):
         native.backward(ctx, dy[:2])
 
 
