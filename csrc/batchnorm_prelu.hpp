@@ -1,3 +1,4 @@
+// BatchNorm and PReLU on the CPU with all that an exact Hessian-vector product needs, at most two readings of memory a pass
 #pragma once
 
 #include <cstdint>

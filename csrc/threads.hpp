@@ -1,3 +1,4 @@
+// Work cut into pieces, shared among the threads that PyTorch has
 #pragma once
 
 #include <cstdint>

@@ -188,19 +188,13 @@ def _copied(gradients, parameters):
     A gradient may be one row of a large buffer of sums, and would keep the whole buffer alive. On the CPU the buffer
     has no more rows than there are gradients.
     """
-    wide = [
-        gradient
-        for gradient, parameter in zip(gradients, parameters, strict=True)
-        if gradient is not None
-        and (gradient.dtype != parameter.dtype or gradient.untyped_storage().nbytes() > 3 * gradient.nbytes)
-    ]
-    if not wide:
-        return gradients
     given = [
         (gradient, parameter.dtype)
         for gradient, parameter in zip(gradients, parameters, strict=True)
         if gradient is not None
     ]
+    if all(own.dtype == dtype and own.untyped_storage().nbytes() <= 3 * own.nbytes for own, dtype in given):
+        return gradients
     if len({(gradient.shape, gradient.dtype) for gradient, _ in given}) == 1:
         copies = torch.stack([gradient for gradient, _ in given]).unbind()
     else:

@@ -318,6 +318,7 @@ def test_the_stage_takes_it_and_says_so(monkeypatch):
     monkeypatch.setattr("fastmfr.cuda_graph.obstacle", lambda network: "")
     for wanted, device, rate, cuda_graph, is_plain in (
         (None, "cpu", 1.0, True, False),
+        (True, "cpu", 1.0, True, False),
         (False, "cpu", 1.0, True, True),
         (False, "cuda", 1.0, True, True),
         (True, "cuda", 0.5, False, False),
@@ -337,7 +338,7 @@ def test_the_stage_takes_it_and_says_so(monkeypatch):
     busy = f"{plainly} for fused kernels that are not replayed would keep the host busy for longer"
     fused_ones = f"pretrain: {SENTENCES['mfr28']}"
     asked = f"{plainly} as was asked for"
-    assert said == [fused_ones, asked, asked, fused_ones, fused_ones, busy, busy]
+    assert said == [fused_ones, fused_ones, asked, asked, fused_ones, fused_ones, busy, busy]
 
 
 def test_on_a_cpu_16_bits_are_left_to_pytorch():

@@ -148,12 +148,12 @@ def _network(run, backbone, head):
 
 def _why_not_fused(settings, device, backbone, head):
     """Why BatchNorms run as PyTorch has them, or ""."""
-    if settings.fused is None and device.type == "cpu":
+    if settings.fused is not None:
+        return "" if settings.fused else "as was asked for"
+    if device.type == "cpu":
         return "" if settings.precision == "fp32" else f"for on the CPU {settings.precision} has no fused passes"
-    if settings.fused is None:
-        is_recorded = settings.cuda_graph and not obstacle(backbone, head)
-        return "" if is_recorded else "for fused kernels that are not replayed would keep the host busy for longer"
-    return "" if settings.fused else "as was asked for"
+    is_recorded = settings.cuda_graph and not obstacle(backbone, head)
+    return "" if is_recorded else "for fused kernels that are not replayed would keep the host busy for longer"
 
 
 def of_all_ranks(loss_B: Tensor, ranks: Ranks) -> Tensor:

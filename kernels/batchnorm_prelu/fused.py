@@ -331,8 +331,8 @@ def compute_second_gradient_kernel(
     tl.store(dxd_ptr + at, weight * r * dzd + gain_d * u, mask=inside)
 
 
-def _channels_last(tensor):
-    """The tensor with its channels last in memory."""
+def channels_last(tensor: Tensor) -> Tensor:
+    """Return the tensor with its channels last in memory: itself, if they are."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.contiguous()
 
 
@@ -425,7 +425,7 @@ def forward(
     eps: float,
 ) -> Tensor:
     """Compute y, as reference.forward does."""
-    x = ctx.x = _channels_last(x)
+    x = ctx.x = channels_last(x)
     C = x.shape[1]
     ctx.sizes, ctx.batch = (x.numel() // C, C), batch_statistics
     ctx.layer, ctx.step = (weight, bias, slope), int(slope is not None and slope.numel() > 1)
@@ -443,7 +443,7 @@ def forward(
 
 def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Compute dx and the gradients of weight, bias and slope, as reference.backward does."""
-    ctx.dy = _channels_last(dy)
+    ctx.dy = channels_last(dy)
     pointers = [ctx.x, ctx.dy, ctx.mean, ctx.r, *ctx.layer]
     ctx.sums = _launch_sums(sum_gradients_kernel, ctx.x, pointers, ctx.sizes, ctx.step)
     dx = _launch_elementwise(
@@ -454,7 +454,7 @@ def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | Non
 
 def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Tensor | None) -> Tensor:
     """Compute y', as reference.tangent does."""
-    ctx.xd, ctx.moving = _channels_last(xd), (weight_d, bias_d, slope_d)
+    ctx.xd, ctx.moving = channels_last(xd), (weight_d, bias_d, slope_d)
     ctx.moved = (
         _launch_sums(sum_input_tangents_kernel, ctx.x, [ctx.x, ctx.xd, ctx.mean, ctx.r], ctx.sizes)
         if ctx.batch
@@ -468,7 +468,7 @@ def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Ten
 
 def second_backward(ctx: Any, dyd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Compute dx' and the derivatives of the gradients, as reference.second_backward does."""
-    dyd = _channels_last(dyd)
+    dyd = channels_last(dyd)
     weight_d, bias_d, slope_d = ctx.moving
     known = [ctx.moved, ctx.x, ctx.dy, ctx.xd, dyd, ctx.mean, ctx.r, *ctx.layer]
     sums = _launch_sums(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastmfr import native
 
+from .fused import channels_last
+
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -76,10 +78,11 @@ def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | Non
 
 def tangent(ctx: Any, xd: Tensor, weight_d: Tensor, bias_d: Tensor, slope_d: Tensor | None) -> Tensor:
     """Compute y', as reference.tangent does."""
-    ctx.xd, ctx.moving = _like(xd, ctx.x), [weight_d, bias_d, slope_d]
-    for number, (value, still) in enumerate(zip(ctx.moving, ctx.layer, strict=True)):
-        if value is not None:
-            ctx.moving[number] = value.to(still.dtype).expand(still.shape).contiguous()
+    ctx.xd = _like(xd, ctx.x)
+    ctx.moving = [
+        None if value is None else value.to(still.dtype).expand(still.shape).contiguous()
+        for value, still in zip((weight_d, bias_d, slope_d), ctx.layer, strict=True)
+    ]
     yd, ctx.moved = torch.empty_like(ctx.x), ctx.x.new_empty((2, ctx.x.shape[1]))
     addresses = (one.data_ptr() for one in (ctx.x, ctx.xd, yd, ctx.moved))
     native.batchnorm_tangent(*_sizes(ctx), *_layer(ctx), _moving(ctx), ctx.batch, *addresses)
@@ -105,10 +108,7 @@ def _like(value, x):
     """A tensor in the dtype and memory order of x."""
     if value.shape != x.shape:
         raise ValueError(f"want a tensor of shape {tuple(x.shape)}, as the input has, got {tuple(value.shape)}")
-    if value.dtype == x.dtype and _is_channels_last(value):
-        return value
-    order = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-    return value.to(x.dtype).contiguous(memory_format=order)
+    return channels_last(value.to(x.dtype))
 
 
 def _address(tensor):
