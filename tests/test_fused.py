@@ -327,13 +327,13 @@ def test_the_stage_takes_it_and_says_so(monkeypatch):
         (None, "cuda", 1.0, False, True),
     ):
         settings = {"fused": wanted, "sync_batch_norm": True, "batch_norm": "batch", "cuda_graph": cuda_graph}
-        settings["precision"] = "fp32"
+        settings |= {"precision": "fp32", "compile": "off"}
         config, head = (
             SimpleNamespace(pretrain=SimpleNamespace(**settings)),
             SimpleNamespace(sample_rate=rate, group=None),
         )
         run = SimpleNamespace(config=config, device=torch.device(device), logbook=logbook, ranks=ALONE)
-        assert (_network(run, backbone, head) is backbone) == is_plain
+        assert (_network(run, backbone, head, 8, 100) is backbone) == is_plain
     plainly = "pretrain: BatchNorm and PReLU run as PyTorch has them,"
     busy = f"{plainly} for fused kernels that are not replayed would keep the host busy for longer"
     fused_ones = f"pretrain: {SENTENCES['mfr28']}"
@@ -342,7 +342,7 @@ def test_the_stage_takes_it_and_says_so(monkeypatch):
 
 
 def test_on_a_cpu_16_bits_are_left_to_pytorch():
-    settings = SimpleNamespace(fused=None, precision="bf16")
+    settings = SimpleNamespace(fused=None, precision="bf16", compile="off")
     reason = _why_not_fused(settings, torch.device("cpu"), make("mfr28"), None)
     assert reason == "for on the CPU bf16 has no fused passes"
 

@@ -15,6 +15,7 @@ from fastmfr.config.checks import require, require_at_least, require_choice, req
 from fastmfr.config.choices import (
     Auto,
     Cache,
+    Compile,
     Decoder,
     Device,
     FreezableStatistics,
@@ -185,6 +186,10 @@ class Pretrain:
     fused: bool | None = None
     """run each BatchNorm and the PReLU after it as one operation; false runs PyTorch's own, one by one; null fuses them
     on a CPU in fp32, and on a GPU if steps are replayed, for launched one by one the kernels keep the host busy"""
+    compile: Compile = "off"
+    """run the backbone through torch.compile, which takes minutes to begin; 'auto' times steps with and without it if the
+    stage is long enough, keeps the faster and says which. For networks of others: where ours were measured, their fused
+    operations are faster"""
 
     def __post_init__(self):
         require_kinds(self)
@@ -197,6 +202,9 @@ class Pretrain:
         require_choice("pretrain.precision", self.precision, Precision)
         require(0 < self.sample_rate <= 1, f"want pretrain.sample_rate above 0 and at most 1, got {self.sample_rate}")
         require_choice("pretrain.batch_norm", self.batch_norm, FreezableStatistics)
+        require_choice("pretrain.compile", self.compile, Compile)
+        both = "pretrain.fused true excludes pretrain.compile on, for torch.compile makes operations of its own"
+        require(not (self.fused and self.compile == "on"), f"{both}; want one of the two")
         _check_sgd(self, "learning_rate", "backbone_multiplier")
 
     @property

@@ -22,6 +22,7 @@ from fastmfr.results import PRETRAIN
 from fastmfr.runtime import peak_bytes, to_device
 from fastmfr.training.after_step import AfterStep
 from fastmfr.training.choosing import Candidates, Choosing, first_batches
+from fastmfr.training.compiling import compiled_or_not
 from fastmfr.training.data import images_of, sampler_of_stage_one, share_of, slots_of
 from fastmfr.training.errors import NonFiniteLoss
 from fastmfr.training.optim import pretrain_rate, set_rate, sgd
@@ -75,11 +76,13 @@ def _train(run, backbone, head, networks, optimizer, candidates, sampler, stream
     networks.train()
     if settings.batch_norm == "frozen":
         hold_statistics(backbone)
-    step_of = PretrainingStep(_network(run, backbone, head), head, settings.precision, cuda_graph=settings.cuda_graph)
-    settle = lambda: losses.read()  # noqa: E731
     ranks = run.ranks
+    own_B = slots_of(ranks, sampler.batch(0))
+    network = _network(run, backbone, head, len(own_B), settings.steps - first)
+    step_of = PretrainingStep(network, head, settings.precision, cuda_graph=settings.cuda_graph)
+    settle = lambda: losses.read()  # noqa: E731
     with (
-        stream(slot_B=slots_of(ranks, sampler.batch(0)), first=first, last=settings.steps) as images,
+        stream(slot_B=own_B, first=first, last=settings.steps) as images,
         logbook.progress(PRETRAIN, first, settings.steps) as meter,
         AfterStep(run, PRETRAIN, first, settings.steps, backbone, networks, optimizer, candidates, settle) as after,
     ):
@@ -128,11 +131,16 @@ def _begin_with(run, head, path):
     tell(f"classifier: {found:,} of {len(row_C):,} rows are those of {path}, {len(row_C) - found:,} are drawn new")
 
 
-def _network(run, backbone, head):
-    """What runs in place of the backbone and shares its parameters and buffers."""
+def _network(run, backbone, head, images, steps):
+    """What runs in place of the backbone, for `steps` steps, and shares its parameters and buffers."""
     settings, group = run.config.pretrain, run.ranks.group
     sync = group is not None and settings.sync_batch_norm and settings.batch_norm == "batch"
     sync = sync and has_batch_norm(backbone)
+    if sync and settings.compile == "on":
+        raise ValueError(
+            "pretrain.compile on: the statistics of all processes' images are taken by a kernel, which torch.compile "
+            "cannot make; want pretrain.sync_batch_norm false, or pretrain.compile off"
+        )
     reason = "" if sync else _why_not_fused(settings, run.device, backbone, head)
     network, sentence = (backbone, f"{AS_IT_IS}, {reason}") if reason else fused(backbone, group if sync else None)
     run.logbook.say(f"pretrain: {sentence}")
@@ -141,6 +149,7 @@ def _network(run, backbone, head):
             f"pretrain.sync_batch_norm: {sentence}, so the statistics of all processes' images cannot be had; want "
             "pretrain.sync_batch_norm false"
         )
+    network = compiled_or_not(run, backbone, network, head, images, steps)
     if group is None:
         return network
     return over_ranks(network, group, same_buffers=not sync)
@@ -148,6 +157,8 @@ def _network(run, backbone, head):
 
 def _why_not_fused(settings, device, backbone, head):
     """Why BatchNorms run as PyTorch has them, or ""."""
+    if settings.compile == "on":
+        return "and torch.compile joins them as it sees fit"
     if settings.fused is not None:
         return "" if settings.fused else "as was asked for"
     if device.type == "cpu":

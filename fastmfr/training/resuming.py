@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmfr.atomic import write_text
+from fastmfr.config.choices import AUTO
 from fastmfr.config.sections import Config
 from fastmfr.domains import Domain
 from fastmfr.results import BASE, META, MFR, PRETRAIN, from_json, to_json
@@ -14,6 +15,8 @@ from fastmfr.run_folder import steps_of_weights
 from fastmfr.training.checkpoint import Checkpoints
 
 RECORD = "made_with.json"
+DECODE, COMPILE = "data.decode", "pretrain.compile"
+CHOSEN = (DECODE, COMPILE)  # settings of which "auto" is chosen once; a resumed run takes what the run has chosen
 FREE = (  # settings that a resumed run may change: they do not decide on the weights, or say when training ends
     *("recipe", "folder", "device", "threads", "save_every", "pretrain.steps", "meta.steps"),
     *("pretrain.cuda_graph", "meta.cuda_graph", "data.threads", "data.vet", "data.cache", "data.synthetic.folder"),
@@ -34,6 +37,14 @@ def settings_kept(config: Config) -> dict[str, Any]:
     del flat["data.landmarks"]  # where the files are; the fingerprints know what they hold
     flat["data.targets"] = [name for name in config.data.targets if name in learned_from]
     return {name: value for name, value in flat.items() if name not in FREE and not name.startswith(FREE_SECTIONS)}
+
+
+def with_choices(config: Config, choices: Mapping[str, Any]) -> Config:
+    """Return the settings with other values of some, by dotted name."""
+    for name, value in choices.items():
+        section, key = name.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class MadeWith:
 
     def __init__(self, folder: Path):
         self._path = folder / RECORD
-        self._record = None
+        self._record: Any = None
         if self._path.is_file():
             try:
                 self._record = json.loads(self._path.read_text())
@@ -75,10 +86,11 @@ class MadeWith:
                 ) from None
 
     def as_before(self, config: Config) -> Config:
-        """Return the settings with the decoder that was chosen when the run began, if data.decode is "auto"."""
-        if self._record is None or config.data.decode != "auto":
+        """Return the settings with what the run has chosen for those of CHOSEN that are "auto"."""
+        if self._record is None:
             return config
-        return replace(config, data=replace(config.data, decode=self._settings.get("data.decode", "auto")))
+        wish = config.by_dotted_name()
+        return with_choices(config, {name: self._settings.get(name, AUTO) for name in CHOSEN if wish[name] == AUTO})
 
     def check_settings(self, config: Config) -> None:
         """Check that the settings are those the run was made with, but for the ones that may change.
@@ -121,8 +133,17 @@ class MadeWith:
     def write(self, config: Config, trained: Mapping[str, Domain]) -> None:
         """Write the record, if the folder has none yet."""
         if self._record is None:
-            record = {"settings": settings_kept(config), "data": to_json(data_of(trained))}
-            write_text(self._path, json.dumps(record, indent=1))
+            self._record = {"settings": settings_kept(config), "data": to_json(data_of(trained))}
+            self._write()
+
+    def keep_choice(self, name: str, choice: str) -> None:
+        """Record what was chosen for a setting that is "auto", if the folder has a record."""
+        if self._record is not None:
+            self._record["settings"][name] = choice
+            self._write()
+
+    def _write(self):
+        write_text(self._path, json.dumps(self._record, indent=1))
 
 
 def check_steps(folder: Path, config: Config) -> None:

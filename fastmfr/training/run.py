@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from fastmfr.training.checkpoint import Checkpoints
 from fastmfr.training.data import StageData, choose_decoding, preprocess, stage_data
 from fastmfr.training.logbook import Logbook
 from fastmfr.training.people import People, Target, open_people
-from fastmfr.training.resuming import MadeWith, check_steps
+from fastmfr.training.resuming import CHOSEN, DECODE, MadeWith, check_steps, with_choices
 from fastmfr.weights import load_weights, settled
 
 __all__ = ["Run", "make_new_folder"]
@@ -102,7 +102,9 @@ class Run:
                 that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
-        began, wish = time.time(), config.data.decode
+        began = time.time()
+        flat = config.by_dotted_name()
+        wishes = {name: flat[name] for name in CHOSEN}
         with ranks.alike():
             device = device_for(config.device)
             made_with = None if new else MadeWith(logbook.folder)
@@ -126,10 +128,10 @@ class Run:
             domains = [*people.trained.values(), *people.validation.values(), *scored]
             decoder, decoding = choose_decoding(config, domains, device, logbook, ranks)
         # made_with.json keeps the choice: decoders differ by a grey level or two, and a resumed run must have its bits.
-        config = _decoding_by(config, decoder)
+        config = with_choices(config, {DECODE: decoder})
         with ranks.alike():
             if ranks.is_first:
-                _begin(logbook, made_with, config, wish, people, new)
+                _begin(logbook, made_with, config, wishes, people, new)
                 note_command(logbook.folder, began)
         logbook.folder = ranks.of_first(logbook.folder)
         with ranks.alike():
@@ -236,18 +238,13 @@ def _timed(seconds, part):
         seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
 
 
-def _decoding_by(config, decoder):
-    """The settings with another decoder."""
-    return replace(config, data=replace(config.data, decode=decoder))
-
-
-def _begin(logbook, made_with, config, wish, people, new):
+def _begin(logbook, made_with, config, wishes, people, new):
     """Makes the run's folder, and writes what the run is made with; config.yaml has the decoder that was wished for."""
     if new:
         logbook.folder = make_new_folder(logbook.folder)
     logbook.folder.mkdir(parents=True, exist_ok=True)
     (made_with or MadeWith(logbook.folder)).write(config, people.trained)
-    write_text(logbook.folder / "config.yaml", _decoding_by(config, wish).to_yaml())
+    write_text(logbook.folder / "config.yaml", with_choices(config, wishes).to_yaml())
     write_text(logbook.folder / "environment.json", json.dumps(environment(), indent=1))
     if config.pretrain.steps and not (logbook.folder / IDENTITIES).is_file():
         write_identities(logbook.folder / IDENTITIES, people.sources[PRETRAIN])
