@@ -187,9 +187,9 @@ class Pretrain:
     """run each BatchNorm and the PReLU after it as one operation; false runs PyTorch's own, one by one; null fuses them
     on a CPU in fp32, and on a GPU if steps are replayed, for launched one by one the kernels keep the host busy"""
     compile: Compile = "off"
-    """run the backbone through torch.compile, which takes minutes to begin; 'auto' times steps with and without it if the
-    stage is long enough, keeps the faster and says which. For networks of others: where ours were measured, their fused
-    operations are faster"""
+    """run the backbone through torch.compile, which takes minutes to begin; 'auto' times steps with and without it, if
+    the stage is long enough, keeps the faster and says which. For networks of others: where ours were measured, their
+    fused operations are faster"""
 
     def __post_init__(self):
         require_kinds(self)
