@@ -186,6 +186,7 @@ def _calls(x_dtype, w_dtype, D, B=B, C=C):
         yield "kept", lambda: backward.backward(*given, 64.0, row, kept, row, row, True, True)
     if configuration == (BF16, FP32, 512):
         yield "weights outside", lambda: double_backward.double_backward(*twice, None, True)
+        yield "weights frozen", lambda: double_backward.double_backward(*twice, None, False, (row, row))
     if configuration not in _BY_CHUNKS:
         return
     yield "by chunks", lambda: by_chunks.forward(*given, 64.0, False)
@@ -195,6 +196,7 @@ def _calls(x_dtype, w_dtype, D, B=B, C=C):
     yield "by chunks, kept", lambda: by_chunks.backward(*given, 64.0, row, kept, row, row, True, True)
     yield "by chunks", lambda: by_chunks_twice.double_backward(*twice, _empty(C, D), True)
     yield "by chunks, weights outside", lambda: by_chunks_twice.double_backward(*twice, None, True)
+    yield "by chunks, weights frozen", lambda: by_chunks_twice.double_backward(*twice, None, False, known=(row, row))
     yield "by chunks, several", lambda: by_chunks.forward(*given, 64.0, False, size=CHUNK)  # sums carried over chunks
 
 

@@ -136,16 +136,18 @@ def by_chunks(C):
     return {FORWARD: forward, BOTH: both, H_V: both + twice}
 
 
-def outside(C, one_sweep):
-    """Kernels of a double backward that needs no gradient of the weights: by two sweeps over them, or by one."""
+def frozen(C):
+    """{way: (kernels of two sweeps, kernels of one)} of a double backward where the weights get no gradient."""
     weights, logits, unit = FULL * C * D, HALF * B * C, HALF * C * D
+    rows = [triton_pass("rows twice", C, 2, 1, weights)]
+    mean = [triton_pass("mean", C, 2, 0, weights)]
     sweep = [Kernel(moved=weights + unit), triton_pass("curvature", C, 2, 0, unit, torch.bfloat16)]
     last = [
         Kernel(moved=weights + unit),
         triton_pass("curvature", C, 2, 0, unit + 2 * logits, torch.bfloat16),
         product(B, D, C, logits + unit),
     ]
-    return last if one_sweep else sweep + last
+    return {"tiles": (mean + rows, rows), "chunks": (sweep + last, last)}
 
 
 def recorded():
@@ -185,9 +187,9 @@ def main():
         for what, floor in FLOORS.items():
             for way, passes in ways.items():
                 print(report(what, way, C, passes[what], floor, came.get((what, NAMES[way], C))))
-        for sweeps in (2, 1):
-            what = "double backward, weights outside"
-            print(report(what, f"chunks, {sweeps} sweep{'s'[: sweeps - 1]}", C, outside(C, sweeps == 1), 6, None))
+        for way, (before, now) in frozen(C).items():
+            for sweeps, kernels in (("two sweeps, as before", before), ("one sweep", now)):
+                print(report("double backward, weights frozen", f"{way}, {sweeps}", C, kernels, 6, None))
 
 
 if __name__ == "__main__":

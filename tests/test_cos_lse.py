@@ -147,16 +147,17 @@ def test_torch_knows_the_operators(keep):
     log_sum, _, kept = operator._forward(*arguments, keep)
     assert kept.numel() == keep * 5 * 7
     g = torch.randn(2, 5).unbind()
-    torch.library.opcheck(operator._backward, (*arguments, log_sum.detach(), kept, *g, True, True))
-    _, dw, radial = operator._backward(*arguments, log_sum.detach(), kept, *g, True, True)
-    tangents = torch.randn(5, 4), torch.randn(7, 4)
     opcheck = {"test_utils": ("test_schema", "test_faketensor")}  # a third derivative there is not
-    detached = (value.detach() for value in (dw, radial))
-    torch.library.opcheck(
-        operator._double_backward,
-        (unit.detach(), weight.detach(), *arguments[2:], log_sum.detach(), *g, *detached, *tangents, True),
-        **opcheck,
-    )
+    for need_w, tangent in ((True, torch.randn(7, 4)), (False, None)):
+        weight.requires_grad_(need_w)
+        torch.library.opcheck(operator._backward, (*arguments, log_sum.detach(), kept, *g, True, need_w))
+        _, *made = operator._backward(*arguments, log_sum.detach(), kept, *g, True, need_w)
+        detached, tangents = (value.detach() for value in made), (torch.randn(5, 4), tangent)
+        torch.library.opcheck(
+            operator._double_backward,
+            (unit.detach(), weight.detach(), *arguments[2:], log_sum.detach(), *g, *detached, *tangents, need_w),
+            **opcheck,
+        )
 
 
 def test_a_third_derivative_is_refused():

@@ -4,7 +4,8 @@
     Dx += (R M) (w u)      Dw = (R M)^T (x ux), then of the weights as given: see normalisation.py
 
 u is the tangent of the unit rows w that uw makes. The two of each pair lie side by side, so that one product of twice
-the length sums both.
+the length sums both. One sweep over the chunks computes `mean`, another one Dx and Dw. Where `mean` is known but for a
+rounding, the second sweep says how far off it was.
 Shape suffixes: B = batch, C = identities, N = identities of one chunk, D = embedding, S = tiles of a chunk.
 """
 
@@ -118,6 +119,7 @@ def sum_tangents_kernel(
 @triton.jit
 def make_curvature_kernel(
     rm_ptr,  # R and M, (B, 2, PADDED)
+    left_ptr,  # receives sums of P (T - mean) over a tile's identities, (S, B), or None
     x_ptr,  # unit rows, (B, D)
     ux_ptr,  # (B, D)
     w_ptr,  # unit rows, (N, D)
@@ -150,6 +152,10 @@ def make_curvature_kernel(
     g = load_column(g_ptr, b, B)
     g_cos = load_column(g_cos_ptr, b, B)
     curved, m = curvatures(z * scale_log2e, t, log2_sum, mean, is_true, g, g_cos, scale)
+    if left_ptr is not None:
+        moved, _ = curvatures(z * scale_log2e, t, log2_sum, mean, is_true, 1.0, 0.0, 1.0)
+        left = tl.sum(tl.where((c < N)[None, :], moved, 0.0), 1)
+        tl.store(left_ptr + tl.program_id(1) * B + b, left, mask=b < B)
     at = logit_pointers(rm_ptr, first, row[:, None], start, class_[None, :], 2 * PADDED)
     tl.store(at, tl.where((c < N)[None, :], curved, 0.0).to(dtype), mask=(b < B)[:, None])
     tl.store(at + PADDED, tl.where((c < N)[None, :], m, 0.0).to(dtype), mask=(b < B)[:, None])
@@ -170,6 +176,7 @@ def double_backward(
     uw_CD: Tensor | None,
     need_w: bool,
     size: int | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what double_backward.double_backward does, `size` identities at a time; None chooses the size."""
     (B, D), C, dtype = unit_BD.shape, len(weight_CD), unit_BD.dtype
@@ -184,13 +191,18 @@ def double_backward(
     pair = operands[0], xu_B2D[:, 1].contiguous()
     size = size or chunk_size(2 * B, C, unit_BD.element_size())
     rows_ND = None if uw_CD is None else unit_BD.new_empty(2 * size, D)
-    mean_B, true_B = _average_tangents(pair, operands, scale, log_sum_B, uw_CD, bound, size, rows_ND)
+    left_B = None
+    if known is None:
+        mean_B, true_B = _average_tangents(pair, operands, scale, log_sum_B, uw_CD, bound, size, rows_ND)
+    else:
+        mean_B, true_B = known if bound is None else (one_B / bound for one_B in known)
+        left_B = torch.zeros_like(mean_B)
     *gradients, unscale = scale_for_fp16(dtype, scale * g_B, g_cos_B, None, bound, 2 * scale)
     rm_BN = unit_BD.new_empty(2 * B * size)
     for chunk in chunks_of(*operands, size=size, rows_ND=rows_ND):
         N, first = len(chunk.weight_ND), chunk.at.start == 0
         u_ND = _tangent(uw_CD, chunk, bound, rows_ND)
-        curved_B2N = _curvature(rm_BN, pair, chunk, u_ND, scale, log_sum_B, mean_B, *gradients)
+        curved_B2N = _curvature(rm_BN, left_B, pair, chunk, u_ND, scale, log_sum_B, mean_B, *gradients)
         if rows_ND is None:
             add_product(Dx_BD, curved_B2N[:, 0, : len(chunk.unit_ND)], chunk.unit_ND, first)
         else:
@@ -200,6 +212,8 @@ def double_backward(
             if unscale is not None:
                 Dw_ND *= unscale
             _project_second(Dw_ND, chunk, dw_CD, radial_C, uw_CD)
+    if left_B is not None:
+        mean_B = mean_B + left_B
     if bound is not None:
         mean_B, true_B = mean_B * bound, true_B * bound
     if unscale is not None:
@@ -258,15 +272,21 @@ def _tangent(uw_CD, chunk, bound, rows_ND):
     return u_ND
 
 
-def _curvature(rm_BN, pair, chunk, u_ND, scale, log_sum_B, mean_B, g_B, g_cos_B):
-    """(R, M) of a chunk (B, 2, padded), at the beginning of the memory of `rm_BN`."""
+def _curvature(rm_BN, left_B, pair, chunk, u_ND, scale, log_sum_B, mean_B, g_B, g_cos_B):
+    """(R, M) of a chunk (B, 2, padded), at the beginning of the memory of `rm_BN`.
+
+    Adds the sum of P (T - mean) to `left_B`, unless that is None.
+    """
     B, D = pair[0].shape
     tile = choose_tile("curvature", *pair)
+    S = ceil_div(chunk.padded, tile.classes)
+    left_SB = None if left_B is None else left_B.new_empty(S, B)
     rm_B2N = rm_BN[: 2 * B * chunk.padded].view(B, 2, chunk.padded)
     launch(
         make_curvature_kernel,
-        (ceil_div(B, tile.rows), ceil_div(chunk.padded, tile.classes)),
+        (ceil_div(B, tile.rows), S),
         rm_B2N,
+        left_SB,
         *pair,
         chunk.unit_ND,
         u_ND,
@@ -287,6 +307,8 @@ def _curvature(rm_BN, pair, chunk, u_ND, scale, log_sum_B, mean_B, g_B, g_cos_B)
         precision(pair[0].dtype),
         **tile.options,
     )
+    if left_SB is not None:
+        left_B += left_SB.sum(0)
     return rm_B2N
 
 

@@ -12,6 +12,8 @@ unit rows; weights become unit rows w here.
         T = ux . w + x . uw     mean[b] = sum_c P T     R = scale^2 g P (T - mean), 0 at c = y
         Dx = R w + M uw     Dw = R^T x + M^T ux     Dg = scale * mean     Dg_cos[b] = T[b, y]
 
+The double backward sweeps all identities for the mean and T[b, y], and again for Dx and Dw. Where these two are known,
+the mean but for a rounding, the second sweep says how far off it was.
 Shape suffixes: B = batch, C = identities, N = those of one chunk, D = embedding.
 """
 
@@ -157,23 +159,21 @@ def double_backward(
     ux_BD: Tensor,
     uw_CD: Tensor | None,
     need_w: bool,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what double_backward.double_backward does, in float32 or float64."""
     x_BD, ux_BD = _wide(unit_BD), _wide(ux_BD)
-    mean_B, whole_B, true_B, Dx_BD = (torch.zeros_like(one) for one in (g_B, g_B, g_B, x_BD))
+    left_B, Dx_BD = torch.zeros_like(g_B), torch.zeros_like(x_BD)
     Dw_CD = x_BD.new_empty(weight_CD.shape if need_w else 0)
     arguments = x_BD, weight_CD, inverse_norm_C, label_B
-    for chunk in _chunks(*arguments):
-        t_BN = _tangent(x_BD, ux_BD, _unit_tangent(uw_CD, chunk), chunk)
-        p_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B)
-        whole_B += p_BN.sum(1)
-        mean_B += p_BN.mul_(t_BN).sum(1)
-        true_B += chunk.true(t_BN)
-    mean_B /= whole_B.clamp_min(torch.finfo(mean_B.dtype).tiny)  # not by 1: so the rounding of log_sum cancels
+    mean_B, true_B = _average_tangents(arguments, scale, log_sum_B, ux_BD, uw_CD) if known is None else known
     for chunk in _chunks(*arguments):
         uw_ND = _unit_tangent(uw_CD, chunk)
-        m_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B).mul_(scale * g_B.unsqueeze(1))
-        r_BN = _tangent(x_BD, ux_BD, uw_ND, chunk).sub_(mean_B.unsqueeze(1)).mul_(m_BN).mul_(scale)
+        m_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B)
+        r_BN = _tangent(x_BD, ux_BD, uw_ND, chunk).sub_(mean_B.unsqueeze(1))
+        if known is not None:
+            left_B += (m_BN * r_BN).sum(1)
+        r_BN.mul_(m_BN.mul_(scale * g_B.unsqueeze(1))).mul_(scale)
         chunk.scaled(r_BN)  # at the true identity m_BN is still 0, and so is r_BN
         chunk.set_true(m_BN, g_cos_B)
         Dx_BD.addmm_(r_BN, chunk.weight_ND)
@@ -185,7 +185,21 @@ def double_backward(
             _project(Dw_ND, torch.linalg.vecdot(chunk.weight_ND, Dw_ND), chunk)
             if chunk.inverse_norm_N is not None and uw_CD is not None:
                 _project_second(Dw_ND, chunk, uw_CD[chunk.at], uw_ND, dw_CD[chunk.at], radial_C[chunk.at])
-    return Dx_BD, Dw_CD, scale * mean_B, true_B
+    return Dx_BD, Dw_CD, scale * (mean_B + left_B), true_B
+
+
+def _average_tangents(arguments, scale, log_sum_B, ux_BD, uw_CD):
+    """(mean_B, T of the true identities)."""
+    x_BD = arguments[0]
+    mean_B, whole_B, true_B = (torch.zeros_like(log_sum_B) for _ in range(3))
+    for chunk in _chunks(*arguments):
+        t_BN = _tangent(x_BD, ux_BD, _unit_tangent(uw_CD, chunk), chunk)
+        p_BN = chunk.softmax(chunk.logits(x_BD, scale), log_sum_B)
+        whole_B += p_BN.sum(1)
+        mean_B += p_BN.mul_(t_BN).sum(1)
+        true_B += chunk.true(t_BN)
+    mean_B /= whole_B.clamp_min(torch.finfo(mean_B.dtype).tiny)  # not by 1: so the rounding of log_sum cancels
+    return mean_B, true_B
 
 
 def _project(dw_ND, radial_N, chunk):

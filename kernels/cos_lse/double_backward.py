@@ -4,7 +4,7 @@
     Dx = R w + M u         Dw = R^T x + M^T ux     Dg = scale * mean     Dg_cos[b] = T[b, label]
 
 u is the tangent of the unit rows w that uw makes. One pass computes `mean`; one pass each computes Dx and Dw, as in
-backward.py.
+backward.py. Where `mean` is known but for a rounding, the pass for Dx says how far off it was.
 Shape suffixes: B = batch, C = identities, D = embedding, S = shares of the identities.
 """
 
@@ -132,6 +132,7 @@ def curvatures(z, t, log2_sum, mean, is_true, g, g_cos, scale):
 @triton.jit
 def compute_second_dx_kernel(
     out_ptr,  # Dx, (S, B, D)
+    left_ptr,  # receives sums of P (T - mean), (S, B), or None
     x_ptr,  # unit rows, (B, D)
     ux_ptr,  # (B, D)
     w_ptr,  # weights, (C, D)
@@ -170,6 +171,7 @@ def compute_second_dx_kernel(
     g_cos = load_column(g_cos_ptr, b, B)
     x_at, ux_at = operand_pointers(x_ptr, first, row, B, k, D), operand_pointers(ux_ptr, first, row, B, k, D)
     last = tl.minimum((split + 1) * share, C)
+    left = tl.zeros((ROWS,), tl.float32)
     out = tl.zeros((ROWS, SLAB), tl.float32)
     for start in tl.range(split * share, last, CLASSES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]  # typed as not iterable
         c = start + class_
@@ -182,6 +184,9 @@ def compute_second_dx_kernel(
         is_true = c[None, :] == label[:, None]
         curved, m = curvatures(z * (r * scale_log2e), t * r, log2_sum, mean, is_true, g, g_cos, scale)
         present = (c < last)[None, :]
+        if left_ptr is not None:
+            moved, _ = curvatures(z * (r * scale_log2e), t * r, log2_sum, mean, is_true, 1.0, 0.0, 1.0)
+            left += tl.sum(tl.where(present, moved, 0.0), 1)
         curved = tl.where(present, curved * r, 0.0).to(dtype)
         w = load_tile(operand_pointers(w_ptr, start, class_, last, column, D), column, D, EVEN, dtype)
         out = tl.dot(curved, w, out, input_precision=PRECISION)
@@ -191,6 +196,8 @@ def compute_second_dx_kernel(
             out = tl.dot(m, u, out, input_precision=PRECISION)
     if unscale_ptr is not None:
         out *= tl.load(unscale_ptr)
+    if left_ptr is not None:  # every slab stores the same sums
+        tl.store(left_ptr + split * B + b, left, mask=inside)
     at = out_ptr + tl.cast(split * B + first, tl.int64) * D + (row[:, None] * D + column[None, :])
     tl.store(at, out, mask=inside[:, None] & (column < D)[None, :])
 
@@ -268,6 +275,7 @@ def double_backward(
     ux_BD: Tensor,
     uw_CD: Tensor | None,
     need_w: bool,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate `backward`.
 
@@ -285,10 +293,12 @@ def double_backward(
         ux_BD: Gradient of `dx_BD`.
         uw_CD: Gradient of `dw_CD`; None if the weights lie outside of what is differentiated twice.
         need_w: Whether Dw is wanted.
+        known: The mean but for a rounding, and T of the true identities, if they are known: this saves a sweep.
 
     Returns:
         Dx_BD, Dw_CD, Dg_B and Dg_cos_B in float32: the gradients of the embeddings, of the weights as given (empty if
-        not wanted), of `g_B` and of `g_cos_B`.
+        not wanted), of `g_B` and of `g_cos_B`. If `known` is given, R in Dx and Dw is about its mean,
+        rounding and all; Dg is free of the rounding.
     """
     (B, D), dtype = unit_BD.shape, unit_BD.dtype
     if not B:
@@ -301,9 +311,12 @@ def double_backward(
     ux_BD = (ux_BD if bound is None else ux_BD / bound).to(dtype).contiguous()
     u_CD = _tangent(uw_CD, weight_CD, inverse_norm_C, bound, dtype)
     operands = unit_BD, ux_BD, weight_CD.to(dtype), u_CD, inverse_norm_C, label_B, log_sum_B
-    mean_B, true_B = _average_tangents(operands, scale)
+    if known is None:
+        mean_B, true_B = _average_tangents(operands, scale)
+    else:
+        mean_B, true_B = known if bound is None else (one_B / bound for one_B in known)
     gradients = scale * g_B, g_cos_B, mean_B, bound
-    Dx_BD = _launch_dx(operands, scale, *gradients)
+    Dx_BD, left_B = _launch_dx(operands, scale, *gradients, known is not None)
     if not need_w:
         (Dw_CD,) = empty_float32(unit_BD, (0,))
     else:
@@ -314,6 +327,8 @@ def double_backward(
             )
         elif inverse_norm_C is not None:
             launch_on_rows(project_gradient_kernel, Dw_CD, None, weight_CD, inverse_norm_C, like=weight_CD)
+    if left_B is not None:
+        mean_B = mean_B + left_B
     if bound is not None:
         mean_B, true_B = mean_B * bound, true_B * bound
     return Dx_BD, Dw_CD, scale * mean_B, true_B
@@ -347,18 +362,21 @@ def _average_tangents(operands, scale):
     return weighted_B / total_B.clamp_min(torch.finfo(torch.float32).tiny), true_B
 
 
-def _launch_dx(operands, scale, g_B, g_cos_B, mean_B, bound):
+def _launch_dx(operands, scale, g_B, g_cos_B, mean_B, bound, is_rounded):
+    """(Dx_BD, the sums of P (T - mean) or None). Only a mean that `is_rounded` leaves any."""
     unit_BD, _, weight_CD, _, inverse_norm_C, *_ = operands
     (B, D), C = unit_BD.shape, len(weight_CD)
     tile = choose_tile("rows twice", unit_BD, weight_CD)
     blocks, slabs = ceil_div(B, tile.rows), ceil_div(D, tile.slab)
     S, share = divide_identities(C, tile, blocks * slabs, unit_BD.device)
-    (Dx_SBD,) = empty_float32(unit_BD, (S, B, D))
+    Dx_SBD, left_SB = empty_float32(unit_BD, (S, B, D), (S, B))
+    left_SB = left_SB if is_rounded else None
     scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, bound, 2 * scale)
     launch(
         compute_second_dx_kernel,
         (blocks, S, slabs),
         Dx_SBD,
+        left_SB,
         *operands,
         mean_B,
         *scaled,
@@ -375,7 +393,7 @@ def _launch_dx(operands, scale, g_B, g_cos_B, mean_B, bound):
         precision(unit_BD.dtype),
         **tile.options,
     )
-    return Dx_SBD.sum(0)
+    return Dx_SBD.sum(0), None if left_SB is None else left_SB.sum(0)
 
 
 def _launch_dw(operands, scale, g_B, g_cos_B, mean_B, bound):
