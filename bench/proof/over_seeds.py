@@ -1,16 +1,19 @@
 """Tables over the seeds of several runs of `fastmfr prove`: `python bench/proof/over_seeds.py ROWS.jsonl ...`.
 
-ROWS.jsonl are rows with means over the people, as bench/results keeps them; where people are not kept one by one, only
-what other seeds would give can be said. A figure is the mean over seeds of the mean over the domains left out; in
-brackets 95 % by Student's t over the seeds. Prints Markdown.
+ROWS.jsonl are rows as `prove` writes them, a value for each person, or with means over the people in percent, as some
+files of bench/results have them; where people are not kept one by one, only what other seeds would give can be said. A
+figure is the mean over seeds of the mean over the domains left out; in brackets 95 % by Student's t over the seeds.
+Prints Markdown.
 """
 
 import argparse
 import json
 import math
+import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastmfr.prove.gains import student
 
@@ -30,8 +33,19 @@ def read(paths: Sequence[Path]) -> Cells:
             key = row["seed"], row["left_out"], row["name"]
             if key in cells:
                 raise SystemExit(f"{path}: seed {key[0]}, {key[1]} left out, {key[2]} was in a file before")
-            cells[key] = row["scores"]
+            cells[key] = {name: in_percent(score) for name, score in row["scores"].items()}
     return cells
+
+
+def in_percent(score: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the means over the people, weighted by their probes; a score that has them is returned as it is."""
+    probes = score.get("probes")
+    if not isinstance(probes, list):
+        return score
+    return {
+        metric: 100 * sum(map(operator.mul, score[metric], probes)) / sum(probes)
+        for metric in (*METRICS, "tar_0.001", "rank1")
+    }
 
 
 def gains(cells: Cells, arm: str, over: str, score: Callable[[Mapping, str], float]) -> dict[tuple[int, str], float]:
@@ -44,7 +58,9 @@ def gains(cells: Cells, arm: str, over: str, score: Callable[[Mapping, str], flo
 
 
 def figure(of_cells: Mapping[tuple[int, str], float]) -> str:
-    """Write the mean over seeds with its interval."""
+    """Write the mean over seeds with its interval; nothing where there is no cell."""
+    if not of_cells:
+        return ""
     seeds = sorted({seed for seed, _ in of_cells})
     means = [statistics.mean(value for (seed, _), value in of_cells.items() if seed == one) for one in seeds]
     mean = statistics.mean(means)
@@ -69,20 +85,22 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", metavar="ROWS.jsonl", type=Path, nargs="+")
-    parser.add_argument(
-        "--set", metavar="NAME", default="orl", help="of the domains that no arm trains on; default orl"
-    )
+    parser.add_argument("--set", metavar="NAME", help="a domain that no arm trains on, scored by all")
     options = parser.parse_args()
     cells = read(options.rows)
     arms = list(dict.fromkeys(name for *_, name in cells))
     scores = [on_left_out(metric) for metric in METRICS]
-    scores.append(lambda found, domain: found[options.set]["tar_0.01"])
-    head = ["arm, over its base", "models", *METRICS.values(), f"{options.set}, TAR@1e-2"]
+    head = ["arm, over its base", "models", *METRICS.values()]
+    if options.set:
+        scores.append(lambda found, domain: found[options.set]["tar_0.01"])
+        head.append(f"{options.set}, TAR@1e-2")
     compared = [(arm, [gains(cells, arm, BASE, score) for score in scores]) for arm in arms if arm != BASE]
     print(table(head, [[arm, str(len(found[0])), *map(figure, found)] for arm, found in compared]), end="\n\n")
     domains = sorted({domain for _, domain, _ in cells})
     for over in CONTROLS:
         found = [gains(cells, MFR, over, on_left_out(metric)) for metric in METRICS]
+        if not found[0]:
+            continue
         lines = [[one, *(figure(only(part, one)) for part in found)] for one in domains]
         print(table([f"{MFR} over {over}", *METRICS.values()], [*lines, ["all", *map(figure, found)]]), end="\n\n")
 
