@@ -77,7 +77,9 @@ def _train(config: Config, resume: str | None, ranks: Any = None) -> None:
                 results = complete(run)
             page = ranks.by_first(partial(write_report, run.folder))
         except (KeyboardInterrupt, OSError) as stopped:
-            stopped.add_note(f"go on with: python -m fastmfr.train --resume {run.folder}")
+            name = run.config.model.name
+            code = f" --model.name {name}" if ":" in name else ""  # which no file may name
+            stopped.add_note(f"go on with: python -m fastmfr.train --resume {run.folder}{code}")
             raise
         _say_results(results, run.folder, page, logbook)
 

@@ -58,7 +58,7 @@ class Clock:
         patch.setattr(compiling.time, "perf_counter", lambda: self.now)
 
     def compile_as(self, patch, seconds):
-        def compile(network, dynamic):
+        def compile(network, dynamic, fullgraph):
             self.compilations += 1
             return self.taking(seconds, network)
 
@@ -73,9 +73,9 @@ class Clock:
         self.now += seconds
 
 
-def fails(network, dynamic):
+def fails(network, dynamic, fullgraph):
     def forward(image):
-        raise RuntimeError("no C++\n compiler")
+        raise RuntimeError("no C++\n compiler\n\nSet TORCHDYNAMO_VERBOSE=1 for more")
 
     network = nn.Sequential(network)
     network.forward = forward
@@ -158,10 +158,38 @@ def test_a_backbone_that_cannot_be_compiled(tmp_path, monkeypatch):
     before = [{name: value.clone() for name, value in part.state_dict().items()} for part in (network, head)]
     taken = Taken("auto", tmp_path)
     assert taken(network, head) is network
-    assert taken.said == [BEFORE, "pretrain: not compiled: torch.compile cannot make this backbone (no C++ compiler)"]
+    assert taken.said == [
+        BEFORE,
+        "pretrain: not compiled: torch.compile cannot make one graph of this backbone here (no C++ compiler)",
+    ]
     with pytest.raises(ValueError, match=r"pretrain.compile on: torch.compile cannot .* want pretrain.compile off"):
         Taken("on", tmp_path)(network, head)
     assert_untouched(network, head, before)
+
+
+class Branching(nn.Module):
+    """A network that asks its images which way to go."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = make_network()
+
+    def forward(self, image):
+        return self.layers(image if image.mean() > 0 else -image)
+
+
+def test_a_backbone_of_several_graphs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with pytest.raises(ValueError, match=r"cannot make one graph of this backbone here .*[Dd]ata-dependent"):
+        Taken("on", tmp_path)(Branching())
+
+
+def test_on_and_off_in_a_recipe_need_no_quotes(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    for typed in ("on", "off", "'on'", "auto"):
+        recipe.write_text(f"pretrain: {{compile: {typed}}}\ndata: {{sources: {{a: a}}}}\n")
+        config, _ = parse(["--config", str(recipe)])
+        assert config.pretrain.compile == typed.strip("'")
 
 
 def test_several_processes_do_not_compare(tmp_path, monkeypatch):

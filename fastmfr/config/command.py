@@ -170,6 +170,7 @@ def _read(argv, prog, default, *, code=False):
             _refuse_code(chosen, content["model"].get("name"))
         several = {name for name, kind in _options() if _takes_several(kind)}
         _wrap_numbers(content, several)
+        _name_switches(content)
         if repr(content) not in _CHECKED:  # a check takes as long as all the rest
             parser.parse_object(content)  # defaults are not checked, an object is
             _CHECKED.add(repr(content))
@@ -207,6 +208,13 @@ def _wrap_numbers(content, several):
         held = content.get(section, {}) if section else content
         if isinstance(held.get(last), int | float):
             held[last] = [held[last]]
+
+
+def _name_switches(content):
+    """In a recipe, on and off without quotes, which YAML reads as True and False, become "on" and "off"."""
+    section = content.get("pretrain")
+    if isinstance(section, dict) and isinstance(section.get("compile"), bool):
+        section["compile"] = "on" if section["compile"] else "off"
 
 
 def _with_brackets(argv, several):

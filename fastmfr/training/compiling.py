@@ -93,19 +93,19 @@ def _compiled(backbone, steps_of, say) -> tuple[Any, Callable[[], float], float]
     """(the compiled backbone, its steps, seconds that compiling took). Raises _CannotCompile."""
     say("torch.compile compiles the backbone, which takes one minute to five")
     begin = time.perf_counter()
-    compiled = torch.compile(backbone, dynamic=False)
+    compiled = torch.compile(backbone, dynamic=False, fullgraph=True)  # else what it cannot compile stays as it is
     try:
         taken = steps_of(compiled)
     except Exception as error:  # a compiler, and the network's code under its eyes, may raise anything
-        reason = " ".join(str(error).split())[:300]
-        raise _CannotCompile(f"torch.compile cannot make this backbone ({reason})") from error
+        reason, *_ = " ".join(str(error).split()).split(" Set TORCH")  # what follows is for PyTorch's developers
+        raise _CannotCompile(f"torch.compile cannot make one graph of this backbone here ({reason[:300]})") from error
     return compiled, taken, time.perf_counter() - begin
 
 
 def _steps_of(run, network, head, images) -> Callable[[], float]:
     """A function that takes a step of stage one up to its gradients, on images of noise, and returns its seconds."""
     settings, size, device = run.config.pretrain, run.config.data.size, run.device
-    image_B3HW = torch.rand(images, 3, size, size, device=device)
+    image_B3HW = torch.rand(images, 3, size, size, device=device).mul_(2).sub_(1)
     label_B = torch.randint(head.identities, (images,), device=device)
     step_of = PretrainingStep(network, head, settings.precision, cuda_graph=settings.cuda_graph)
 
