@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_runs import main, only_run
+from small_runs import interrupted, main, only_run
 from torch import nn
 
 from fastmfr.__main__ import main as fastmfr_main
@@ -174,6 +174,12 @@ def engine_of(network):
 
     trainer = MetaTrainer(network, torch.optim.SGD(network.parameters(), 0.1), MetaSettings(0.5, "auto"))
     return trainer.engine, trainer.reason
+
+
+def test_the_line_that_says_how_to_go_on_names_the_factory(small, monkeypatch, capsys):
+    interrupted([*small, f"--model.name={user('MobileFaceNet')}"], monkeypatch, ("pretrain", 1))
+    again = capsys.readouterr().err.partition("go on with: ")[2].split()
+    assert again[-2:] == ["--model.name", user("MobileFaceNet")]
 
 
 def test_a_network_of_the_user_is_trained_resumed_opened_and_exported(small, tmp_path, capsys):
