@@ -106,7 +106,7 @@ print(min(new_pages() for _ in range(10)))
 
 
 def test_freed_memory_is_taken_again_without_new_pages():
-    """In a process of its own, as a run is: what other tests have left in the heap may stand in the way of its growth."""
+    """In a process of its own, as a run is: what other tests have left in a heap may stand in its way."""
     done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
     # The heap grows a few times before it is large enough; without, 64 MB were given back and taken anew each time.
     assert int(done.stdout) < 2**26 // 4096 // 10
