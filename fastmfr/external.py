@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmfr.config.model_settings import is_code
+
 __all__ = [
     "CLASSES",
     "EMBEDDING",
@@ -41,7 +43,7 @@ HEAD = "replaced_head"  # the attribute of a network that names the layer in the
 
 def is_external(name: str) -> bool:
     """Whether a backbone is made by code of others."""
-    return name.startswith(LIBRARIES) or ":" in name
+    return name.startswith(LIBRARIES) or is_code(name)
 
 
 def build_external(name: str, embedding: int | None, image_size: int, dropout: float = 0.0) -> nn.Module:

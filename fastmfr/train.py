@@ -14,6 +14,7 @@ from typing import Any
 
 from fastmfr.commands.frame import is_rank, status_of
 from fastmfr.config import Config, parse
+from fastmfr.config.model_settings import is_code
 from fastmfr.run_folder import begun_before, in_use, note_begun
 from fastmfr.stopping import status_of_stop
 
@@ -78,7 +79,7 @@ def _train(config: Config, resume: str | None, ranks: Any = None) -> None:
             page = ranks.by_first(partial(write_report, run.folder))
         except (KeyboardInterrupt, OSError) as stopped:
             name = run.config.model.name
-            code = f" --model.name {name}" if ":" in name else ""  # which no file may name
+            code = f" --model.name {name}" if is_code(name) else ""
             stopped.add_note(f"go on with: python -m fastmfr.train --resume {run.folder}{code}")
             raise
         _say_results(results, run.folder, page, logbook)

@@ -9,13 +9,15 @@ Prints Markdown.
 import argparse
 import json
 import math
-import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastmfr.prove.gains import student
+from fastmfr.prove.tables import Table
 
 METRICS = {"tar_0.01": "TAR@1e-2", "auc": "AUC", "eer": "EER"}
 BASE, MFR = "base", "mfr"
@@ -42,10 +44,7 @@ def in_percent(score: Mapping[str, Any]) -> Mapping[str, float]:
     probes = score.get("probes")
     if not isinstance(probes, list):
         return score
-    return {
-        metric: 100 * sum(map(operator.mul, score[metric], probes)) / sum(probes)
-        for metric in (*METRICS, "tar_0.001", "rank1")
-    }
+    return {metric: 100 * float(np.average(score[metric], weights=probes)) for metric in METRICS}
 
 
 def gains(cells: Cells, arm: str, over: str, score: Callable[[Mapping, str], float]) -> dict[tuple[int, str], float]:
@@ -70,12 +69,6 @@ def figure(of_cells: Mapping[tuple[int, str], float]) -> str:
     return f"{mean:+.1f} ({mean - half:.1f} to {mean + half:.1f})"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table whose figures are on the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def on_left_out(metric: str) -> Callable[[Mapping, str], float]:
     """Return what reads a metric on the domain left out."""
     return lambda scores, domain: scores[domain][metric]
@@ -90,19 +83,21 @@ def main() -> None:
     cells = read(options.rows)
     arms = list(dict.fromkeys(name for *_, name in cells))
     scores = [on_left_out(metric) for metric in METRICS]
-    head = ["arm, over its base", "models", *METRICS.values()]
+    head = ["arm", "models", *METRICS.values()]
     if options.set:
         scores.append(lambda found, domain: found[options.set]["tar_0.01"])
         head.append(f"{options.set}, TAR@1e-2")
     compared = [(arm, [gains(cells, arm, BASE, score) for score in scores]) for arm in arms if arm != BASE]
-    print(table(head, [[arm, str(len(found[0])), *map(figure, found)] for arm, found in compared]), end="\n\n")
+    lines = [[arm, str(len(found[0])), *map(figure, found)] for arm, found in compared]
+    print(Table("Every arm over its base", head, lines).markdown(), end="\n\n")
     domains = sorted({domain for _, domain, _ in cells})
     for over in CONTROLS:
         found = [gains(cells, MFR, over, on_left_out(metric)) for metric in METRICS]
         if not found[0]:
             continue
         lines = [[one, *(figure(only(part, one)) for part in found)] for one in domains]
-        print(table([f"{MFR} over {over}", *METRICS.values()], [*lines, ["all", *map(figure, found)]]), end="\n\n")
+        lines.append(["all", *map(figure, found)])
+        print(Table(f"{MFR} over {over}", ["left out", *METRICS.values()], lines).markdown(), end="\n\n")
 
 
 def only(of_cells: Mapping[tuple[int, str], float], domain: str) -> dict[tuple[int, str], float]:

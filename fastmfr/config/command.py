@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from fastmfr.config.margins import MARGINS
+from fastmfr.config.model_settings import is_code
 from fastmfr.config.sections import DOMAINS, Config, Pretrain, flattened
 from fastmfr.config.yaml_file import read_yaml
 
@@ -169,8 +170,7 @@ def _read(argv, prog, default, *, code=False):
         if not code and _before(argv, "--model.name", None) is None:
             _refuse_code(chosen, content["model"].get("name"))
         several = {name for name, kind in _options() if _takes_several(kind)}
-        _wrap_numbers(content, several)
-        _name_switches(content)
+        _as_meant(content, several)
         if repr(content) not in _CHECKED:  # a check takes as long as all the rest
             parser.parse_object(content)  # defaults are not checked, an object is
             _CHECKED.add(repr(content))
@@ -180,7 +180,7 @@ def _read(argv, prog, default, *, code=False):
 
 def _refuse_code(recipe, name):
     """Raise ValueError if a file names a factory, which is code: only the command line may."""
-    if isinstance(name, str) and ":" in name:
+    if isinstance(name, str) and is_code(name):
         raise ValueError(
             f"{recipe} has the backbone {name}, which is code to be imported and called, and no file may have that "
             f"done; if you trust the code, type --model.name {name} too, or in Python give code=True"
@@ -201,20 +201,17 @@ def _parser(prog, default):
     return parser
 
 
-def _wrap_numbers(content, several):
-    """In a recipe, a number becomes a list of one if its setting takes several."""
-    for name in several:
+def _as_meant(content, several):
+    """In a recipe, a number becomes a list of one if its setting takes several, and True and False, which YAML reads
+    where on and off stand without quotes, become "on" and "off" if its setting takes these."""
+    for name, kind in _options():
         section, _, last = name.rpartition(".")
         held = content.get(section, {}) if section else content
-        if isinstance(held.get(last), int | float):
-            held[last] = [held[last]]
-
-
-def _name_switches(content):
-    """In a recipe, on and off without quotes, which YAML reads as True and False, become "on" and "off"."""
-    section = content.get("pretrain")
-    if isinstance(section, dict) and isinstance(section.get("compile"), bool):
-        section["compile"] = "on" if section["compile"] else "off"
+        value = held.get(last)
+        if name in several and isinstance(value, int | float):
+            held[last] = [value]
+        elif isinstance(value, bool) and {"on", "off"} <= set(typing.get_args(kind)):
+            held[last] = "on" if value else "off"
 
 
 def _with_brackets(argv, several):

@@ -11,6 +11,11 @@ from fastmfr.config.choices import AUTO, EXTERNAL, Backbone
 STAGES = 4  # of every backbone
 
 
+def is_code(name: str) -> bool:
+    """Whether a backbone is made by a factory, package.module:factory, which no file may name."""
+    return ":" in name
+
+
 @dataclass(frozen=True)
 class Model:
     """The backbone."""

@@ -45,12 +45,13 @@ def compiled_or_not(
     if choice == "off":
         return network
     say = lambda sentence: run.logbook.say(f"pretrain: {sentence}")  # noqa: E731
+    if choice == "auto" and run.ranks.group is not None:
+        say(f"not compiled: {COMPILE} auto compares in one process; on and off take several")
+        return network
     with _left_as_they_are(backbone, head, run.device):
         steps_of = lambda one: _steps_of(run, one, head, images)  # noqa: E731
         if choice == "on":
             chosen, sentence = _as_asked(backbone, steps_of, say)
-        elif run.ranks.group is not None:
-            chosen, sentence = network, f"not compiled: {COMPILE} auto compares in one process; on and off take several"
         else:
             chosen, sentence = _by_time(backbone, network, steps_of, steps, say)
             MadeWith(run.folder).keep_choice(COMPILE, "off" if chosen is network else "on")

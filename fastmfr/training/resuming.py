@@ -39,6 +39,12 @@ def settings_kept(config: Config) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in FREE and not name.startswith(FREE_SECTIONS)}
 
 
+def choices_of(config: Config) -> dict[str, Any]:
+    """Return the settings of CHOSEN, by dotted name."""
+    flat = config.by_dotted_name()
+    return {name: flat[name] for name in CHOSEN}
+
+
 def with_choices(config: Config, choices: Mapping[str, Any]) -> Config:
     """Return the settings with other values of some, by dotted name."""
     for name, value in choices.items():
@@ -89,8 +95,8 @@ class MadeWith:
         """Return the settings with what the run has chosen for those of CHOSEN that are "auto"."""
         if self._record is None:
             return config
-        wish = config.by_dotted_name()
-        return with_choices(config, {name: self._settings.get(name, AUTO) for name in CHOSEN if wish[name] == AUTO})
+        open_ones = [name for name, wish in choices_of(config).items() if wish == AUTO]
+        return with_choices(config, {name: self._settings.get(name, AUTO) for name in open_ones})
 
     def check_settings(self, config: Config) -> None:
         """Check that the settings are those the run was made with, but for the ones that may change.

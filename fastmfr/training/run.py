@@ -36,7 +36,7 @@ from fastmfr.training.checkpoint import Checkpoints
 from fastmfr.training.data import StageData, choose_decoding, preprocess, stage_data
 from fastmfr.training.logbook import Logbook
 from fastmfr.training.people import People, Target, open_people
-from fastmfr.training.resuming import CHOSEN, DECODE, MadeWith, check_steps, with_choices
+from fastmfr.training.resuming import DECODE, MadeWith, check_steps, choices_of, with_choices
 from fastmfr.weights import load_weights, settled
 
 __all__ = ["Run", "make_new_folder"]
@@ -102,9 +102,7 @@ class Run:
                 that may not change, source domains that have changed, or a number of steps that it cannot end after.
             OSError: a path that is not there, or a folder that cannot be written to.
         """
-        began = time.time()
-        flat = config.by_dotted_name()
-        wishes = {name: flat[name] for name in CHOSEN}
+        began, wishes = time.time(), choices_of(config)
         with ranks.alike():
             device = device_for(config.device)
             made_with = None if new else MadeWith(logbook.folder)
@@ -239,7 +237,7 @@ def _timed(seconds, part):
 
 
 def _begin(logbook, made_with, config, wishes, people, new):
-    """Makes the run's folder, and writes what the run is made with; config.yaml has the decoder that was wished for."""
+    """Makes the run's folder, and writes what the run is made with; config.yaml has what was wished for."""
     if new:
         logbook.folder = make_new_folder(logbook.folder)
     logbook.folder.mkdir(parents=True, exist_ok=True)

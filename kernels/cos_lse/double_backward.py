@@ -297,8 +297,8 @@ def double_backward(
 
     Returns:
         Dx_BD, Dw_CD, Dg_B and Dg_cos_B in float32: the gradients of the embeddings, of the weights as given (empty if
-        not wanted), of `g_B` and of `g_cos_B`. If `known` is given, R in Dx and Dw is about its mean,
-        rounding and all; Dg is free of the rounding.
+        not wanted), of `g_B` and of `g_cos_B`. If `known` is given, R in Dx and Dw is about its mean, rounding and all;
+        Dg is free of the rounding.
     """
     (B, D), dtype = unit_BD.shape, unit_BD.dtype
     if not B:
@@ -369,8 +369,8 @@ def _launch_dx(operands, scale, g_B, g_cos_B, mean_B, bound, is_rounded):
     tile = choose_tile("rows twice", unit_BD, weight_CD)
     blocks, slabs = ceil_div(B, tile.rows), ceil_div(D, tile.slab)
     S, share = divide_identities(C, tile, blocks * slabs, unit_BD.device)
-    Dx_SBD, left_SB = empty_float32(unit_BD, (S, B, D), (S, B))
-    left_SB = left_SB if is_rounded else None
+    (Dx_SBD,) = empty_float32(unit_BD, (S, B, D))
+    left_SB = empty_float32(unit_BD, (S, B))[0] if is_rounded else None
     scaled = scale_for_fp16(unit_BD.dtype, g_B, g_cos_B, inverse_norm_C, bound, 2 * scale)
     launch(
         compute_second_dx_kernel,
