@@ -93,18 +93,20 @@ class Meter:
 def progress_of(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
     """Yield progress(done, total), in images, which shows how far the task `title` is.
 
+    The first call says how many images are there before the task begins: they count in no rate.
+
     Example:
         with progress_of("pack", console) as progress:
             pack(..., progress=progress)
     """
-    meter = None
+    meter, first = None, 0
     with ExitStack() as stack:
 
         def progress(done, total):
-            nonlocal meter
+            nonlocal meter, first
             if meter is None:
-                meter = stack.enter_context(Meter(console, title, 0, max(1, total)))
-            if done:
-                meter.step(done, done)
+                meter, first = stack.enter_context(Meter(console, title, done, max(1, total))), done
+            else:
+                meter.step(done, done - first)
 
         yield progress

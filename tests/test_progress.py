@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from fastmfr.progress import Meter, duration, new_console, rate_text
+from fastmfr.progress import Meter, duration, new_console, progress_of, rate_text
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,17 @@ def test_a_slow_task_has_a_line_every_half_minute(monkeypatch):
         "pretrain 6/10,000 · 33.3 h left · 8.3 images/s",
         "pretrain 9/10,000 · 33.3 h left · 8.3 images/s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(60, ["faces 80/100 · 2 s left · 10 images/s", "faces 100/100 · 0 s left · 10 images/s"]), (100, [])],
+)
+def test_what_was_there_before_a_task_counts_in_no_rate(monkeypatch, found, said):
+    clock = iter([0.0, 2.0, 4.0])
+    monkeypatch.setattr("fastmfr.progress.time.perf_counter", lambda: next(clock))
+    file = io.StringIO()
+    with progress_of("faces", new_console(file, width=200)) as progress:
+        for done in range(found, 101, 20):
+            progress(done, 100)
+    assert file.getvalue().splitlines() == said

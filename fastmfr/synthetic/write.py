@@ -170,7 +170,7 @@ def make(
         domains: names in DOMAINS.
         identities: as for `write_folders`, and so are images, size, seed, single and twins.
         records: the domains to write as RecordIO folders; the others are class folders.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in all), first of all with those that are there.
         workers: the number of processes; by default one a core.
 
     Returns:
@@ -221,8 +221,7 @@ def _counter(
         if progress:
             progress(done, total)
 
-    if done:
-        count(0)
+    count(0)
     return count
 
 

@@ -8,6 +8,7 @@ from fastmfr import synthetic
 from fastmfr.config import Config
 from fastmfr.decode.shapes import shapes_of
 from fastmfr.domains import Domain, Joint, join, open_domain
+from fastmfr.progress import progress_of
 from fastmfr.protocols import GalleryProbe, Protocol, gallery_probe
 from fastmfr.protocols.landmarks import UNUSED, attach, read_landmarks
 from fastmfr.protocols.shared_images import shared_images
@@ -185,15 +186,14 @@ def _make_faces(paths, config, logbook):
     shares = {name: share for name in ("single", "twins") if (share := getattr(settings, name))}
     kept = f"{settings.identities}x{settings.images}-{settings.size}px"
     kept += "".join(f"-{name}{share}" for name, share in shares.items())
-    each = sum(synthetic.images_of(person, settings.images, settings.single) for person in range(settings.identities))
-    with logbook.progress("making faces", 0, len(wanted) * each) as meter:
+    with progress_of("making faces", logbook.console) as progress:
         made = synthetic.make(
             Path(settings.folder) / kept,
             domains=tuple(wanted.values()),
             identities=settings.identities,
             images=settings.images,
             size=settings.size,
-            progress=lambda done, _: meter.step(done, done),
+            progress=progress,
             **shares,
         )
     return {name: made[domain] for name, domain in wanted.items()}
