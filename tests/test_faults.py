@@ -12,9 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmfr.backbone import build
-from fastmfr.config import parse
+from fastmfr.config import Config, Data, Meta, Model, Pretrain, parse
 from fastmfr.config.meta_settings import LossSettings, MetaSettings
-from fastmfr.config.sections import Config, Data, Meta, Model, Pretrain
 from fastmfr.domains import open_domain
 from fastmfr.inspect.survey import survey
 from fastmfr.pack.build import pack
