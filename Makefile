@@ -20,7 +20,7 @@ test: $(INSTALLED)  ## lint, types and the whole test suite
 	$(MAKE) --no-print-directory --jobs 2 --output-sync lint suite
 
 suite: $(INSTALLED)
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal --durations 20 $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check
