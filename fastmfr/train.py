@@ -1,7 +1,7 @@
 """Train a face model on several source domains by Meta Face Recognition and score it on domains it never saw.
 
 With no argument it runs the recipe `quickstart`: it makes procedural faces, pretrains, meta-trains and scores an unseen
-domain in two to five minutes on two CPU cores. Your own folders: --data.sources.NAME PATH --data.targets.NAME PATH.
+domain in about five minutes on two CPU cores. Your own folders: --data.sources.NAME PATH --data.targets.NAME PATH.
 """
 
 import os

@@ -21,7 +21,7 @@ from fastmfr.config.sections import DOMAINS, Config, Pretrain, flattened
 from fastmfr.config.yaml_file import read_yaml
 
 DESCRIPTION = """Pretrain a face model on several source domains, meta-train it by MFR, score it on unseen ones.
-Without arguments: procedural faces, two to five minutes on two CPU cores."""
+Without arguments: procedural faces, about five minutes on two CPU cores."""
 # What jsonargparse says of a wrong choice: the setting, the choices, the value.
 CHOICE = re.compile(r"key [\"'](\S+?)[\"']: .*Literal\[(.*?)\].*?(?:Got|Given) value: (.*)$")
 # And of a value that is none of several types, and of a value for a section.
