@@ -169,11 +169,11 @@ def _read(argv, prog, default, *, code=False):
                 content["data"][side.removeprefix("data.")] = {}
         if not code and _before(argv, "--model.name", None) is None:
             _refuse_code(chosen, content["model"].get("name"))
-        several = {name for name, kind in _options() if _takes_several(kind)}
-        _as_meant(content, several)
+        _as_meant(content)
         if repr(content) not in _CHECKED:  # a check takes as long as all the rest
             parser.parse_object(content)  # defaults are not checked, an object is
             _CHECKED.add(repr(content))
+        several = {name for name, kind in _options() if _takes_several(kind)}
         made, note = _made(parser, content, _with_brackets(argv, several))
     return Config(**{part.name: getattr(made, part.name) for part in fields(Config)}), resume, note
 
@@ -201,14 +201,14 @@ def _parser(prog, default):
     return parser
 
 
-def _as_meant(content, several):
+def _as_meant(content):
     """In a recipe, a number becomes a list of one if its setting takes several, and True and False, which YAML reads
     where on and off stand without quotes, become "on" and "off" if its setting takes these."""
     for name, kind in _options():
         section, _, last = name.rpartition(".")
         held = content.get(section, {}) if section else content
         value = held.get(last)
-        if name in several and isinstance(value, int | float):
+        if _takes_several(kind) and isinstance(value, int | float):
             held[last] = [value]
         elif isinstance(value, bool) and {"on", "off"} <= set(typing.get_args(kind)):
             held[last] = "on" if value else "off"
